@@ -1,0 +1,41 @@
+"""picollm: WikiText in, a small transformer, its attention explained, an engine measured, one report out.
+
+    snakemake --cores all reports/final.html
+
+The rules stand in rules/, one file a chapter; what they do stands in picollm/; config.yaml says with which parameters.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/model.smk"
+include: "rules/attention.smk"
+include: "rules/engine.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "reports/final.html",
+
+
+try:
+    check_dvc_yaml(stages(), ROOT / "dvc.yaml", write=bool(os.environ.get("PICOLLM_WRITE_DVC_YAML")))
+except PicollmError as error:
+    stop(error)
+
+
+onsuccess:
+    track()
+
+
+onerror:
+    track()

@@ -1,0 +1,224 @@
+"""Every configuration key once: its type, its range and what it means. The values in force stand in config.yaml.
+
+Only the Snakefile and the `picollm` command read this module: a rule's script gets its resolved section, so that an
+edit here makes nothing stale. config.yaml lists every key, for the same reason: a default here would be invisible to DVC.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from picollm.errors import PicollmError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Corpus(Section):
+    source: Literal["enwiki-sample", "wikitext-103", "local"]
+    path: str | None  # of a local corpus
+    hub: str  # hub repository or a local folder with its layout
+    revision: str  # commit of the hub repository
+    fraction: Annotated[float, Field(gt=0, le=1)]  # of the training articles, in order
+    validation_articles: Positive  # held out where the corpus has no validation split
+
+    @model_validator(mode="after")
+    def local_needs_a_path(self) -> Corpus:
+        if self.source == "local" and not self.path:
+            raise ValueError("corpus.path must name a folder when corpus.source is local")
+        return self
+
+
+class Tokens(Section):
+    context: Annotated[int, Field(ge=8, le=8192)]  # tokens a row
+    shard_rows: Positive  # rows a shard
+
+
+class Compute(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Annotated[int, Field(ge=1, le=256)]  # of the CPU
+
+
+class Model(Section):
+    d_model: Positive
+    n_layers: Positive
+    n_heads: Positive
+    d_ff: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    tied: bool
+    rope_theta: Annotated[float, Field(gt=1)]
+    rope_cache: Positive  # positions
+
+    @model_validator(mode="after")
+    def heads_divide_width(self) -> Model:
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError(
+                f"model.d_model = {self.d_model} must be a multiple of 2 x model.n_heads = {2 * self.n_heads} (RoPE)"
+            )
+        return self
+
+
+class Pretrain(Section):
+    length: Positive  # in `unit`
+    unit: Literal["steps", "epochs"]
+    batch_rows: Positive  # rows a step
+    optimizer: Literal["adamw", "muon"]
+    lr: Rate  # AdamW's peak
+    muon_lr: Rate  # Muon's peak
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    warmup: Share  # of the steps
+    final_lr: Share  # of the peak
+    clip: Annotated[float, Field(gt=0)]  # gradient norm
+    autocast: Literal["all", "head", "none"]
+    compile: Literal["all", "head", "none"]
+    validate_every: Positive  # steps
+    validation_rows: Positive
+    snapshots: bool
+    seed: Count
+
+
+class Attention(Section):
+    sentences: str  # path of the YAML file
+
+
+class Heads(Section):
+    kappa: Share
+    content: Share
+    broad: Share
+    sink: Share
+    window: Annotated[int, Field(ge=1, le=64)]  # offsets
+    bootstraps: Annotated[int, Field(ge=100, le=100_000)]
+    null_models: Annotated[int, Field(ge=1, le=100)]
+    seed: Count
+
+
+class Clusters(Section):
+    max_k: Annotated[int, Field(ge=2, le=50)]
+    bootstraps: Annotated[int, Field(ge=1, le=100_000)]
+    seed: Count
+
+
+class Engine(Section):
+    precision: Literal["fp16", "fp32"]
+    compute_capabilities: Annotated[
+        list[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]], Field(min_length=1)
+    ]  # of TensorRT-RTX, ahead of time
+    max_batch: Positive
+
+
+class Benchmark(Section):
+    backends: Annotated[
+        list[Literal["eager-fp32", "eager-bf16", "compile-bf16", "openvino-f32", "openvino-bf16", "tensorrt"]],
+        Field(min_length=1),
+    ]
+    batches: Annotated[list[Positive], Field(min_length=1)]
+    rounds: Annotated[int, Field(ge=3, le=1000)]
+    block_seconds: Seconds
+    warmup_seconds: Seconds
+    gate_rows: Positive
+    seed: Count
+
+
+class Profile(Section):
+    tool: Literal["auto", "nsys", "torch.profiler"]
+    steps: Annotated[int, Field(ge=3, le=10_000)]
+
+
+class Report(Section):
+    title: str
+    examples: Annotated[int, Field(ge=1, le=20)]  # sentences a category
+
+
+class Config(Section):
+    corpus: Corpus
+    tokens: Tokens
+    compute: Compute
+    model: Model
+    pretrain: Pretrain
+    attention: Attention
+    heads: Heads
+    clusters: Clusters
+    engine: Engine
+    benchmark: Benchmark
+    profile: Profile
+    report: Report
+
+    @model_validator(mode="after")
+    def context_fits(self) -> Config:
+        if self.model.rope_cache < self.tokens.context:
+            raise ValueError(
+                f"model.rope_cache = {self.model.rope_cache} must be at least tokens.context = {self.tokens.context}"
+            )
+        return self
+
+
+def check(values: Any, source: str = "config.yaml") -> dict[str, dict[str, Any]]:
+    """The validated sections. Raises PicollmError with one line: the key, its value and what is allowed."""
+    if not isinstance(values, dict):
+        raise PicollmError(f"{source}: must hold sections ({', '.join(Config.model_fields)}), each with its keys")
+    try:
+        return Config.model_validate(values).model_dump()
+    except ValidationError as error:
+        raise PicollmError(f"{source}: {explain(error.errors()[0])}") from None
+
+
+def explain(error: ErrorDetails) -> str:
+    path = [str(part) for part in error["loc"]]
+    key, value = ".".join(path), error["input"]
+    if error["type"] == "extra_forbidden":
+        known = list(keys_beside(path[:-1]))
+        close = get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(known)}"
+        return f"{key} = {value!r} is not a known key; {hint}"
+    if error["type"] == "missing":
+        return f"{key} is missing; every key must be listed (copy the line from a file in presets/)"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    message = error["msg"].replace("Input should be", "must be")
+    if isinstance(value, str) and "number" in message:
+        message += " (YAML reads 4e-3 as text: write 0.004)"
+    return f"{key} = {value!r} ({type(value).__name__}): {message}"
+
+
+def keys_beside(section: list[str]) -> dict:
+    """The keys that are allowed at the top level, or inside a section."""
+    return Config.model_fields[section[0]].annotation.model_fields if section else Config.model_fields
+
+
+def load(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Read and check a config file. Raises PicollmError where it is missing, not YAML, or wrong."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PicollmError(f"{path} is missing: git checkout {path}, or cp presets/smoke.yaml {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PicollmError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return check(values, str(path))
+
+
+def refuse_overrides(merged: dict[str, Any], path: str = "config.yaml") -> None:
+    """Raises PicollmError where --config or --configfile changed what the file says.
+
+    Both tools record config.yaml's values, so a run with others would be filed under a wrong name.
+    """
+    try:
+        on_disk = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return  # `check` says it better
+    if merged != on_disk:
+        raise PicollmError(
+            f"--config and --configfile are refused, because DVC records {path}: edit {path}, or cp presets/X.yaml {path}"
+        )

@@ -1,0 +1,76 @@
+"""The machine a number was measured on: every benchmark, engine and profile carries this description."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "openvino", "tensorrt-rtx", "tensorrt", "torch-tensorrt", "nvtx")
+
+
+def describe_hardware(*, device: str, threads: int) -> dict:
+    """JSON-ready: device in use, CPU, memory, GPU (null without one), threads, versions of what is installed."""
+    return {
+        "device": device,
+        "cpu": describe_cpu(),
+        "gpu": describe_gpu(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "threads": threads,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+    }
+
+
+def describe_cpu() -> dict:
+    """Model, cores this process may use, and the instruction sets that decide the speed of a matrix product."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        info = ""
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())}
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = fields.get("model name") or platform.processor() or platform.machine()
+    return {"model": model, "cores": cores, "isa": [name for name in ISA if name in flags]}
+
+
+@cache
+def describe_gpu() -> dict | None:
+    """The NVIDIA GPU that torch uses, or None."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return output.split()[0]
+
+
+def package_versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,79 @@
+"""A trained model on disk: `model.safetensors` (weights) and `config.json` (shape). Nothing is ever unpickled.
+
+Snapshots of a run are bfloat16 weights `step-NNNNNN.safetensors` beside a manifest that is written last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from picollm.data.files import read_json, write_bytes, write_json
+from picollm.data.manifest import clear, describe
+from picollm.errors import PicollmError
+from picollm.model.transformer import ModelConfig, Transformer
+
+
+def weights(model: Transformer, dtype: torch.dtype) -> bytes:
+    """The weights as safetensors. A tied head is stored once, under the embedding's name."""
+    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tied:
+        del state["head.weight"]
+    return save(state)
+
+
+def save_model(model: Transformer, weights_path: str | Path, config_path: str | Path) -> None:
+    write_bytes(weights_path, weights(model, torch.float32))
+    write_json(config_path, model.config.to_dict())
+
+
+class Snapshots:
+    """Collects the snapshots of one run in the manifest's folder, after removing those of the run before."""
+
+    def __init__(self, manifest_path: Path) -> None:
+        self.path, self.entries = manifest_path, []
+        clear(self.path, "step-*.safetensors")
+
+    def save(self, step: int, model: Transformer) -> None:
+        file = self.path.parent / f"step-{step:06d}.safetensors"
+        write_bytes(file, weights(model, torch.bfloat16))
+        self.entries.append({"step": step, **describe(file)})
+
+    def finish(self) -> None:
+        write_json(self.path, {"format": 1, "snapshots": self.entries})
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """Raises PicollmError naming the fields that are missing or foreign."""
+    values = read_json(path)
+    names = {field.name for field in fields(ModelConfig)}
+    if names != set(values):
+        raise PicollmError(f"{path}: missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}")
+    return ModelConfig(**values)
+
+
+def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer:
+    """The model in evaluation mode on the CPU. Raises PicollmError where the file is damaged or does not fit."""
+    model = Transformer(load_config(config_path))
+    try:
+        state = load_file(weights_path)
+    except FileNotFoundError:
+        raise PicollmError(f"{weights_path} is missing: run the rule pretrain") from None
+    except SafetensorError as error:
+        raise PicollmError(f"{weights_path} is damaged ({error}): delete it and run pretrain again") from None
+    if model.config.tied and "embedding.weight" in state:
+        state["head.weight"] = state["embedding.weight"]
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != found:
+        name = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))[0]
+        raise PicollmError(
+            f"{weights_path} does not fit {config_path}: {name} has shape {found.get(name, 'none')}, "
+            f"the config asks for {expected.get(name, 'none')}"
+        )
+    model.load_state_dict(state)
+    return model.eval()

@@ -1,0 +1,46 @@
+"""Where the model runs: device, threads, precision, and torch.compile with a stated fallback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+
+from picollm.errors import PicollmError
+
+log = logging.getLogger(__name__)
+
+
+def set_up(device: str, threads: int) -> torch.device:
+    """Fix the threads (bytes are identical at equal threads) and choose the device; `auto` takes a GPU if there is one.
+
+    Raises PicollmError where `cuda` is asked for and missing.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PicollmError("compute.device = cuda, but torch sees no GPU: set it to auto or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def autocast(device: torch.device, enabled: bool) -> torch.autocast:
+    """bf16 autocast. float32 keeps its range there, so no gradient scaler is needed."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def cxx_compiler() -> str | None:
+    """The C++ compiler that torch.compile would call on a CPU, or None."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "c++", "clang++"))), None)
+
+
+def compiled(function: Callable, device: torch.device) -> tuple[Callable, str]:
+    """torch.compile, or the function itself where there is nothing to compile with; and which of the two, in words."""
+    if device.type == "cpu" and cxx_compiler() is None:
+        log.warning("no C++ compiler found: torch.compile is off, training runs eagerly and slower")
+        return function, "eager (no C++ compiler)"
+    return torch.compile(function), "torch.compile"

@@ -1,0 +1,206 @@
+"""The model: a decoder-only transformer with RoPE, LayerNorm and SwiGLU, small enough to read in one sitting.
+
+Two paths compute the same attention: `F.scaled_dot_product_attention` for training and speed, and an explicit softmax
+that also returns the weights (`Transformer.attention_maps`). A test holds them equal.
+
+Shape suffixes: B batch, T position, D model width, H head, K head width, F feed-forward width, V vocabulary, L layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from picollm.errors import PicollmError
+
+VOCAB_MULTIPLE = 64  # GEMMs like round sizes; the padded columns never leave this module
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a model. `context` is the longest sequence it was trained on, `rope_cache` the longest it accepts."""
+
+    vocab_size: int
+    context: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int
+    dropout: float
+    tied: bool
+    rope_theta: float
+    rope_cache: int
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise PicollmError(
+                f"model.d_model = {self.d_model} with model.n_heads = {self.n_heads}: "
+                "RoPE needs d_model / n_heads to be an even whole number"
+            )
+        if self.rope_cache < self.context:
+            raise PicollmError(
+                f"model.rope_cache = {self.rope_cache} is shorter than the context of the tokens, {self.context}: "
+                "raise model.rope_cache or lower tokens.context"
+            )
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def rope_tables(d_head: int, length: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, each [length, d_head / 2] float32 (Su et al. 2021, arXiv 2104.09864)."""
+    frequency = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Rotate the two halves of each head by the position's angles: real arithmetic, so that every exporter takes it."""
+    a, b = x_BHTK.chunk(2, dim=-1)
+    return torch.cat((a * cos_TK - b * sin_TK, a * sin_TK + b * cos_TK), dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads, self.dropout = config.n_heads, config.dropout
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def heads(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, each [B, H, T, K]."""
+        B, T, D = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def merge(self, z_BHTK: Tensor) -> Tensor:
+        B, H, T, K = z_BHTK.shape
+        return self.out(z_BHTK.transpose(1, 2).reshape(B, T, H * K))
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k, v = self.heads(x_BTD, cos, sin)
+        dropout = self.dropout if self.training else 0.0
+        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout))
+
+    def explicit(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """The same output as `forward` in evaluation, and the weights [B, H, query, key]."""
+        q, k, v = self.heads(x_BTD, cos, sin)
+        T = q.shape[2]
+        scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        weights_BHTT = scores.masked_fill(future, float("-inf")).softmax(-1)
+        return self.merge(weights_BHTT @ v), weights_BHTT
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202), gate and up in one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.d_model, 2 * config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_BTF) * up_BTF)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(config.d_model)
+        self.attention = Attention(config)
+        self.norm_mlp = nn.LayerNorm(config.d_model)
+        self.mlp = SwiGLU(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), cos, sin))
+        return x_BTD + self.dropout(self.mlp(self.norm_mlp(x_BTD)))
+
+    def explicit(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        z_BTD, weights_BHTT = self.attention.explicit(self.norm_attention(x_BTD), cos, sin)
+        x_BTD = x_BTD + self.dropout(z_BTD)
+        return x_BTD + self.dropout(self.mlp(self.norm_mlp(x_BTD))), weights_BHTT
+
+
+class Transformer(nn.Module):
+    """ids [B, T] int64 -> logits [B, T, vocab_size]. Raises PicollmError beyond `rope_cache` positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        cos, sin = rope_tables(config.d_model // config.n_heads, config.rope_cache, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        # GPT-2's scheme: N(0, 0.02), and 1 / sqrt(2 L) less for the two matrices that write into the residual stream.
+        if isinstance(module, nn.Embedding | nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, Block):
+            for linear in (module.attention.out, module.mlp.down):
+                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
+
+    def _start(self, ids_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        T = ids_BT.shape[1]
+        if T > self.config.rope_cache:
+            raise PicollmError(f"a sequence of {T} tokens: the model accepts at most {self.config.rope_cache}")
+        return self.dropout(self.embedding(ids_BT)), self.cos[:T], self.sin[:T]
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """The normed residual stream before the vocabulary head, [B, T, D]."""
+        x_BTD, cos, sin = self._start(ids_BT)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, cos, sin)
+        return self.norm(x_BTD)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        return self.head(x_BTD)[..., : self.config.vocab_size]
+
+    def forward(self, ids_BT: Tensor, last: bool = False) -> Tensor:
+        """Logits [B, T, V], or with `last` only those of the last position, [B, V]."""
+        x_BTD = self.hidden(ids_BT)
+        return self.logits(x_BTD[:, -1] if last else x_BTD)
+
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token, over the real vocabulary."""
+        logits = self.logits(self.hidden(ids_BT)).float()
+        return F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
+
+    @torch.no_grad()
+    def attention_maps(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention weights [B, L, H, query, key] and logits [B, T, V] by the explicit path, in evaluation mode."""
+        was_training = self.training
+        self.eval()
+        x_BTD, cos, sin = self._start(ids_BT)
+        maps = []
+        for block in self.blocks:
+            x_BTD, weights_BHTT = block.explicit(x_BTD, cos, sin)
+            maps.append(weights_BHTT)
+        self.train(was_training)
+        return torch.stack(maps, dim=1), self.logits(self.norm(x_BTD))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters without the padding rows: all of them, and those outside embedding and head."""
+        body = sum(p.numel() for block in self.blocks for p in block.parameters())
+        body += sum(p.numel() for p in self.norm.parameters())
+        matrices = 1 if self.config.tied else 2
+        return {"total": body + matrices * self.config.vocab_size * self.config.d_model, "non_embedding": body}

@@ -1,0 +1,46 @@
+"""Which code a rule depends on: its script and, transitively, the picollm modules that it imports.
+
+File bytes and nothing else, so that DVC (which hashes the same files as deps) and Snakemake (which gets the fingerprint
+as a param) see the same change, and a touch or a checkout back and forth is none.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def code_files(script: Path, root: Path) -> tuple[Path, ...]:
+    """The script and every picollm module it reaches, relative to `root`, sorted. Empty `__init__.py` are left out."""
+    found: set[Path] = set()
+    queue = [script]
+    while queue:
+        path = queue.pop()
+        if path not in found:
+            found.add(path)
+            queue += imported_modules(root / path, root)
+    return tuple(sorted(found))
+
+
+@cache
+def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
+    """picollm modules named by the import statements of a file, those inside functions included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = {Path(*name.split(".")).with_suffix(".py") for name in names if name.startswith("picollm.")}
+    return tuple(sorted(file for file in files if (root / file).is_file()))
+
+
+def fingerprint(files: tuple[Path, ...], root: Path) -> str:
+    """sha256 over names and bytes of the files."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.as_posix()}\0{hashlib.sha256((root / file).read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""dvc.yaml from Snakemake's rules: one stage per rule, so that there is one graph and two drivers.
+
+A stage's deps are the rule's inputs and code files, its params the config sections it gets, its outs the rule's outputs:
+`manifest.json` stands for its whole folder, and files under reports/metrics/ are metrics that git keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from picollm.errors import PicollmError
+
+HEADER = "# Generated from rules/*.smk by `picollm dvc-yaml`: edit the rules, not this file.\n"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What DVC needs to know of a Snakemake rule. Paths are relative to the repository."""
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    sections: list[str]
+    code: list[str] = field(default_factory=list)
+
+
+def artefact(path: str) -> str:
+    """The path that DVC tracks for a Snakemake output: a manifest stands for its folder."""
+    return str(Path(path).parent) if Path(path).name == "manifest.json" else path
+
+
+def entry_of(stage: Stage) -> dict:
+    deps = sorted({artefact(path) for path in stage.inputs} | set(stage.code))
+    outs = sorted({artefact(path) for path in stage.outputs})
+    metrics = [path for path in outs if path.startswith("reports/metrics/")]
+    entry = {
+        "cmd": f"snakemake --cores all --quiet progress rules host reason --allowed-rules {stage.name} -- {stage.name}",
+        "deps": deps,
+        "params": [{"config.yaml": sorted(stage.sections)}],
+        "outs": [path for path in outs if path not in metrics],
+    }
+    if metrics:
+        entry["metrics"] = [{path: {"cache": False}} for path in metrics]
+    return entry
+
+
+def dvc_yaml(stages: list[Stage]) -> str:
+    entries = {stage.name: entry_of(stage) for stage in stages}
+    plots = [
+        {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
+    ]
+    return HEADER + yaml.safe_dump({"stages": entries, "plots": plots}, sort_keys=False, width=120)
+
+
+def check_dvc_yaml(stages: list[Stage], path: Path, write: bool) -> None:
+    """Write dvc.yaml, or raise PicollmError where the file is not what the rules say."""
+    wanted = dvc_yaml(stages)
+    if path.exists() and path.read_text(encoding="utf-8") == wanted:
+        return
+    if not write:
+        raise PicollmError(f"{path} differs from what the rules and config.yaml say: run `picollm dvc-yaml`")
+    path.write_text(wanted, encoding="utf-8")

@@ -1,0 +1,119 @@
+"""Record the training workload: with Nsight Systems where it is installed, else with torch.profiler.
+
+Either way the workload runs in a process of its own, and its named ranges come back as a Timeline.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from picollm.data.files import atomic_path, write_json
+from picollm.errors import PicollmError
+from picollm.profiling import workload
+from picollm.profiling.timeline import Timeline, read_kineto, read_nsys
+
+log = logging.getLogger(__name__)
+
+IMPORTERS = ("/usr/lib/nsight-systems", "/opt/nvidia/nsight-systems")  # where packages put the host-linux folder
+
+
+@dataclass(frozen=True)
+class Capture:
+    """`file` is the recording, for Nsight Systems or for Perfetto and chrome://tracing; `reason` why this tool."""
+
+    tool: str
+    version: str
+    reason: str
+    file: Path
+    loss_path: str
+    timeline: Timeline
+
+
+def capture(tool: str, spec: dict, folder: Path) -> Capture:
+    """Run the workload of `spec` (see workload.py) under `tool`: auto, nsys or torch.profiler.
+
+    Raises PicollmError where nsys is asked for and can't record; `auto` then takes torch.profiler and says why.
+    """
+    if tool == "torch.profiler":
+        return with_torch(spec, folder, "configured")
+    nsys = shutil.which("nsys")
+    try:
+        if nsys is None:
+            raise PicollmError("nsys is not on PATH: install Nsight Systems, or set profile.tool to torch.profiler")
+        return with_nsys(nsys, spec, folder, "configured" if tool == "nsys" else "nsys is installed")
+    except PicollmError as error:
+        if tool == "nsys":
+            raise
+        if nsys:
+            log.warning("nsys can't be used (%s); torch.profiler instead", error)
+        return with_torch(spec, folder, str(error))
+
+
+def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
+    # Without a GPU nothing reads the system calls (osrt), and tracing them doubles the time of the imports.
+    traces = "cuda,nvtx,osrt" if torch.cuda.is_available() else "nvtx"
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch, "training")
+        report, database = base.with_suffix(".nsys-rep"), base.with_suffix(".sqlite")
+        profile = [nsys, "profile", "-t", traces, "-s", "none", "--cpuctxsw=none", "-f", "true", "-o", str(base)]
+        output = call([*profile, *workload_command(spec, Path(scratch))])
+        if not report.exists():
+            import_by_hand(nsys, base.with_suffix(".qdstrm"), report)
+        call([nsys, "export", "--type", "sqlite", "-f", "true", "-o", str(database), str(report)])
+        timeline = read_nsys(database)
+        file = folder / report.name
+        with atomic_path(file) as temporary:
+            shutil.copyfile(report, temporary)
+    version = call([nsys, "--version"]).split()[-1]
+    return Capture("nsys", version, reason, file, loss_path(output), timeline)
+
+
+def import_by_hand(nsys: str, raw: Path, report: Path) -> None:
+    """Debian's nsys 2022.4 records but does not find its importer, which lies in another folder than it expects."""
+    folders = [Path(nsys).resolve().parent.parent, *map(Path, IMPORTERS)]
+    found = [path for folder in folders for path in sorted(folder.glob("**/host-linux-*/QdstrmImporter"))]
+    if not raw.exists() or not found:
+        raise PicollmError(f"nsys wrote no report, and QdstrmImporter is in none of {', '.join(map(str, folders))}")
+    call([str(found[0]), "-i", str(raw), "-o", str(report)])
+
+
+def with_torch(spec: dict, folder: Path, reason: str) -> Capture:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "training.trace.json"
+    with tempfile.TemporaryDirectory() as scratch, atomic_path(file) as temporary:
+        trace = Path(scratch, file.name)
+        output = call([*workload_command(spec, Path(scratch)), "--trace", str(trace)])
+        shutil.copyfile(trace, temporary)
+    return Capture("torch.profiler", torch.__version__, reason, file, loss_path(output), read_kineto(file))
+
+
+def workload_command(spec: dict, scratch: Path) -> list[str]:
+    path = scratch / "workload.json"
+    write_json(path, spec)
+    return [sys.executable, "-m", workload.__name__, "--spec", str(path)]
+
+
+def loss_path(output: str) -> str:
+    return re.findall(r"^loss path: (.*)$", output, re.MULTILINE)[-1]
+
+
+def call(command: list[str]) -> str:
+    """Standard output; everything goes to the log. Raises PicollmError with the last line of the errors."""
+    # The compiler's worker processes would be recorded too.
+    environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    log.debug("%s\n%s%s", " ".join(command), done.stdout, done.stderr)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise PicollmError(f"{Path(command[0]).name} failed with exit code {done.returncode}: {said[:300]}")
+    return done.stdout

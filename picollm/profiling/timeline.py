@@ -1,0 +1,174 @@
+"""Where a training step's time goes: one analysis, two readers (Nsight Systems' sqlite export, torch.profiler's JSON).
+
+The window is the union of the `step` ranges outside `warmup`; every share is a share of it. GPU numbers exist only
+where the capture holds GPU activity:
+  busy                   |kernels, copies, memsets, CUDA graphs in the window| / |window|
+  idle                   1 - busy
+  idle_during_data_wait  |idle and data_wait| / |window|, the share a perfect data loader could win back at most
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from picollm.errors import PicollmError
+
+PUSH_POP, START_END = 59, 60  # NVTX_EVENTS.eventType of Nsight Systems, the same since 2022
+# Graph traces count as activity: by default a whole CUDA graph is recorded there and not as kernels.
+NSYS_GPU_TABLES = [f"CUPTI_ACTIVITY_KIND_{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET", "GRAPH_TRACE")]
+KINETO_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
+SHOWN_STEPS = 3  # steps whose ranges the report can draw
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Spans are arrays [n, 2] of start and end in nanoseconds; `gpu` has no rows without GPU activity."""
+
+    ranges: dict[str, np.ndarray]
+    gpu: np.ndarray
+
+
+def spans(pairs: list[tuple[float, float]]) -> np.ndarray:
+    return np.array(sorted(pairs), dtype=np.float64).reshape(-1, 2)
+
+
+def read_nsys(path: str | Path) -> Timeline:
+    """An export of `nsys export --type sqlite`. Raises PicollmError where it holds no NVTX ranges."""
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        named = defaultdict(list)
+        if "NVTX_EVENTS" in tables:
+            query = (
+                "SELECT coalesce(text, value), start, end FROM NVTX_EVENTS LEFT JOIN StringIds ON id = textId "
+                "WHERE eventType IN (?, ?) AND end IS NOT NULL"
+            )
+            for name, start, end in database.execute(query, (PUSH_POP, START_END)):
+                named[name].append((start, end))
+        gpu = [row for table in NSYS_GPU_TABLES if table in tables
+               for row in database.execute(f"SELECT start, end FROM {table}")]  # fmt: skip
+    if not named:
+        raise PicollmError(
+            f"{path}: nsys recorded no NVTX ranges (nsys 2022.4 sees those of the Python package only up to "
+            "nvtx 0.2.11): pip install nvtx==0.2.11, or set profile.tool to torch.profiler"
+        )
+    return Timeline({name: spans(pairs) for name, pairs in named.items()}, spans(gpu))
+
+
+def read_kineto(path: str | Path) -> Timeline:
+    """A trace of `torch.profiler.profile.export_chrome_trace`; its times are microseconds."""
+    named, gpu = defaultdict(list), []
+    for event in json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]:
+        if event.get("ph") != "X":
+            continue
+        span = (event["ts"] * 1e3, (event["ts"] + event["dur"]) * 1e3)
+        if event.get("cat") == "user_annotation":
+            named[event["name"]].append(span)
+        elif event.get("cat") in KINETO_GPU:
+            gpu.append(span)
+    if not named:
+        raise PicollmError(f"{path}: torch.profiler recorded no ranges")
+    return Timeline({name: spans(pairs) for name, pairs in named.items()}, spans(gpu))
+
+
+def union(x: np.ndarray) -> np.ndarray:
+    """Spans [n, 2] merged into disjoint ones, in order."""
+    merged: list[list[float]] = []
+    for start, end in x[np.argsort(x[:, 0], kind="stable")]:
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    return np.array(merged, dtype=np.float64).reshape(-1, 2)
+
+
+def intersection(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What two sets of disjoint, ordered spans share."""
+    shared, i, j = [], 0, 0
+    while i < len(x) and j < len(y):
+        start, end = max(x[i, 0], y[j, 0]), min(x[i, 1], y[j, 1])
+        if start < end:
+            shared.append((start, end))
+        if x[i, 1] < y[j, 1]:
+            i += 1
+        else:
+            j += 1
+    return np.array(shared, dtype=np.float64).reshape(-1, 2)
+
+
+def length(x: np.ndarray) -> float:
+    return float((x[:, 1] - x[:, 0]).sum())
+
+
+def statistics(x: np.ndarray) -> dict:
+    milliseconds = (x[:, 1] - x[:, 0]) / 1e6
+    p50, p90 = np.percentile(milliseconds, [50, 90])
+    return {"n": len(x), "total_ms": float(milliseconds.sum()), "median_ms": float(p50), "p90_ms": float(p90)}
+
+
+def analyse(timeline: Timeline) -> dict:
+    """Steps, ranges and GPU of a capture as plain numbers; the module's docstring defines them.
+
+    Raises PicollmError where there is no step outside the warm-up.
+    """
+    empty = spans([])
+    warmup = timeline.ranges.get("warmup", empty)
+    measured_from = warmup[:, 1].max(initial=0.0)
+    steps = timeline.ranges.get("step", empty)
+    steps = steps[steps[:, 0] >= measured_from]
+    if not len(steps):
+        raise PicollmError("the capture holds no training step after the warm-up: raise profile.steps")
+    window = union(steps)
+    inside = {}
+    for name, all_spans in timeline.ranges.items():
+        clipped = intersection(union(all_spans), window)
+        if name not in ("step", "warmup") and len(clipped):
+            inside[name] = clipped
+    shares = {name: length(x) / length(window) for name, x in inside.items()}
+    covered = union(np.concatenate([empty, *inside.values()]))
+    result = {
+        "steps": statistics(steps),
+        "ranges": {name: {**statistics(x), "share": shares[name]} for name, x in inside.items()},
+        "other_share": 1 - length(covered) / length(window),
+        "gpu": None,
+        "gpu_reason": "no GPU activity in the capture",
+        "timeline": first_steps(steps, inside),
+    }
+    if len(timeline.gpu):
+        busy = intersection(union(timeline.gpu), window)
+        waits = inside.get("data_wait", empty)
+        busy_share, wait_share = length(busy) / length(window), shares.get("data_wait", 0.0)
+        result["gpu"] = {
+            "busy": busy_share,
+            "idle": 1 - busy_share,
+            "idle_during_data_wait": wait_share - length(intersection(busy, waits)) / length(window),
+        }
+        result["gpu_reason"] = None
+    return result
+
+
+def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[dict]:
+    """The ranges of the first few steps, in milliseconds from the first one's start: enough to draw them."""
+    origin, end = steps[0, 0], steps[:SHOWN_STEPS][-1, 1]
+    rows = [("step", *span) for span in steps[:SHOWN_STEPS]]
+    rows += [(name, *span) for name, x in inside.items() for span in x if span[0] < end]
+    rows.sort(key=lambda row: (row[1], -row[2]))
+    return [{"name": name, "start_ms": (a - origin) / 1e6, "end_ms": (b - origin) / 1e6} for name, a, b in rows]
+
+
+def metrics(report: dict) -> dict[str, float]:
+    """Flat scalars for DVC: the step's median, its throughput, each range's share, the GPU's where there is one."""
+    workload, median = report["workload"], report["steps"]["median_ms"]
+    found = {
+        "step_median_ms": median,
+        "tokens_per_second": workload["batch_rows"] * workload["context"] / median * 1e3,
+        "other_share": report["other_share"],
+    }
+    found |= {f"{name}_share": row["share"] for name, row in sorted(report["ranges"].items())}
+    found |= {f"gpu_{name}": value for name, value in (report["gpu"] or {}).items()}
+    return dict(list(found.items())[:20])

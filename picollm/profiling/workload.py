@@ -1,0 +1,83 @@
+"""The program that is profiled: some steps of the real training loop, with its ranges, from a fresh initialisation.
+
+    python -m picollm.profiling.workload --spec workload.json [--trace training.trace.json]
+
+The spec is JSON: `config` (a model's config.json) and `tokens` (a token manifest) as paths, `pretrain` and `compute`
+as sections of the configuration, `steps`, and `warmup`. With --trace, torch.profiler records the measured steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from picollm.data.files import read_json
+from picollm.data.loading import batches, open_split
+from picollm.errors import PicollmError
+from picollm.model.checkpoint import load_config
+from picollm.model.compute import set_up
+from picollm.model.training import TrainingConfig, loss_function, one_step, optimizers
+from picollm.model.transformer import ModelConfig, Transformer
+from picollm.profiling.nvtx import ranges
+
+
+def run(
+    model_config: ModelConfig,
+    training: TrainingConfig,
+    rows: np.ndarray,
+    device: torch.device,
+    *,
+    steps: int,
+    warmup: int,
+    trace: Path | None = None,
+) -> str:
+    """`warmup` steps inside the range `warmup`, then `steps` measured ones; rows are [n, context + 1] uint16.
+
+    Returns which loss ran (torch.compile or eager).
+    """
+    torch.manual_seed(training.seed)
+    model = Transformer(model_config).to(device).train()
+    used = optimizers(model, training)
+    loss_of, loss_path = loss_function(model, training, device)
+    stream = batches(rows, training.batch_rows, training.seed)
+    with ranges("warmup"):
+        for _ in range(warmup):
+            one_step(model, loss_of, used, stream, training, 1.0, device)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) if trace else nullcontext() as profiler:
+        for _ in range(steps):
+            one_step(model, loss_of, used, stream, training, 1.0, device)
+    if trace:
+        profiler.export_chrome_trace(str(trace))
+    return loss_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--spec", type=Path, required=True)
+    parser.add_argument("--trace", type=Path)
+    arguments = parser.parse_args()
+    spec = read_json(arguments.spec)
+    loss_path = run(
+        load_config(spec["config"]),
+        TrainingConfig(**spec["pretrain"]),
+        open_split(spec["tokens"], "train"),
+        set_up(**spec["compute"]),
+        steps=spec["steps"],
+        warmup=spec["warmup"],
+        trace=arguments.trace,
+    )
+    print(f"loss path: {loss_path}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PicollmError as error:
+        sys.exit(f"workload: {error}")

@@ -1,0 +1,148 @@
+"""Pictures of attention: maps of one sentence, its flow graph, the classes of heads, their distances and dendrogram."""
+
+from __future__ import annotations
+
+import networkx as nx
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import dendrogram
+
+from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, plt
+
+FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
+FLOW_EDGES = 2  # ... and among the strongest of its query
+LETTERS = {"diagonal": "D", "local": "L", "token-specific": "T", "global": "G", "sink": "S", "mixed": "M"}
+
+
+def readable(token: str) -> str:
+    return token.replace("\n", "⏎").replace("<|endoftext|>", "⟨eot⟩").strip() or "·"
+
+
+def heat_maps(weights_LHQK: NDArray, tokens: list[str], names: list[list[str]]) -> Figure:
+    """All heads of one sentence, one row a layer. Colour: attention over causal-uniform attention, i.e. weight x (i+1).
+
+    Raw weights would show the length of the row and the first token, and little else. `names` labels each head.
+    """
+    n_layers, n_heads, n, _ = weights_LHQK.shape
+    ratio = weights_LHQK * np.arange(1, n + 1)[:, None]
+    ratio[..., np.triu(np.ones((n, n), bool), 1)] = np.nan
+    figure, axes = plt.subplots(n_layers, n_heads, figsize=(n_heads * 1.05, n_layers * 1.15), squeeze=False)
+    norm = LogNorm(0.1, 10, clip=True)
+    for layer, row in enumerate(axes):
+        for head, axis in enumerate(row):
+            image = axis.imshow(ratio[layer, head], cmap="RdBu_r", norm=norm, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(names[layer][head], fontsize=6, pad=2)
+            for side in axis.spines.values():
+                side.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.4, aspect=30, ticks=[0.1, 1, 10])
+    bar.ax.set_yticklabels(["≤ 0.1", "1", "≥ 10"])
+    bar.set_label("times uniform", color=MUTED)
+    words = " ".join(readable(token) for token in tokens)
+    figure.suptitle(words if len(words) < 110 else words[:107] + "…", fontsize=8, color=MUTED)
+    return figure
+
+
+def flow_graph(weights_LHQK: NDArray) -> nx.DiGraph:
+    """Token nodes (layer, position) and the strongest above-chance edges from key to query, means over heads.
+
+    The first position, the sink, is taken out and rows are renormalised before edges are compared with chance.
+    """
+    mean_LQK = weights_LHQK.mean(1)
+    graph = nx.DiGraph()
+    n_layers, n, _ = mean_LQK.shape
+    graph.add_nodes_from((layer, i) for layer in range(n_layers + 1) for i in range(1, n))
+    for layer in range(n_layers):
+        for i in range(1, n):
+            row = mean_LQK[layer, i, 1 : i + 1]
+            row = row / max(row.sum(), 1e-12)
+            for j in np.argsort(-row, kind="stable")[:FLOW_EDGES]:
+                if row[j] * i >= FLOW_CHANCE:
+                    graph.add_edge((layer, int(j) + 1), (layer + 1, i), weight=float(row[j]))
+    return graph
+
+
+def flow_figure(weights_LHQK: NDArray, tokens: list[str]) -> Figure:
+    graph = flow_graph(weights_LHQK)
+    n_layers, n = weights_LHQK.shape[0], len(tokens)
+    figure, axis = plt.subplots(figsize=(max(5.5, 0.42 * n), 3.6))
+    position = {(layer, i): (i, layer) for layer, i in graph.nodes}
+    edges = list(graph.edges(data="weight"))
+    same = [a[1] == b[1] for a, b, _ in edges]
+    nx.draw_networkx_nodes(graph, position, node_size=9, node_color=MUTED, ax=axis)
+    nx.draw_networkx_edges(
+        graph, position, edgelist=[(a, b) for a, b, _ in edges], width=[0.4 + 2.6 * w for *_, w in edges],
+        edge_color=[MUTED if own else ACCENT for own in same], arrows=False, alpha=0.75, ax=axis,
+    )  # fmt: skip
+    axis.set_xticks(range(1, n), [readable(token) for token in tokens[1:]], rotation=60, ha="right", fontsize=7)
+    axis.set_yticks(range(n_layers + 1), ["input", *map(str, range(n_layers))], fontsize=7)
+    axis.set_ylabel("after layer")
+    axis.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True)
+    axis.set_frame_on(False)
+    return figure
+
+
+def class_pie(labels: dict[str, dict]) -> Figure:
+    """Shares of the labels. `labels`: label -> {count, share, low, high}."""
+    shown = {label: row for label, row in labels.items() if row["count"]}
+    figure, axis = plt.subplots(figsize=(5.6, 3.2))
+    wedges, _ = axis.pie(
+        [row["count"] for row in shown.values()], colors=[LABEL_COLOURS[label] for label in shown],
+        startangle=90, counterclock=False, wedgeprops={"edgecolor": "white", "linewidth": 1.5},
+    )  # fmt: skip
+    text = [
+        f"{label}: {row['count']} ({row['share']:.0%}, 95 % {row['low']:.0%} to {row['high']:.0%})"
+        for label, row in shown.items()
+    ]
+    axis.legend(wedges, text, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def class_grid(heads: list[dict]) -> Figure:
+    """Layers x heads, coloured by label; pale where the label is uncertain; the number is its confidence."""
+    n_layers = max(head["layer"] for head in heads) + 1
+    n_heads = max(head["head"] for head in heads) + 1
+    figure, axis = plt.subplots(figsize=(0.85 * n_heads + 1.4, 0.5 * n_layers + 0.9))
+    for head in heads:
+        x, y = head["head"], head["layer"]
+        colour = LABEL_COLOURS[head["label"]]
+        alpha = 0.35 if head["uncertain"] else 0.95
+        axis.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, facecolor=colour, alpha=alpha, edgecolor="none"))
+        text = f"{LETTERS[head['label']]} {head['confidence']:.2f}"
+        axis.text(x, y, text, ha="center", va="center", fontsize=7, color=INK)
+    axis.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5), xlabel="head", ylabel="layer")
+    axis.set_xticks(range(n_heads))
+    axis.set_yticks(range(n_layers))
+    axis.set_frame_on(False)
+    used = {head["label"] for head in heads}
+    keys = [Rectangle((0, 0), 1, 1, color=colour) for label, colour in LABEL_COLOURS.items() if label in used]
+    names = [f"{LETTERS[label]}  {label}" for label in LABEL_COLOURS if label in used]
+    figure.legend(keys, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
+    return figure
+
+
+def similarity_map(distance_HH: NDArray, order: NDArray, names: list[str]) -> Figure:
+    figure, axis = plt.subplots(figsize=(6.4, 5.6))
+    image = axis.imshow(1 - distance_HH[np.ix_(order, order)], cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    ticks = [names[h] for h in order]
+    axis.set_xticks(range(len(order)), ticks, rotation=90, fontsize=5)
+    axis.set_yticks(range(len(order)), ticks, fontsize=5)
+    figure.colorbar(image, ax=axis, shrink=0.7, label="similarity, 1 − distance")
+    return figure
+
+
+def dendrogram_figure(linkage_matrix: NDArray, names: list[str], labels: list[str], noise: float | None) -> Figure:
+    """The tree of heads; leaf names wear their label's colour, the dashed line is the noise floor."""
+    figure, axis = plt.subplots(figsize=(9, 3.6))
+    dendrogram(linkage_matrix, labels=names, ax=axis, link_color_func=lambda _: MUTED, leaf_font_size=6)
+    colour = {name: LABEL_COLOURS[label] for name, label in zip(names, labels, strict=True)}
+    for tick in axis.get_xticklabels():
+        tick.set_color(colour[tick.get_text()])
+    if noise is not None:
+        axis.axhline(noise, color=ACCENT, linestyle="--", linewidth=1)
+        axis.annotate("noise floor", (1, noise), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=ACCENT)
+    axis.set_ylabel("distance")
+    return figure

@@ -1,0 +1,59 @@
+"""Pictures of measurements: the loss curve, latencies with their spread, and where a training step's time goes."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from picollm.report.style import ACCENT, MUTED, SECOND, plt
+
+
+def loss_curve(rows: list[dict[str, str]], training: dict) -> Figure:
+    """Training and validation loss over tokens, beside what n-grams reach on the same split. `rows`: the CSV's."""
+    figure, axis = plt.subplots(figsize=(6.6, 3.4))
+    tokens = [int(row["tokens"]) for row in rows]
+    axis.plot(tokens, [float(row["loss"]) for row in rows], color=MUTED, linewidth=0.8, label="training, each step")
+    known = [(int(row["tokens"]), float(row["validation_loss"])) for row in rows if row["validation_loss"]]
+    axis.plot(*zip(*known, strict=True), color=ACCENT, marker="o", markersize=3, label="validation")
+    for name, style in (("unigram_loss", ":"), ("bigram_loss", "--")):
+        label = f"{name.removesuffix('_loss')} on validation, {training[name]:.2f}"
+        axis.axhline(training[name], color=SECOND, linestyle=style, linewidth=1, label=label)
+    axis.set(xlabel="training tokens", ylabel="loss, nats per token")
+    axis.ticklabel_format(axis="x", style="plain")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f} k")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def latency_bars(results: list[dict]) -> Figure:
+    """Median latency by backend and batch; the whisker ends at the 90th percentile."""
+    rows = [row for row in results if "latency_ms" in row]
+    batches = sorted({row["batch"] for row in rows})
+    figure, axes = plt.subplots(1, len(batches), figsize=(4.2 * len(batches), 0.42 * len(rows) / len(batches) + 1.1),
+                                squeeze=False, sharey=True)  # fmt: skip
+    for axis, batch in zip(axes[0], batches, strict=True):
+        shown = [row for row in rows if row["batch"] == batch][::-1]
+        times = [row["latency_ms"] for row in shown]
+        middle = [time["p50"] for time in times]
+        spread = [max(0.0, time["p90"] - time["p50"]) for time in times]
+        axis.barh([row["backend"] for row in shown], middle, color=ACCENT, alpha=0.85, height=0.62,
+                  xerr=[[0] * len(shown), spread], error_kw={"ecolor": MUTED, "capsize": 2})  # fmt: skip
+        for y, time in enumerate(times):
+            axis.annotate(f"{time['p50']:.2f}", (0, y), xytext=(4, 0), textcoords="offset points", va="center",
+                          color="white", fontsize=8)  # fmt: skip
+        axis.set(xlabel="milliseconds, median and 90th percentile", title=f"batch {batch}")
+    return figure
+
+
+def step_timeline(profile: dict) -> Figure:
+    """The first profiled steps as a timeline, one lane a range."""
+    spans = profile["timeline"]
+    lanes = list(dict.fromkeys(span["name"] for span in spans))
+    figure, axis = plt.subplots(figsize=(8, 0.34 * len(lanes) + 0.9))
+    for span in spans:
+        y = lanes.index(span["name"])
+        colour = MUTED if span["name"] == "step" else ACCENT
+        axis.barh(y, span["end_ms"] - span["start_ms"], left=span["start_ms"], height=0.7, color=colour, edgecolor="white")
+    axis.set_yticks(range(len(lanes)), lanes)
+    axis.invert_yaxis()
+    axis.set_xlabel("milliseconds")
+    return figure

@@ -1,0 +1,67 @@
+"""What a run learned, in five lines: printed after `make report`, and the head of the report itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from picollm.data.files import read_json
+
+NAMES = ("data", "training", "heads", "clusters", "benchmark", "profile")
+
+
+def five_lines(reports: Path) -> list[str]:
+    """Raises PicollmError where a chapter has not run yet."""
+    metrics = {name: read_json(reports / "metrics" / f"{name}.json") for name in NAMES}
+    return lines(metrics, read_json(reports / "heads.json"), read_json(reports / "benchmark.json"))
+
+
+def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
+    data, training = metrics["data"], metrics["training"]
+    return [
+        f"Data: {data['train_articles']:,} articles, {data['train_tokens']:,} training tokens, "
+        f"{data['validation_tokens']:,} held out.",
+        training_line(training),
+        heads_line(heads),
+        f"Families: {metrics['clusters']['clusters']} clusters, {metrics['clusters']['stable_clusters']} of them stable "
+        f"under resampled sentences; agreement with layers {metrics['clusters']['rand_layers']:.2f}, "
+        f"with classes {metrics['clusters']['rand_labels']:.2f} (adjusted Rand index).",
+        speed_line(benchmark),
+    ]
+
+
+def training_line(training: dict) -> str:
+    loss, bigram = training["validation_loss"], training["bigram_loss"]
+    verdict = "better" if loss < bigram else "worse"
+    return (
+        f"Model: {training['parameters'] / 1e6:.1f} M parameters after {training['tokens']:,} tokens: validation loss "
+        f"{loss:.2f} nats, {verdict} than a bigram ({bigram:.2f}; unigram {training['unigram_loss']:.2f})."
+    )
+
+
+def heads_line(heads: dict) -> str:
+    found = {label: row for label, row in heads["labels"].items() if row["count"]}
+    shares = ", ".join(f"{row['count']} {label}" for label, row in found.items())
+    null = heads["null"]["labels"]["global"] / heads["null"]["heads"]
+    uncertain = sum(head["uncertain"] for head in heads["heads"])
+    return (
+        f"Heads: of {len(heads['heads'])}, {shares} ({uncertain} uncertain); "
+        f"in untrained models {null:.0%} come out global."
+    )
+
+
+def speed_line(benchmark: dict) -> str:
+    best = None
+    for row in benchmark["results"]:
+        ratio = row.get("speedups", {}).get("eager-fp32")
+        if row["batch"] == 1 and ratio and "again" not in row["backend"]:
+            best = max(best or (0.0, "", {}), (ratio["ratio"], row["backend"], ratio), key=lambda item: item[0])
+    tensorrt = benchmark["backends"].get("tensorrt", {}).get("status", "not asked for")
+    if best is None:
+        return f"Speed: no backend beside eager fp32 ran; TensorRT {tensorrt}."
+    ratio, name, interval = best
+    tensorrt = "measured" if tensorrt == "ok" else tensorrt
+    return (
+        f"Speed, batch 1: {name} is {ratio:.2f}x eager fp32 (95 % {interval['low']:.2f} to {interval['high']:.2f}) on "
+        f"{benchmark['hardware']['cpu']['model'] if benchmark['hardware']['device'] == 'cpu' else 'the GPU'}; "
+        f"TensorRT: {tensorrt}."
+    )

@@ -1,0 +1,84 @@
+"""What the heads attend to.
+
+REQUIRED INPUTS: the trained model; the sentences that attention.sentences names.
+OUTPUTS: data/attention/CATEGORY.npz, reports/heads.json and .csv, reports/clusters.json, data/clusters.npz.
+"""
+
+CATEGORIES = [
+    "simple",
+    "complex_syntax",
+    "long_range_dependencies",
+    "coreference",
+    "negation",
+    "questions",
+    "technical",
+    "ambiguous",
+    "comparative",
+    "temporal",
+]
+
+
+rule extract_attention:
+    """Every head's attention on every sentence, one .npz per category."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        sentences=CONFIG["attention"]["sentences"],
+    output:
+        **{category: f"data/attention/{category}.npz" for category in CATEGORIES},
+    log:
+        "logs/extract_attention.log",
+    benchmark:
+        "logs/benchmarks/extract_attention.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: workflow.cores
+    params:
+        cfg=sections("attention", "compute"),
+        code=fingerprint("extract_attention"),
+    script:
+        "../workflow_scripts/extract_attention.py"
+
+
+rule classify_heads:
+    """Chance-corrected statistics, labels with their confidence, and the null models."""
+    input:
+        maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
+        config="data/model/config.json",
+    output:
+        report="reports/heads.json",
+        table="reports/heads.csv",
+        metrics="reports/metrics/heads.json",
+    log:
+        "logs/classify_heads.log",
+    benchmark:
+        "logs/benchmarks/classify_heads.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("heads", "compute"),
+        code=fingerprint("classify_heads"),
+    script:
+        "../workflow_scripts/classify_heads.py"
+
+
+rule cluster_heads:
+    """Distances between heads, their dendrogram, and how stable its clusters are."""
+    input:
+        maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
+        heads="reports/heads.json",
+    output:
+        report="reports/clusters.json",
+        arrays="data/clusters.npz",
+        metrics="reports/metrics/clusters.json",
+    log:
+        "logs/cluster_heads.log",
+    benchmark:
+        "logs/benchmarks/cluster_heads.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("clusters"),
+        code=fingerprint("cluster_heads"),
+    script:
+        "../workflow_scripts/cluster_heads.py"

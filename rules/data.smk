@@ -1,0 +1,46 @@
+"""Text to packed tokens.
+
+REQUIRED INPUTS: none for the embedded sample; corpus.path for a local corpus.
+OUTPUTS: data/corpus/{train,validation}.parquet, data/tokens/manifest.json and the shards that it names.
+"""
+
+
+rule prepare_corpus:
+    """One row per article, from the corpus that config.yaml names."""
+    input:
+        local=local_corpus_files(),
+    output:
+        train="data/corpus/train.parquet",
+        validation="data/corpus/validation.parquet",
+    log:
+        "logs/prepare_corpus.log",
+    benchmark:
+        "logs/benchmarks/prepare_corpus.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("corpus"),
+        code=fingerprint("prepare_corpus"),
+    script:
+        "../workflow_scripts/prepare_corpus.py"
+
+
+rule tokenize_pack:
+    """GPT-2 byte-pair ids, packed into rows of the model's context."""
+    input:
+        train="data/corpus/train.parquet",
+        validation="data/corpus/validation.parquet",
+    output:
+        manifest="data/tokens/manifest.json",
+        metrics="reports/metrics/data.json",
+    log:
+        "logs/tokenize_pack.log",
+    benchmark:
+        "logs/benchmarks/tokenize_pack.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("tokens"),
+        code=fingerprint("tokenize_pack"),
+    script:
+        "../workflow_scripts/tokenize_pack.py"

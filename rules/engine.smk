@@ -1,0 +1,74 @@
+"""Engine, benchmark, profile. These are measurements: nothing else runs beside the last two.
+
+REQUIRED INPUTS: the trained model, packed tokens.
+OUTPUTS: data/engine/, reports/benchmark.json and .csv, data/profile/, reports/profile.json.
+"""
+
+
+rule trt_compile:
+    """A TensorRT engine: for this machine's GPU, or ahead of time for the configured ones."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+    output:
+        manifest="data/engine/manifest.json",
+    log:
+        "logs/trt_compile.log",
+    benchmark:
+        "logs/benchmarks/trt_compile.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: workflow.cores
+    params:
+        cfg=sections("engine", "compute"),
+        code=fingerprint("trt_compile"),
+    script:
+        "../workflow_scripts/trt_compile.py"
+
+
+rule trt_benchmark:
+    """Accuracy gate, then interleaved latencies of every backend that this machine can run."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        engine="data/engine/manifest.json",
+        tokens="data/tokens/manifest.json",
+    output:
+        report="reports/benchmark.json",
+        samples="reports/benchmark.csv",
+        metrics="reports/metrics/benchmark.json",
+    log:
+        "logs/trt_benchmark.log",
+    benchmark:
+        "logs/benchmarks/trt_benchmark.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: workflow.cores
+    params:
+        cfg=sections("benchmark", "compute"),
+        code=fingerprint("trt_benchmark"),
+    script:
+        "../workflow_scripts/trt_benchmark.py"
+
+
+rule nsys_capture:
+    """A profile of the training loop: nsys where it is installed, torch.profiler elsewhere."""
+    input:
+        config="data/model/config.json",
+        tokens="data/tokens/manifest.json",
+    output:
+        manifest="data/profile/manifest.json",
+        report="reports/profile.json",
+        metrics="reports/metrics/profile.json",
+    log:
+        "logs/nsys_capture.log",
+    benchmark:
+        "logs/benchmarks/nsys_capture.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: workflow.cores
+    params:
+        cfg=sections("profile", "pretrain", "compute"),
+        code=fingerprint("nsys_capture"),
+    script:
+        "../workflow_scripts/nsys_capture.py"

@@ -1,0 +1,30 @@
+"""Pre-training.
+
+REQUIRED INPUTS: data/tokens/manifest.json and its shards.
+OUTPUTS: the model and its snapshots under data/model/, the loss curve and its summary under reports/.
+"""
+
+
+rule pretrain:
+    """Train the model from a seed; nothing else runs beside it."""
+    input:
+        tokens="data/tokens/manifest.json",
+    output:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        snapshots="data/model/snapshots/manifest.json",
+        report="reports/training.json",
+        curve="reports/training.csv",
+        metrics="reports/metrics/training.json",
+    log:
+        "logs/pretrain.log",
+    benchmark:
+        "logs/benchmarks/pretrain.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: workflow.cores
+    params:
+        cfg=sections("model", "pretrain", "compute"),
+        code=fingerprint("pretrain"),
+    script:
+        "../workflow_scripts/pretrain.py"

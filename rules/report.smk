@@ -1,0 +1,61 @@
+"""Figures and the report.
+
+REQUIRED INPUTS: every chapter's artefacts.
+OUTPUTS: reports/figures/, reports/final.html.
+"""
+
+CHAPTERS = ["data", "training", "heads", "clusters", "benchmark", "profile"]
+
+
+rule draw_figures:
+    """Every figure of the report, from the chapters' data."""
+    input:
+        maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
+        curve="reports/training.csv",
+        training="reports/training.json",
+        heads="reports/heads.json",
+        clusters="reports/clusters.json",
+        arrays="data/clusters.npz",
+        benchmark="reports/benchmark.json",
+        profile="reports/profile.json",
+    output:
+        manifest="reports/figures/manifest.json",
+    log:
+        "logs/draw_figures.log",
+    benchmark:
+        "logs/benchmarks/draw_figures.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("report"),
+        code=fingerprint("draw_figures"),
+    script:
+        "../workflow_scripts/draw_figures.py"
+
+
+rule final_report:
+    """One HTML file that needs no network."""
+    input:
+        figures="reports/figures/manifest.json",
+        template="picollm/report/template.html.j2",
+        data="data/tokens/manifest.json",
+        training="reports/training.json",
+        heads="reports/heads.json",
+        clusters="reports/clusters.json",
+        engine="data/engine/manifest.json",
+        benchmark="reports/benchmark.json",
+        profile="reports/profile.json",
+        metrics=[f"reports/metrics/{chapter}.json" for chapter in CHAPTERS],
+    output:
+        report="reports/final.html",
+    log:
+        "logs/final_report.log",
+    benchmark:
+        "logs/benchmarks/final_report.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("report", "corpus"),
+        code=fingerprint("final_report"),
+    script:
+        "../workflow_scripts/final_report.py"

@@ -1,0 +1,183 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from synthetic import column, content_uniform, offset, random_causal, rotating, uniform
+
+from picollm.attention.census import census, metrics, table
+from picollm.attention.extraction import CategoryMaps
+from picollm.attention.labels import (
+    LABELS,
+    Thresholds,
+    assign,
+    assign_raw,
+    confidence,
+    counts,
+    in_force,
+    is_previous_token,
+)
+from picollm.attention.null import null_values, percentiles_99, untrained_models
+from picollm.attention.statistics import macro_mean, sentence_sums
+from picollm.model.transformer import ModelConfig
+
+CONFIGURED = Thresholds(kappa=0.25, content=0.15, broad=0.8, sink=0.1)
+HEADS = {
+    "diagonal": lambda n, seed: 0.8 * offset(n, 0) + 0.2 * content_uniform(n),
+    "local": lambda n, seed: 0.3 * offset(n, 1) + 0.5 * offset(n, 2) + 0.2 * content_uniform(n),
+    "token-specific": lambda n, seed: 0.8 * rotating(n, seed) + 0.2 * content_uniform(n),
+    "global": lambda n, seed: content_uniform(n, sink=0.2),
+    "sink": lambda n, seed: 0.95 * column(n, 0) + 0.05 * offset(n, 1),
+}
+BANDS = {"short": (8, 13), "middle": (13, 31), "long": (31, 61)}
+
+
+def values_of(maps):
+    found = macro_mean(sentence_sums(maps, [0] * len(maps), window=4))
+    return {name: value[0] for name, value in found.items()}
+
+
+def synthetic_maps(lengths, seed=0):
+    lengths = np.random.default_rng(seed).integers(*lengths, 24)
+    return [np.stack([head(n, 100 + s) for head in HEADS.values()]) for s, n in enumerate(lengths)]
+
+
+def config(**changes):
+    values = dict(vocab_size=300, context=64, d_model=56, n_layers=2, n_heads=7, d_ff=32, dropout=0.0, tied=True)
+    return ModelConfig(**values | dict(rope_theta=10000.0, rope_cache=64) | changes)
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_synthetic_heads_get_their_label_at_every_length(band):
+    found = assign(values_of(synthetic_maps(BANDS[band])), CONFIGURED)
+    assert [LABELS[k] for k in found] == list(HEADS)
+
+
+def test_the_raw_rule_depends_on_length_as_it_is_known_to():
+    short, long = (values_of([uniform(n)[None]] * 3) for n in (7, 60))
+    assert LABELS[assign_raw(short)[0]] == "local" and LABELS[assign_raw(long)[0]] == "global"
+    assert LABELS[assign(short, CONFIGURED)[0]] == LABELS[assign(long, CONFIGURED)[0]] == "global"
+
+
+def test_the_raw_rule_finds_the_plain_cases():
+    maps = [np.stack([offset(30, 0), offset(30, 2), column(30, 0), content_uniform(30)])] * 2
+    assert [LABELS[k] for k in assign_raw(values_of(maps))] == ["diagonal", "local", "token-specific", "global"]
+
+
+def test_order_of_the_rule_and_its_thresholds():
+    plain = dict(kappa_self=0.0, kappa_prev=0.0, kappa_local=0.0, share_self=0.2, content=0.0, broad=0.5, non_sink=0.9)
+    cases = {
+        "mixed": {},
+        "global": dict(broad=0.8),
+        "token-specific": dict(content=0.15, broad=0.8),
+        "local": dict(kappa_local=0.25, content=0.15),
+        "diagonal": dict(kappa_self=0.25, share_self=0.6),
+        "sink": dict(kappa_self=0.25, share_self=0.6, non_sink=0.0999),
+    }
+    rows = [plain | changes for changes in cases.values()]
+    values = {name: np.array([row[name] for row in rows]) for name in plain}
+    assert [LABELS[k] for k in assign(values, CONFIGURED)] == list(cases)
+    values["kappa_local"] = np.full(len(rows), np.nan)  # no sentence beyond the window: the other kappas decide
+    assert LABELS[assign(values, CONFIGURED)[4]] == "diagonal"
+
+
+def test_previous_token_tag():
+    maps = [np.stack([offset(20, 1), offset(20, 3), offset(20, 0)])] * 2
+    values = values_of(maps)
+    assert is_previous_token(values, assign(values, CONFIGURED)).tolist() == [True, False, False]
+
+
+def test_thresholds_are_the_larger_of_configured_and_null():
+    used = in_force(CONFIGURED, {"kappa_max": 0.4, "content": 0.01})
+    assert used == Thresholds(kappa=0.4, content=0.15, broad=0.8, sink=0.1)
+
+
+def test_confidence_and_counts():
+    labels = np.array([0, 3])
+    replicates = np.array([[0, 3], [0, 5], [0, 3], [1, 3]])
+    assert confidence(labels, replicates).tolist() == [0.75, 0.75]
+    assert counts(replicates).tolist()[1] == [1, 0, 0, 0, 0, 1]
+    assert (counts(replicates).sum(1) == 2).all()
+
+
+def some_ids(seed=0, sentences=12):
+    generator = np.random.default_rng(seed)
+    return [[0, *generator.integers(1, 300, generator.integers(6, 40))] for _ in range(sentences)]
+
+
+def null_of(ids, category, models=2, seed=1):
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    return null_values(config(), ids, category, window=4, models=models, seed=seed, device=device)
+
+
+def test_untrained_heads_are_global_and_leave_the_random_state_alone():
+    ids, category = some_ids(), [0, 1] * 6
+    state = torch.random.get_rng_state()
+    null = null_of(ids, category)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert null["broad"].shape == (2, 14)
+    assert (assign(null, CONFIGURED) == LABELS.index("global")).all()
+    assert percentiles_99(null)["kappa_max"] < 0.1
+    again = null_of(ids, category)
+    assert all(np.array_equal(null[name], again[name]) for name in null)
+    first, second = (next(iter(m.parameters())) for m in untrained_models(config(), models=2, seed=1))
+    assert not torch.equal(first, second)
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Two categories of the synthetic heads, as a model of one layer."""
+    categories, ids = [], []
+    for name, seed in (("simple", 1), ("technical", 2)):
+        maps = [m[None].astype(np.float32) for m in synthetic_maps((8, 40), seed)]
+        found = [list(range(m.shape[-1])) for m in maps]
+        tokens = [list(map(str, sequence)) for sequence in found]
+        texts = [f"{name} {k}" for k in range(len(maps))]
+        categories.append(CategoryMaps(name, name.title(), texts, found, tokens, maps))
+        ids += found
+    null = null_of(ids, [0] * 24 + [1] * 24)
+    return census(categories, null=null, configured=CONFIGURED, window=4, bootstraps=200, seed=1)
+
+
+def test_census(report):
+    assert [head["label"] for head in report["heads"]] == list(HEADS)
+    assert [head["name"] for head in report["heads"]] == [f"L0H{h}" for h in range(5)]
+    assert all(head["confidence"] == 1 and not head["uncertain"] for head in report["heads"])
+    assert all(head["categories_agreeing"] == 2 for head in report["heads"])
+    found = {label: entry["count"] for label, entry in report["labels"].items()}
+    assert found == dict.fromkeys(HEADS, 1) | {"mixed": 0}
+    assert report["null"]["heads"] == 28 and sum(report["null"]["labels"].values()) == 28
+    assert report["sample"]["sentences"] == 48 and report["sample"]["null_models"] == 2
+    assert report["thresholds"]["kappa"] == {
+        "value": 0.25,
+        "configured": 0.25,
+        "null_percentile_99": report["null"]["percentile_99"]["kappa_max"],
+        "source": "configured",
+    }
+    for head in report["heads"]:
+        for entry in head["statistics"].values():
+            assert entry["value"] is None or entry["low"] - 1e-6 <= entry["value"] <= entry["high"] + 1e-6
+    json.dumps(report, allow_nan=False)
+
+
+def test_table_and_metrics(report):
+    rows = list(csv.DictReader(io.StringIO(table(report))))
+    assert [row["label"] for row in rows] == list(HEADS)
+    assert float(rows[0]["kappa_self"]) == report["heads"][0]["statistics"]["kappa_self"]["value"]
+    flat = metrics(report)
+    assert len(flat) <= 20 and all(isinstance(value, int | float) for value in flat.values())
+    assert sum(flat[f"share_{label.replace('-', '_')}"] for label in LABELS) == pytest.approx(1)
+
+
+def test_an_unstable_head_is_called_uncertain():
+    """A head at the threshold: its kappa is .255 on average, and sentences differ."""
+    shares = np.linspace(0.005, 0.505, 20)
+    maps = [(s * offset(20, 1) + (1 - s) * content_uniform(20))[None, None].astype(np.float32) for s in shares]
+    ids = [list(range(20))] * 20
+    category = CategoryMaps("simple", "Simple", [""] * 20, ids, [[]] * 20, maps)
+    null = {name: np.zeros((1, 4)) for name in values_of([random_causal((1, 9, 9), 0)])}
+    report = census([category], null=null, configured=CONFIGURED, window=4, bootstraps=300, seed=1)
+    assert report["heads"][0]["uncertain"] and 0 < report["heads"][0]["confidence"] < 0.8

@@ -1,0 +1,51 @@
+"""draw_figures: every chapter's data -> the report's pictures, and the manifest that names them with their captions."""
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from picollm.attention.extraction import load_categories
+from picollm.data.files import read_json
+from picollm.pipeline.job import job
+from picollm.report import attention_figures as attention
+from picollm.report import measurement_figures as measurement
+from picollm.report.gallery import Gallery
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake):
+    inputs, gallery = snakemake.input, Gallery(Path(snakemake.output.manifest))
+    training, report, clusters, benchmark, profile = (
+        read_json(inputs[name]) for name in ("training", "heads", "clusters", "benchmark", "profile")
+    )
+    heads = report["heads"]
+    names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
+
+    with open(inputs.curve, encoding="utf-8") as file:
+        gallery.add("training.svg", measurement.loss_curve(list(csv.DictReader(file)), training), "Loss over tokens")
+    gallery.add("classes.svg", attention.class_pie(report["labels"]), "Share of each class of heads, with intervals")
+    gallery.add("grid.svg", attention.class_grid(heads), "Class and confidence of every head; pale means uncertain")
+    arrays = np.load(inputs.arrays)
+    similarity = attention.similarity_map(arrays["distance"], arrays["order"], names)
+    gallery.add("similarity.png", similarity, "Similarity of every pair of heads, in the order of the dendrogram")
+    noise = clusters["noise"]["mean_absolute_difference"]
+    tree = attention.dendrogram_figure(arrays["linkage"], names, labels, noise)
+    gallery.add("dendrogram.svg", tree, "Dendrogram of the heads, average linkage; names wear their class's colour")
+    gallery.add("benchmark.svg", measurement.latency_bars(benchmark["results"]), "Latency by backend and batch")
+    gallery.add("profile.svg", measurement.step_timeline(profile), "The first profiled training steps")
+
+    by_layer = [[f"{h['name']} {attention.LETTERS[h['label']]}" for h in heads if h["layer"] == layer]
+                for layer in range(report["n_layers"])]  # fmt: skip
+    for category in load_categories(inputs.maps):
+        shown = list(zip(category.maps, category.tokens, strict=True))[: snakemake.params.cfg["report"]["examples"]]
+        for number, (weights, tokens) in enumerate(shown):
+            title = f"{category.title}, sentence {number + 1}"
+            stem = f"{category.category}-{number}"
+            gallery.add(f"{stem}-maps.png", attention.heat_maps(weights, tokens, by_layer),
+                        f"{title}: attention of every head, relative to uniform", group=category.title)  # fmt: skip
+            gallery.add(f"{stem}-flow.svg", attention.flow_figure(weights, tokens),
+                        f"{title}: strongest above-chance edges, mean over heads", group=category.title)  # fmt: skip
+    gallery.finish()
