@@ -28,7 +28,12 @@ rule all:
 
 
 try:
-    check_dvc_yaml(stages(), ROOT / "dvc.yaml", write=bool(os.environ.get("PICOLLM_WRITE_DVC_YAML")))
+    check_writable(stages(), ROOT)
+    check_dvc_yaml(
+        stages(),
+        ROOT / "dvc.yaml",
+        write=bool(os.environ.get("PICOLLM_WRITE_DVC_YAML")),
+    )
 except PicollmError as error:
     stop(error)
 

@@ -18,7 +18,7 @@ def dvc_yaml(arguments: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "snakemake", "--list-rules"]
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise PicollmError(done.stderr.strip().removeprefix("picollm: "))
+        raise PicollmError(done.stderr.strip().splitlines()[-1].removeprefix("picollm: "))
 
 
 def track(arguments: argparse.Namespace) -> None:

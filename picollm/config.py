@@ -1,7 +1,7 @@
 """Every configuration key once: its type, its range and what it means. The values in force stand in config.yaml.
 
 Only the Snakefile and the `picollm` command read this module: a rule's script gets its resolved section, so that an
-edit here makes nothing stale. config.yaml lists every key, for the same reason: a default here would be invisible to DVC.
+edit here makes nothing stale. config.yaml lists every key for the same reason: DVC would not see a default here.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Model(Section):
     d_ff: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)]
     tied: bool
-    rope_theta: Annotated[float, Field(gt=1)]
+    rope_theta: Annotated[float, Field(gt=1, allow_inf_nan=False)]
     rope_cache: Positive  # positions
 
     @model_validator(mode="after")
@@ -172,7 +172,9 @@ def check(values: Any, source: str = "config.yaml") -> dict[str, dict[str, Any]]
     try:
         return Config.model_validate(values).model_dump()
     except ValidationError as error:
-        raise PicollmError(f"{source}: {explain(error.errors()[0])}") from None
+        # A misspelt key is also a missing one: say the first, which shows the typo.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise PicollmError(f"{source}: {explain(first)}") from None
 
 
 def explain(error: ErrorDetails) -> str:
@@ -220,5 +222,6 @@ def refuse_overrides(merged: dict[str, Any], path: str = "config.yaml") -> None:
         return  # `check` says it better
     if merged != on_disk:
         raise PicollmError(
-            f"--config and --configfile are refused, because DVC records {path}: edit {path}, or cp presets/X.yaml {path}"
+            f"--config and --configfile are refused, because DVC records {path}: "
+            f"edit {path}, or cp presets/X.yaml {path}"
         )

@@ -8,13 +8,13 @@ from pathlib import Path
 from picollm import config as picollm_config
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
-from picollm.pipeline.stages import Stage, check_dvc_yaml
+from picollm.pipeline.stages import Stage, check_dvc_yaml, check_writable
 
 ROOT = Path(workflow.basedir)
 
 
 def stop(error):
-    """One line and exit code 1: a wrong config is a person's mistake and deserves no traceback."""
+    """One line and exit code 1; an exception would come out as a traceback or as Snakemake's several lines."""
     print(f"picollm: {error}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)
@@ -28,7 +28,7 @@ except PicollmError as error:
 
 
 def sections(*names):
-    """The `cfg` param of a rule: whole config sections, in one dict (Snakemake compares params as a set of values)."""
+    """The `cfg` param of a rule, whole config sections in one dict, as Snakemake compares params without names."""
     return {name: CONFIG[name] for name in names}
 
 
@@ -37,7 +37,7 @@ def code_files(rule):
 
 
 def fingerprint(rule):
-    """The `code` param of a rule: sha256 of its script and of every picollm module that it imports."""
+    """The `code` param of a rule, the sha256 of its script and of every picollm module that it imports."""
     return code.fingerprint(code_files(rule), ROOT)
 
 
@@ -63,7 +63,9 @@ def local_corpus_files():
     folder = Path(CONFIG["corpus"]["path"])
     files = sorted(str(path) for path in folder.rglob("*") if path.is_file())
     if not files:
-        stop(f"corpus.path = {folder}: no such folder, or no file in it; put the text there or change corpus.source")
+        stop(
+            f"corpus.path = {folder}: no such folder, or no file in it; put the text there or change corpus.source"
+        )
     return files
 
 

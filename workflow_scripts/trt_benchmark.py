@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 with job(snakemake):
     cfg, inputs, output = snakemake.params.cfg["benchmark"], snakemake.input, snakemake.output
     device = set_up(**snakemake.params.cfg["compute"])
-    torch.set_deterministic_debug_mode("default")  # off: it fills fresh memory with NaN, which would be timed too
+    torch.set_deterministic_debug_mode("default")  # timed as people would run it
     manifest = read_manifest(inputs.engine, weights=inputs.weights)
     subject = Subject(
         load_model(inputs.weights, inputs.config), manifest, Path(inputs.engine).parent, device, torch.get_num_threads()

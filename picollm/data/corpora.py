@@ -151,8 +151,14 @@ def parquet_lines(paths: list[Path]) -> Iterator[str]:
         try:
             for batch in pq.ParquetFile(path).iter_batches(columns=["text"]):
                 yield from (text.rstrip("\n") for text in batch.column("text").to_pylist())
-        except pa.ArrowInvalid as error:
-            raise PicollmError(f"{path} is damaged ({error}): fetch it again") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise PicollmError(f"{path} is damaged ({one_line(error)}): fetch it again") from None
+        except KeyError:
+            raise PicollmError(f"{path} has no column text: corpus.path must hold {LOCAL_FORMS}") from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def hub_lines(hub: str, revision: str, split: str) -> Iterator[str]:
@@ -168,9 +174,8 @@ def hub_lines(hub: str, revision: str, split: str) -> Iterator[str]:
         rows = load_dataset(hub, "wikitext-103-raw-v1", split=split, streaming=True, **options)
         yield from (row["text"].rstrip("\n") for row in rows)
     except (OSError, ValueError) as error:  # `datasets` wraps every network and layout error in one of these
-        reason = " ".join(str(error).split())[:160]
         raise PicollmError(
-            f"{hub} can't be read ({reason}): check the network, or download it elsewhere and set "
+            f"{hub} can't be read ({one_line(error)[:160]}): check the network, or download it elsewhere and set "
             "corpus.source: local and corpus.path, or corpus.source: enwiki-sample"
         ) from None
 
@@ -207,4 +212,4 @@ def read_articles(path: str | Path) -> Iterator[Article]:
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: run the rule prepare_corpus") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise PicollmError(f"{path} is damaged ({error}): delete it and run prepare_corpus again") from None
+        raise PicollmError(f"{path} is damaged ({one_line(error)}): delete it and run prepare_corpus again") from None

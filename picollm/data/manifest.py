@@ -26,7 +26,7 @@ def entries(manifest: object) -> Iterator[dict]:
 
 
 def prove(manifest_path: str | Path, entry: dict, rule: str) -> Path:
-    """The entry's file, hashed. Raises PicollmError where it is missing or has other bytes, and names the rule to run."""
+    """The entry's file, hashed. Raises PicollmError, naming the rule to run, where it is missing or has other bytes."""
     path = Path(manifest_path).parent / entry["file"]
     if not path.exists():
         raise PicollmError(f"{path} is missing although {manifest_path} names it: run {rule} again")

@@ -36,7 +36,7 @@ def token_stream(articles: Iterable[Article], counts: dict[str, int]) -> Iterato
 
 
 def rows(stream: Iterable[np.ndarray], context: int, shard_rows: int) -> Iterator[np.ndarray]:
-    """Cut a stream of ids into blocks of at most `shard_rows` rows, each [rows, context + 1]; strides overlap by one."""
+    """Cut a stream of ids into blocks [at most shard_rows, context + 1]; neighbouring rows share one token."""
     buffer, size, wanted = [], 0, shard_rows * context + 1
     for ids in stream:
         buffer.append(ids)
@@ -62,9 +62,8 @@ def write_shard(path: Path, block: np.ndarray) -> None:
         [pa.field("input_ids", column.type, nullable=False)],
         metadata={"format": str(FORMAT), "tokenizer": FINGERPRINT, "context": str(width - 1)},
     )
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.RecordBatch.from_arrays([column], schema=schema))
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays([column], schema=schema))
 
 
 def pack_split(source: Path, folder: Path, split: str, context: int, shard_rows: int) -> dict:
@@ -89,7 +88,8 @@ def pack_split(source: Path, folder: Path, split: str, context: int, shard_rows:
 def tokenize_pack(sources: dict[str, Path], manifest_path: Path, *, context: int, shard_rows: int) -> dict:
     """Pack every split beside `manifest_path` and write the manifest last. Foreign shards there are removed first."""
     clear(manifest_path, "*.arrow")
-    splits = {split: pack_split(path, manifest_path.parent, split, context, shard_rows) for split, path in sources.items()}
+    folder = manifest_path.parent
+    splits = {split: pack_split(path, folder, split, context, shard_rows) for split, path in sources.items()}
     manifest = {
         "format": FORMAT,
         "tokenizer": "gpt2",

@@ -7,6 +7,7 @@ twice; the ratio of the two copies is the noise band, and a speed-up whose inter
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -19,13 +20,16 @@ from tqdm import tqdm
 
 from picollm.engine.backends import REFERENCE, Backend, Run, Subject, load_backend
 from picollm.engine.gate import compare, judge, last_logits, thresholds
-from picollm.engine.hardware import describe_hardware
+from picollm.engine.hardware import CpuMeter, describe_hardware
 from picollm.errors import PicollmError
+
+log = logging.getLogger(__name__)
 
 AGAIN = f"{REFERENCE} (again)"
 BASELINES = (REFERENCE, "eager-bf16")
 BOOTSTRAPS = 1000
 INPUTS = 16  # rotating inputs: timing one and the same would flatter caches and branch prediction
+DISTURBED = 0.1  # share of the cores that others may take before the benchmark warns
 WARMUP_CALLS = 3  # at least; the first of a compiled model compiles
 
 Rounds = list[list[float]]  # milliseconds of each call, by round
@@ -96,6 +100,7 @@ def speedup(baseline: Rounds, rounds: Rounds, seed: int) -> dict:
 
 
 def verdict(found: dict, noise: dict) -> str:
+    """faster, slower, or `no difference` where the interval overlaps the noise band (which always holds 1)."""
     if found["low"] <= max(noise["high"], 1.0) and found["high"] >= min(noise["low"], 1.0):
         return "no difference"
     return "faster" if found["ratio"] > 1 else "slower"
@@ -112,6 +117,22 @@ def check_accuracy(backends: dict[str, Backend], rows: np.ndarray, batch: int) -
     return found
 
 
+def final_status(backend: Backend, accuracy: dict | None) -> str:
+    if accuracy and accuracy["failed"]:
+        return f"failed: accuracy ({'; '.join(accuracy['failed'])})"
+    return backend.status
+
+
+def check_sizes(rows: np.ndarray, *, largest: int, context: int, max_batch: int) -> None:
+    if largest > max_batch:
+        raise PicollmError(f"benchmark.batches: {largest} exceeds engine.max_batch = {max_batch}")
+    if rows.shape[1] != context + 1 or len(rows) < largest:
+        raise PicollmError(
+            f"the validation split has {len(rows)} rows of {rows.shape[1] - 1} tokens; the benchmark needs at least "
+            f"{largest} (the largest of benchmark.batches) of {context} (the model's context)"
+        )
+
+
 def benchmark(
     subject: Subject, names: list[str], rows: np.ndarray, *, batches: list[int], gate_rows: int, protocol: Protocol
 ) -> tuple[dict, list[dict]]:
@@ -122,26 +143,15 @@ def benchmark(
     """
     model, largest = subject.model, max(batches)
     context = model.config.context
-    if largest > subject.manifest["max_batch"]:
-        raise PicollmError(f"benchmark.batches: {largest} exceeds engine.max_batch = {subject.manifest['max_batch']}")
-    if rows.shape[1] != context + 1 or len(rows) < largest:
-        raise PicollmError(
-            f"the validation split has {len(rows)} rows of {rows.shape[1] - 1} tokens; the benchmark needs at least "
-            f"{largest} (the largest of benchmark.batches) of {context} (the model's context)"
-        )
-    load_before = os.getloadavg()
+    check_sizes(rows, largest=largest, context=context, max_batch=subject.manifest["max_batch"])
     backends = {name: load_backend(name, subject) for name in dict.fromkeys([REFERENCE, *names])}
     accuracy = check_accuracy(backends, rows[:gate_rows], largest)
-    status = {
-        name: f"failed: accuracy ({'; '.join(accuracy[name]['failed'])})"
-        if name in accuracy and accuracy[name]["failed"]
-        else backend.status
-        for name, backend in backends.items()
-    }
+    status = {name: final_status(backend, accuracy.get(name)) for name, backend in backends.items()}
     runs = {name: backend.run for name, backend in backends.items() if status[name] == "ok"}
     runs[AGAIN] = runs[REFERENCE]
 
     results, samples = [], []
+    meter = CpuMeter()
     bar = tqdm(total=len(batches) * protocol.rounds * len(runs), desc="benchmark", unit=" blocks", disable=None)
     for batch in batches:
         starts = np.linspace(0, len(rows) - batch, INPUTS).astype(int)
@@ -155,6 +165,9 @@ def benchmark(
             for ms in block
         ]
     bar.close()
+    others = meter.others()
+    if others and sum(others.values()) > DISTURBED * (os.cpu_count() or 1):
+        log.warning("other processes took %.1f cores meanwhile: measure again when it is quiet", sum(others.values()))
     report = {
         "model": {"config": model.config.to_dict(), "parameters": model.parameter_counts(),
                   "checkpoint_sha256": subject.manifest["checkpoint_sha256"]},
@@ -166,7 +179,7 @@ def benchmark(
             "gate_rows": min(gate_rows, len(rows)),
             "tf32": torch.backends.cuda.matmul.allow_tf32,
         },
-        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "other_processes": others,
         "limits": thresholds(),
         "backends": {
             name: {"status": status[name], "precision": backend.precision, "load_seconds": backend.load_seconds,

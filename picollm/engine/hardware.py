@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,3 +75,28 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+class CpuMeter:
+    """What other processes took from this machine's CPU since the meter was made: a benchmark's disturbance."""
+
+    def __init__(self) -> None:
+        self.start = self.read()
+
+    @staticmethod
+    def read() -> tuple[float, float, float, float] | None:
+        """Seconds: clock, CPU time of all processes, of this one, and stolen by the hypervisor; None without /proc."""
+        try:
+            jiffies = [int(x) for x in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+        except OSError:
+            return None
+        user, nice, system, _idle, _iowait, irq, softirq, steal = (x / os.sysconf("SC_CLK_TCK") for x in jiffies)
+        return time.perf_counter(), user + nice + system + irq + softirq, sum(os.times()[:4]), steal
+
+    def others(self) -> dict[str, float] | None:
+        """Mean number of cores that others kept busy, and that the hypervisor withheld."""
+        now = self.read()
+        if now is None or self.start is None:
+            return None
+        clock, everyone, own, steal = (b - a for a, b in zip(self.start, now, strict=True))
+        return {"busy_cores": max(0.0, everyone - own) / clock, "stolen_cores": steal / clock}

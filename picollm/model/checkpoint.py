@@ -65,9 +65,9 @@ def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer
         raise PicollmError(f"{weights_path} is missing: run the rule pretrain") from None
     except SafetensorError as error:
         raise PicollmError(f"{weights_path} is damaged ({error}): delete it and run pretrain again") from None
-    if model.config.tied and "embedding.weight" in state:
-        state["head.weight"] = state["embedding.weight"]
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.config.tied:
+        del expected["head.weight"]
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
         name = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))[0]
@@ -75,5 +75,5 @@ def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer
             f"{weights_path} does not fit {config_path}: {name} has shape {found.get(name, 'none')}, "
             f"the config asks for {expected.get(name, 'none')}"
         )
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # a tied head is stored once; every other name was compared above
     return model.eval()

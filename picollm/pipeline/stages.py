@@ -1,11 +1,12 @@
 """dvc.yaml from Snakemake's rules: one stage per rule, so that there is one graph and two drivers.
 
-A stage's deps are the rule's inputs and code files, its params the config sections it gets, its outs the rule's outputs:
-`manifest.json` stands for its whole folder, and files under reports/metrics/ are metrics that git keeps.
+A stage's deps are the rule's inputs and code files, its params the config sections it gets, its outs the rule's
+outputs: `manifest.json` stands for its whole folder, and files under reports/metrics/ are metrics that git keeps.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def dvc_yaml(stages: list[Stage]) -> str:
         {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
     ]
     return HEADER + yaml.safe_dump({"stages": entries, "plots": plots}, sort_keys=False, width=120)
+
+
+def check_writable(stages: list[Stage], root: Path) -> None:
+    """Raises PicollmError where an output's folder can't be written; Snakemake would show a traceback, and late."""
+    for folder in sorted({root / path for stage in stages for path in map(os.path.dirname, stage.outputs)}):
+        while not folder.exists():
+            folder = folder.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PicollmError(f"{folder} can't be written (read-only, or another user's): make it writable first")
 
 
 def check_dvc_yaml(stages: list[Stage], path: Path, write: bool) -> None:

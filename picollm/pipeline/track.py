@@ -56,7 +56,8 @@ def run(command: list[str], root: Path) -> str:
 def track(root: Path) -> list[str]:
     """Commit every proven stage that dvc.lock does not hold yet or holds with other hashes; their names."""
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    proven = [rule for rule in proven_rules(run(["snakemake", "--summary", "--cores", "all"], root), root) if rule in stages]
+    summary = run(["snakemake", "--summary", "--cores", "all"], root)
+    proven = [rule for rule in proven_rules(summary, root) if rule in stages]
     if not proven:
         return []
     known = json.loads(run(["dvc", "status", "--json", *proven], root))

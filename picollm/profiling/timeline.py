@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def spans(pairs: list[tuple[float, float]]) -> np.ndarray:
 
 def read_nsys(path: str | Path) -> Timeline:
     """An export of `nsys export --type sqlite`. Raises PicollmError where it holds no NVTX ranges."""
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         named = defaultdict(list)
         if "NVTX_EVENTS" in tables:
@@ -67,7 +68,7 @@ def read_kineto(path: str | Path) -> Timeline:
         if event.get("ph") != "X":
             continue
         span = (event["ts"] * 1e3, (event["ts"] + event["dur"]) * 1e3)
-        if event.get("cat") == "user_annotation":
+        if event.get("cat") == "user_annotation" and "#" not in event["name"]:  # `Optimizer.step#AdamW` is torch's own
             named[event["name"]].append(span)
         elif event.get("cat") in KINETO_GPU:
             gpu.append(span)

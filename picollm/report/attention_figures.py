@@ -143,6 +143,7 @@ def dendrogram_figure(linkage_matrix: NDArray, names: list[str], labels: list[st
         tick.set_color(colour[tick.get_text()])
     if noise is not None:
         axis.axhline(noise, color=ACCENT, linestyle="--", linewidth=1)
-        axis.annotate("noise floor", (1, noise), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=ACCENT)
+        corner = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axis.annotate("noise floor", (1, noise), color=ACCENT, **corner)
     axis.set_ylabel("distance")
     return figure

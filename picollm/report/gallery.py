@@ -32,7 +32,7 @@ class Gallery:
 
 
 def embedded(manifest_path: str | Path) -> dict[str, dict]:
-    """File name -> its manifest entry and `uri`, the picture as a data: URI. Raises PicollmError where one is damaged."""
+    """File name -> its entry and `uri`, the picture as a data: URI. Raises PicollmError where one is damaged."""
     figures = {}
     for entry in read_json(manifest_path)["figures"]:
         file = prove(manifest_path, entry, "draw_figures")

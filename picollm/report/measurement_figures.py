@@ -52,7 +52,8 @@ def step_timeline(profile: dict) -> Figure:
     for span in spans:
         y = lanes.index(span["name"])
         colour = MUTED if span["name"] == "step" else ACCENT
-        axis.barh(y, span["end_ms"] - span["start_ms"], left=span["start_ms"], height=0.7, color=colour, edgecolor="white")
+        start, end = span["start_ms"], span["end_ms"]
+        axis.barh(y, end - start, left=start, height=0.7, color=colour, edgecolor="white")
     axis.set_yticks(range(len(lanes)), lanes)
     axis.invert_yaxis()
     axis.set_xlabel("milliseconds")

@@ -22,9 +22,7 @@ def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
         f"{data['validation_tokens']:,} held out.",
         training_line(training),
         heads_line(heads),
-        f"Families: {metrics['clusters']['clusters']} clusters, {metrics['clusters']['stable_clusters']} of them stable "
-        f"under resampled sentences; agreement with layers {metrics['clusters']['rand_layers']:.2f}, "
-        f"with classes {metrics['clusters']['rand_labels']:.2f} (adjusted Rand index).",
+        families_line(metrics["clusters"]),
         speed_line(benchmark),
     ]
 
@@ -35,6 +33,14 @@ def training_line(training: dict) -> str:
     return (
         f"Model: {training['parameters'] / 1e6:.1f} M parameters after {training['tokens']:,} tokens: validation loss "
         f"{loss:.2f} nats, {verdict} than a bigram ({bigram:.2f}; unigram {training['unigram_loss']:.2f})."
+    )
+
+
+def families_line(clusters: dict) -> str:
+    return (
+        f"Families: {clusters['clusters']} clusters, {clusters['stable_clusters']} of them stable under resampled "
+        f"sentences; agreement with layers {clusters['rand_layers']:.2f}, with classes {clusters['rand_labels']:.2f} "
+        "(adjusted Rand index)."
     )
 
 

@@ -1,0 +1,120 @@
+"""Bad input of the whole pipeline: one clear line, exit code not 0, nothing half-written."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import workspace
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return workspace.create(tmp_path_factory.mktemp("repository") / "bad")
+
+
+@pytest.fixture(autouse=True)
+def fresh_config(project):
+    yield
+    shutil.copy(project.path / "presets/smoke.yaml", project.path / "config.yaml")
+
+
+def said(text: str) -> str:
+    """The one line that is meant for a person."""
+    lines = [line for line in text.splitlines() if line.startswith("picollm: ")]
+    assert len(lines) == 1 and "Traceback" not in text, text
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("pretrain", {"lrr": 1}, ["pretrain.lrr", "did you mean lr"]),
+        ("pretrain", {"lr": "4e-3"}, ["pretrain.lr", "'4e-3'", "number"]),
+        ("corpus", {"source": "books"}, ["corpus.source", "'books'", "enwiki-sample"]),
+        ("corpus", {"source": "local", "path": "nowhere"}, ["corpus.path", "nowhere"]),
+        ("model", {"d_model": 30}, ["model.d_model", "30", "14"]),
+    ],
+)
+def test_wrong_config_stops_the_snakefile(project, section, values, words):
+    project.set(section, **values)
+    line = said(project.snakemake("-n", ok=False))
+    assert all(word in line for word in words), line
+    assert not (project.path / "data").exists()
+
+
+@pytest.mark.parametrize("override", [("--config", "report=1"), ("--configfile", "presets/wikitext-103.yaml")])
+def test_overrides_on_the_command_line_are_refused(project, override):
+    line = said(project.snakemake("-n", *override, ok=False))
+    assert "refused" in line and "edit config.yaml" in line
+
+
+def test_edited_rules_without_dvc_yaml_are_refused(project):
+    rules = project.path / "rules/data.smk"
+    original = rules.read_text()
+    rules.write_text(original.replace('metrics="reports/metrics/data.json"', 'metrics="reports/metrics/text.json"'))
+    assert "picollm dvc-yaml" in said(project.snakemake("-n", ok=False))
+    rules.write_text(original)
+    project.snakemake("-n")
+
+
+def test_empty_corpus_file(project):
+    (project.path / "text").mkdir(exist_ok=True)
+    (project.path / "text/a.txt").write_text("")
+    project.set("corpus", source="local", path="text")
+    project.picollm("dvc-yaml")
+    text = project.snakemake("prepare_corpus", ok=False)
+    assert "prepare_corpus: FAILED: text/a.txt is empty" in text
+    assert not list((project.path / "data").rglob("*.parquet*"))
+    shutil.copy(project.path / "presets/smoke.yaml", project.path / "config.yaml")
+    project.picollm("dvc-yaml")
+
+
+def test_missing_sentences(project):
+    project.set("attention", sentences="nowhere.yaml")
+    project.picollm("dvc-yaml")
+    assert "nowhere.yaml" in project.snakemake("-n", ok=False)
+    shutil.copy(project.path / "presets/smoke.yaml", project.path / "config.yaml")
+    project.picollm("dvc-yaml")
+
+
+def test_presets_plan_the_whole_graph(project):
+    shutil.copy(project.path / "presets/wikitext-103.yaml", project.path / "config.yaml")
+    assert len(project.planned()) == 11
+
+
+def test_read_only_output_folder(project):
+    folder = project.path / "reports"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o555)
+    command = ["snakemake", "--cores", "all", "prepare_corpus"]
+    if os.geteuid() == 0:  # root ignores modes unless these are dropped
+        drop = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", "--", *command]
+    try:
+        line = said(project.run(*command, ok=False))
+    finally:
+        folder.chmod(0o755)
+    assert "reports can't be written" in line
+
+
+def test_second_run_at_once_is_refused(project):
+    command = ["snakemake", "--cores", "all", "tokenize_pack"]
+    first = subprocess.Popen(
+        command, cwd=project.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=workspace.ENVIRONMENT | {"PYTHONPATH": str(project.path)},
+    )  # fmt: skip
+    try:
+        locks = project.path / ".snakemake/locks"
+        deadline = time.monotonic() + 60
+        while not (locks.exists() and any(locks.iterdir())):
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "Directory cannot be locked" in project.run(*command, ok=False)
+        assert first.wait(timeout=120) == 0
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+    assert (project.path / "data/tokens/manifest.json").exists()

@@ -1,0 +1,182 @@
+"""The configuration: the files that ship are complete, and every mistake gives one line that says what is allowed."""
+
+import inspect
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from picollm import config
+from picollm.data.corpora import Source
+from picollm.data.packing import tokenize_pack
+from picollm.errors import PicollmError
+from picollm.model.compute import set_up
+from picollm.model.training import TrainingConfig
+from picollm.model.transformer import ModelConfig
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = [ROOT / "config.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
+KNOWN = {f"{name}.{key}" for name, field in config.Config.model_fields.items() for key in field.annotation.model_fields}
+REMOVED = object()
+
+
+def document():
+    return yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8"))
+
+
+def changed(**edits):
+    """The smoke preset with `section__key=value`, or `section=value`, put in or taken out."""
+    values = deepcopy(document())
+    for name, value in edits.items():
+        *sections, key = name.split("__")
+        target = values[sections[0]] if sections else values
+        if value is REMOVED:
+            del target[key]
+        else:
+            target[key] = value
+    return values
+
+
+def refusal(action, *arguments):
+    with pytest.raises(PicollmError) as caught:
+        action(*arguments)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_files_are_valid_and_list_every_key(path):
+    on_disk = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert {f"{name}.{key}" for name, section in on_disk.items() for key in section} == KNOWN
+    assert config.load(path) == on_disk, "validation must not change a value"
+
+
+def test_there_is_a_preset_beside_the_configuration_in_force():
+    assert {path.stem for path in SHIPPED} >= {"config", "smoke", "wikitext-103"}
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        # unknown keys
+        ({"pretrain__batch_row": 16}, ["pretrain.batch_row = 16", "not a known key", "did you mean batch_rows?"]),
+        ({"tokens__zzz": 1}, ["tokens.zzz = 1", "allowed are context, shard_rows"]),
+        ({"pretrian": {"lr": 1}}, ["pretrian", "did you mean pretrain?"]),
+        # wrong types
+        ({"pretrain__lr": "4e-3"}, ["pretrain.lr = '4e-3' (str)", "write 0.004"]),
+        ({"pretrain__length": 2.5}, ["pretrain.length = 2.5 (float)", "integer"]),
+        ({"pretrain__length": "20"}, ["pretrain.length = '20' (str)", "integer"]),
+        ({"pretrain__seed": True}, ["pretrain.seed = True (bool)", "integer"]),
+        ({"pretrain__warmup": False}, ["pretrain.warmup = False (bool)", "number"]),
+        ({"model__tied": 1}, ["model.tied = 1 (int)", "boolean"]),
+        ({"report__title": 7}, ["report.title = 7 (int)", "string"]),
+        ({"benchmark__batches": 4}, ["benchmark.batches = 4 (int)", "list"]),
+        ({"engine__compute_capabilities": [8.6]}, ["engine.compute_capabilities.0 = 8.6 (float)", "'8.6'"]),
+        ({"corpus__hub": None}, ["corpus.hub = None", "string"]),
+        ({"heads": None}, ["heads = None", "dictionary"]),
+        ({"heads": [1]}, ["heads = [1] (list)", "dictionary"]),
+        # out of range
+        ({"model__d_ff": 0}, ["model.d_ff = 0 (int)", "greater than 0"]),
+        ({"model__dropout": 1.0}, ["model.dropout = 1.0", "less than 1"]),
+        ({"model__rope_theta": float("inf")}, ["model.rope_theta = inf", "finite"]),
+        ({"corpus__fraction": 0.0}, ["corpus.fraction = 0.0", "greater than 0"]),
+        ({"corpus__fraction": 1.01}, ["corpus.fraction = 1.01", "less than or equal to 1"]),
+        ({"tokens__context": 4}, ["tokens.context = 4", "greater than or equal to 8"]),
+        ({"pretrain__lr": float("nan")}, ["pretrain.lr = nan", "less than or equal to 10"]),
+        ({"pretrain__seed": -1}, ["pretrain.seed = -1", "greater than or equal to 0"]),
+        ({"benchmark__batches": [1, 0]}, ["benchmark.batches.1 = 0", "greater than 0"]),
+        ({"benchmark__batches": []}, ["benchmark.batches = []", "at least 1"]),
+        ({"pretrain__unit": "hours"}, ["pretrain.unit = 'hours'", "'steps' or 'epochs'"]),
+        ({"benchmark__backends": ["onnx"]}, ["benchmark.backends.0 = 'onnx'", "'eager-fp32'"]),
+        # missing
+        ({"pretrain__seed": REMOVED}, ["pretrain.seed is missing", "presets/"]),
+        ({"heads": REMOVED}, ["heads is missing", "presets/"]),
+        # keys that must fit each other
+        ({"corpus__source": "local"}, ["corpus.path must name a folder when corpus.source is local"]),
+        ({"corpus__source": "local", "corpus__path": ""}, ["corpus.path must name a folder"]),
+        ({"model__d_model": 30}, ["model.d_model = 30", "2 x model.n_heads = 14"]),
+        ({"model__d_model": 21}, ["model.d_model = 21", "2 x model.n_heads = 14"]),
+        ({"model__rope_cache": 63}, ["model.rope_cache = 63", "tokens.context = 64"]),
+    ],
+)
+def test_each_mistake_is_one_line_with_file_key_and_what_is_allowed(edits, words):
+    text = refusal(config.check, changed(**edits), "my.yaml")
+    assert text.startswith("my.yaml: ")
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"model__rope_cache": 64, "tokens__context": 64},
+        {"model__d_model": 14, "model__n_heads": 7},
+        {"corpus__source": "local", "corpus__path": "texts"},
+        {"pretrain__warmup": 1, "pretrain__final_lr": 0},  # a whole number is a number
+        {"heads__window": 64, "tokens__context": 8},
+        {"corpus__fraction": 1.0},
+    ],
+)
+def test_the_ends_of_the_ranges_are_allowed(edits):
+    assert config.check(changed(**edits)) == changed(**edits)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["must hold sections", "corpus", "report"]),
+        ("- corpus\n", ["must hold sections"]),
+        ("corpus: {\nsource", ["is not YAML"]),
+        ("corpus: *missing\n", ["is not YAML"]),
+    ],
+)
+def test_what_is_no_configuration_at_all(tmp_path, text, words):
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    message = refusal(config.load, path)
+    assert message.startswith(str(path))
+    assert all(word in message for word in words)
+
+
+def test_a_number_that_yaml_reads_as_text_is_explained(tmp_path):
+    path = tmp_path / "config.yaml"
+    source = (ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8")
+    assert "\n  lr: 0.004 " in source
+    path.write_text(source.replace("\n  lr: 0.004 ", "\n  lr: 4e-3 "), encoding="utf-8")
+    assert "pretrain.lr = '4e-3' (str)" in refusal(config.load, path)
+
+
+def test_a_missing_or_foreign_file_is_one_line(tmp_path):
+    assert "is missing" in refusal(config.load, tmp_path / "config.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"report: {title: caf\xe9}\n")
+    assert "is not YAML" in refusal(config.load, tmp_path / "latin.yaml")
+
+
+def test_overrides_on_the_command_line_are_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(document()), encoding="utf-8")
+    config.refuse_overrides(document(), str(path))
+    for merged in (changed(pretrain__lr=0.005), changed(extra=1), changed(report=REMOVED)):
+        text = refusal(config.refuse_overrides, merged, str(path))
+        assert "--config and --configfile are refused" in text and f"edit {path}" in text
+
+
+def keywords(function):
+    return {name for name, p in inspect.signature(function).parameters.items() if p.kind is not p.POSITIONAL_ONLY}
+
+
+@pytest.mark.parametrize(
+    ("section", "consumed"),
+    [
+        ("corpus", {field.name for field in fields(Source)}),
+        ("tokens", keywords(tokenize_pack) - {"sources", "manifest_path"}),
+        ("compute", keywords(set_up)),
+        ("model", {field.name for field in fields(ModelConfig)} - {"vocab_size", "context"}),
+        ("pretrain", {field.name for field in fields(TrainingConfig)}),
+    ],
+)
+def test_a_section_holds_exactly_what_its_consumer_takes(section, consumed):
+    assert set(config.Config.model_fields[section].annotation.model_fields) == consumed

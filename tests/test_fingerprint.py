@@ -1,0 +1,212 @@
+"""What makes a rule stale, what DVC is told about it, and which finished rules are believed."""
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from picollm.data.files import write_json
+from picollm.data.manifest import describe
+from picollm.errors import PicollmError
+from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
+from picollm.pipeline.stages import HEADER, Stage, check_dvc_yaml, dvc_yaml
+from picollm.pipeline.track import proven_rules
+
+ROOT = Path(__file__).parents[1]
+
+PACKAGE = {
+    "workflow_scripts/train.py": "import os\nfrom picollm.model.loop import train\n",
+    "workflow_scripts/draw.py": "from picollm.report import figures as f, style\nimport picollm.data.files\n",
+    "workflow_scripts/plain.py": "import json\n",
+    "picollm/__init__.py": "",
+    "picollm/model/__init__.py": "",
+    "picollm/model/loop.py": "from picollm.model.net import Net\nimport picollmx.other\n",
+    "picollm/model/net.py": "def build():\n    from picollm.data.files import read\n    return read\n",
+    "picollm/data/files.py": "class Lazy:\n    def go(self):\n        import picollm.data.cycle as c\n",
+    "picollm/data/cycle.py": "from picollm.data import files\nfrom picollm.data.absent import nothing\n",
+    "picollm/report/figures.py": "TEXT = 'import picollm.model.net'  # from picollm.model.loop import train\n",
+    "picollm/report/style.py": "from picollm.data.files import Lazy\n",
+    "picollm/unused.py": "from picollm.model.loop import train\n",
+}
+CLOSURES = {
+    "train": {"model/loop", "model/net", "data/files", "data/cycle"},
+    "draw": {"report/figures", "report/style", "data/files", "data/cycle"},
+    "plain": set(),
+}
+
+
+@pytest.fixture
+def package(tmp_path):
+    for name, text in PACKAGE.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def script(rule):
+    return Path("workflow_scripts") / f"{rule}.py"
+
+
+@pytest.mark.parametrize("rule", CLOSURES)
+def test_a_rule_depends_on_what_its_script_reaches(package, rule):
+    expected = {script(rule)} | {Path(f"picollm/{module}.py") for module in CLOSURES[rule]}
+    assert code_files(script(rule), package) == tuple(sorted(expected))
+
+
+@pytest.mark.parametrize("rule", CLOSURES)
+def test_only_the_bytes_of_those_files_change_the_fingerprint(package, rule):
+    files = code_files(script(rule), package)
+    before = fingerprint(files, package)
+    assert len(before) == 64
+    for name, text in PACKAGE.items():
+        path = package / name
+        os.utime(path, (1, 1))
+        assert fingerprint(files, package) == before, "a touch is no change"
+        path.write_text(text + "# edited\n")
+        assert (fingerprint(files, package) != before) == (Path(name) in files), name
+        path.write_text(text)
+    assert fingerprint(files, package) == before, "back and forth is no change"
+
+
+def test_swapped_contents_and_another_folder(package, tmp_path_factory):
+    files = code_files(script("train"), package)
+    before = fingerprint(files, package)
+    a, b = package / files[0], package / files[1]
+    text_a, text_b = a.read_text(), b.read_text()
+    a.write_text(text_b)
+    b.write_text(text_a)
+    assert fingerprint(files, package) != before
+    elsewhere = tmp_path_factory.mktemp("clone")
+    for name, text in PACKAGE.items():
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / name).write_text(text)
+    assert fingerprint(code_files(script("train"), elsewhere), elsewhere) == before, "where it lies does not matter"
+
+
+def test_the_assumptions_of_the_fingerprint_hold_in_this_repository():
+    for path in (ROOT / "picollm").rglob("*.py"):
+        if path.name == "__init__.py":
+            assert path.read_text() == "", f"{path}: code in it would be in no fingerprint"
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: a relative import is not followed"
+            assert not (isinstance(node, ast.Attribute) and node.attr == "import_module"), f"{path}: nor is this"
+    scripts = sorted((ROOT / "workflow_scripts").glob("*.py"))
+    assert scripts
+    for path in scripts:
+        files = code_files(path.relative_to(ROOT), ROOT)
+        assert Path("picollm/pipeline/job.py") in files
+        assert Path("picollm/config.py") not in files, "an edit of it would make everything stale"
+        assert all((ROOT / file).is_file() for file in files)
+        assert set(imported_modules(path, ROOT)) < set(files)
+
+
+STAGES = [
+    Stage("prepare", [], ["data/corpus/train.parquet"], ["corpus"], ["workflow_scripts/prepare.py"]),
+    Stage(
+        "measure",
+        ["data/tokens/manifest.json", "data/corpus/train.parquet", "data/tokens/manifest.json"],
+        ["reports/measure.json", "data/engine/manifest.json", "reports/metrics/measure.json"],
+        ["compute", "benchmark"],
+        ["workflow_scripts/measure.py", "picollm/errors.py"],
+    ),
+]
+
+
+def test_stages_of_dvc():
+    text = dvc_yaml(STAGES)
+    assert text.startswith(HEADER)
+    stages = yaml.safe_load(text)["stages"]
+    assert list(stages) == ["prepare", "measure"]
+    measure = stages["measure"]
+    assert measure["deps"] == [
+        "data/corpus/train.parquet", "data/tokens", "picollm/errors.py", "workflow_scripts/measure.py",
+    ]  # fmt: skip
+    assert measure["params"] == [{"config.yaml": ["benchmark", "compute"]}]
+    assert measure["outs"] == ["data/engine", "reports/measure.json"], "a manifest stands for its folder"
+    assert measure["metrics"] == [{"reports/metrics/measure.json": {"cache": False}}]
+    assert measure["cmd"].startswith("snakemake --cores all") and measure["cmd"].endswith(
+        "--allowed-rules measure -- measure"
+    )
+    assert "metrics" not in stages["prepare"]
+
+
+def test_dvc_yaml_is_written_when_asked_and_refused_when_it_drifts(tmp_path):
+    path = tmp_path / "dvc.yaml"
+    with pytest.raises(PicollmError, match="run `picollm dvc-yaml`"):
+        check_dvc_yaml(STAGES, path, write=False)
+    assert not path.exists()
+    check_dvc_yaml(STAGES, path, write=True)
+    assert path.read_text() == dvc_yaml(STAGES)
+    check_dvc_yaml(STAGES, path, write=False)
+    for drifted in (STAGES[:1], [STAGES[0], Stage("measure", [], ["reports/measure.json"], ["compute"])]):
+        with pytest.raises(PicollmError, match="differs from what the rules and config.yaml say"):
+            check_dvc_yaml(drifted, path, write=False)
+    assert path.read_text() == dvc_yaml(STAGES)
+
+
+def table(*rows):
+    """The text of `snakemake --summary` for rows of (output, rule, changes of the other cells)."""
+    lines = ["output_file\tdate\trule\tlog-file(s)\tstatus\tplan"]
+    for output, rule, changes in rows:
+        cells = {
+            "date": "Mon May  5 10:00:00 2025",
+            "log": f"logs/{rule}.log",
+            "status": "ok",
+            "plan": "no update",
+        } | changes
+        lines.append("\t".join([output, cells["date"], rule, cells["log"], cells["status"], cells["plan"]]))
+    return "Building DAG of jobs...\n" + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"log": "-"},  # no metadata: Snakemake never saw the run
+        {"plan": "update pending"},
+        {"status": "missing", "date": "-", "plan": "update pending"},
+        {"status": "missing", "date": "-"},
+        {"status": "updated input files", "plan": "update pending"},
+        {"status": "params changed"},
+    ],
+)
+def test_a_rule_counts_only_if_all_its_outputs_are_current(tmp_path, changes):
+    good = table(("a.txt", "one", {}), ("b.txt", "two", {}), ("c.txt", "two", {}))
+    assert proven_rules(good, tmp_path) == ["one", "two"]
+    for first, second in (({}, changes), (changes, {})):
+        text = table(("a.txt", "one", {}), ("b.txt", "two", first), ("c.txt", "two", second))
+        assert proven_rules(text, tmp_path) == ["one"]
+
+
+def test_lines_that_are_no_table_are_passed_over(tmp_path):
+    assert proven_rules("", tmp_path) == []
+    assert proven_rules("Building DAG of jobs...\nNothing\tto\tsee\n" + table(), tmp_path) == []
+
+
+def write_manifest(folder):
+    folder.mkdir()
+    for name in ("a.arrow", "b.arrow"):
+        (folder / name).write_bytes(name.encode() * 10)
+    entries = {"train": [describe(folder / "a.arrow")], "deep": {"er": describe(folder / "b.arrow")}}
+    write_json(folder / "manifest.json", {"format": 1, "splits": entries})
+
+
+@pytest.mark.parametrize("fault", ["bit", "longer", "lost", "no manifest", "manifest cut"])
+def test_a_manifest_that_does_not_verify_disproves_its_rule(tmp_path, fault):
+    write_manifest(tmp_path / "tokens")
+    text = table(("tokens/manifest.json", "pack", {}), ("metrics.json", "pack", {}), ("other.json", "other", {}))
+    assert proven_rules(text, tmp_path) == ["pack", "other"]
+    shard, manifest = tmp_path / "tokens" / "b.arrow", tmp_path / "tokens" / "manifest.json"
+    if fault == "bit":
+        shard.write_bytes(b"B" + shard.read_bytes()[1:])
+    elif fault == "longer":
+        shard.write_bytes(shard.read_bytes() + b"x")
+    elif fault == "lost":
+        shard.unlink()
+    elif fault == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text(manifest.read_text()[:50])
+    assert proven_rules(text, tmp_path) == ["other"]

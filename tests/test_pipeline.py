@@ -1,0 +1,123 @@
+"""The whole pipeline for real, with the smoke preset: one run, then what people do to it. Tests build on each other."""
+
+import json
+import re
+
+import pytest
+import workspace
+import yaml
+
+STAGES = {
+    "prepare_corpus", "tokenize_pack", "pretrain", "extract_attention", "classify_heads", "cluster_heads",
+    "trt_compile", "trt_benchmark", "nsys_capture", "draw_figures", "final_report",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    project = workspace.create(tmp_path_factory.mktemp("repository") / "with space")
+    project.snakemake("reports/final.html")
+    project.commit("a run")
+    return project
+
+
+def test_both_tools_say_that_nothing_is_to_be_done(project):
+    assert project.planned() == set()
+    assert project.changed() == set()
+    assert set(yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]) == STAGES
+
+
+def test_report_needs_no_network_and_names_what_was_not_run(project):
+    html = (project.path / "reports/final.html").read_text()
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|url\(\s*["']?http|@import|<script""", html)
+    assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
+    assert html.count('src="data:image/') == 7 + 2 * 10
+    benchmark = json.loads((project.path / "reports/benchmark.json").read_text())
+    assert benchmark["backends"]["tensorrt"]["status"] in html
+
+
+def test_summary_is_five_lines(project):
+    assert len(project.picollm("summary").splitlines()) == 5
+
+
+def test_no_artefact_holds_the_path_of_the_project(project):
+    needle = str(project.path).encode()
+    artefacts = [p for folder in ("data", "reports") for p in (project.path / folder).rglob("*") if p.is_file()]
+    assert len(artefacts) > 40
+    # A trace records the script that ran, path and all; it is a recording of this machine.
+    assert [p for p in artefacts if needle in p.read_bytes() and p.name != "training.trace.json"] == []
+
+
+def test_metrics_are_flat_numbers(project):
+    files = sorted((project.path / "reports/metrics").glob("*.json"))
+    assert [p.stem for p in files] == ["benchmark", "clusters", "data", "heads", "profile", "training"]
+    for path in files:
+        values = json.loads(path.read_text())
+        assert 0 < len(values) <= 20
+        assert all(type(value) in (int, float) for value in values.values()), path
+
+
+def test_benchmark_settings_touch_the_benchmark_alone(project):
+    project.set("benchmark", gate_rows=9)
+    assert project.changed() == {"trt_benchmark"}
+    assert project.planned() == {"trt_benchmark", "draw_figures", "final_report"}
+    project.run("git", "checkout", "-q", "config.yaml")
+    assert project.changed() == project.planned() == set()
+
+
+def test_dvc_repro_reruns_what_depends_on_a_value_and_snakemake_agrees(project):
+    before = json.loads((project.path / "reports/metrics/clusters.json").read_text())
+    untouched = (project.path / "data/model/model.safetensors").stat().st_mtime_ns
+    project.set("clusters", max_k=2)
+    text = project.run("dvc", "repro")
+    ran = set(re.findall(r"Running stage '(\w+)'", text))
+    assert "cluster_heads" in ran and ran <= {"cluster_heads", "draw_figures", "final_report"}
+    assert project.planned() == project.changed() == set()
+    assert (project.path / "data/model/model.safetensors").stat().st_mtime_ns == untouched
+    after = json.loads((project.path / "reports/metrics/clusters.json").read_text())
+    assert after["clusters"] == 2
+    project.commit("two clusters")
+    shown = json.loads(project.run("dvc", "metrics", "diff", "--json", "HEAD~1"))
+    for key in before.keys() & after.keys():
+        assert (before[key] != after[key]) == (key in shown.get("reports/metrics/clusters.json", {}))
+
+
+def test_touched_code_is_not_stale_but_changed_code_is(project):
+    module = project.path / "picollm/attention/families.py"
+    module.touch()
+    assert project.planned() == project.changed() == set()
+    original = module.read_bytes()
+    module.write_bytes(original + b"# edited\n")
+    assert project.changed() == {"cluster_heads"}
+    assert project.planned() == {"cluster_heads", "draw_figures", "final_report"}
+    module.write_bytes(original)
+    config = project.path / "picollm/config.py"
+    config.write_text(config.read_text() + "# edited\n")
+    assert project.planned() == project.changed() == set()
+    project.run("git", "checkout", "-q", "picollm")
+
+
+def test_fresh_clone_with_pulled_data_has_nothing_to_do_in_dvc(project, tmp_path):
+    project.run("dvc", "remote", "add", "-f", "-d", "--local", "store", str(tmp_path / "store"))
+    project.run("dvc", "push", "-q")
+    clone = workspace.Workspace(tmp_path / "clone")
+    project.run("git", "clone", "-q", ".", str(clone.path))
+    clone.run("dvc", "remote", "add", "-d", "--local", "store", str(tmp_path / "store"))
+    clone.run("dvc", "pull", "-q")
+    assert clone.changed() == set()
+
+
+def test_damaged_shard_stops_training_with_one_line_and_keeps_nothing(project):
+    shard = project.path / "data/tokens/train-00000.arrow"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:2000] + bytes([good[2000] ^ 1]) + good[2001:])
+    text = project.snakemake("-R", "pretrain", "--", "pretrain", ok=False)
+    lines = [line for line in text.splitlines() if "FAILED" in line]
+    assert len(lines) == 1 and "pretrain: FAILED: data/tokens/train-00000.arrow is damaged" in lines[0]
+    assert "log: logs/pretrain.log" in lines[0]
+    assert not (project.path / "data/model/model.safetensors").exists()
+    locked = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
+    assert set(locked) == STAGES  # nothing was recorded over the good run
+    shard.write_bytes(good)
+    project.run("dvc", "checkout", "-q")
+    assert project.changed() == set()

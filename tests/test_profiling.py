@@ -1,0 +1,174 @@
+"""The timeline analyser on captures with known answers, and real captures with both profilers."""
+
+import json
+import shutil
+import sqlite3
+import sys
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+
+from picollm.errors import PicollmError
+from picollm.model.training import TrainingConfig
+from picollm.model.transformer import ModelConfig
+from picollm.profiling import capture, workload
+from picollm.profiling.timeline import analyse, intersection, length, metrics, read_kineto, read_nsys, spans, union
+
+MS = 1_000_000  # nanoseconds
+# (name, start, end) in ms: one warm-up step and two measured ones of 100 ms each, with a gap between them
+RANGES = [
+    ("warmup", 0, 50), ("step", 10, 40), ("data_wait", 10, 30),
+    ("step", 100, 200), ("data_wait", 100, 140), ("forward", 140, 190),
+    ("step", 220, 320), ("data_wait", 220, 240), ("forward", 240, 300),
+]  # fmt: skip
+# Busy inside the steps: 130-190 (two overlapping kernels and a copy) and 230-310 (a CUDA graph): 140 of 200 ms;
+# of the 60 ms in data_wait, 20 are busy (130-140, 230-240).
+GPU = [("KERNEL", 130, 160), ("KERNEL", 150, 180), ("MEMCPY", 180, 190), ("GRAPH_TRACE", 230, 310),
+       ("MEMSET", 205, 215)]  # fmt: skip
+EXPECTED_GPU = {"busy": 0.7, "idle": 0.3, "idle_during_data_wait": 0.2}
+
+
+def write_nsys(path, ranges=RANGES, gpu=GPU):
+    path.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE StringIds (id INTEGER, value TEXT)")
+        database.execute("CREATE TABLE NVTX_EVENTS (start INT, end INT, eventType INT, text TEXT, textId INT)")
+        for number, (name, start, end) in enumerate(ranges):
+            text = (None, number) if number % 2 else (name, None)  # registered and plain strings
+            database.execute("INSERT INTO StringIds VALUES (?, ?)", (number, name))
+            database.execute("INSERT INTO NVTX_EVENTS VALUES (?, ?, 59, ?, ?)", (start * MS, end * MS, *text))
+        database.execute("INSERT INTO NVTX_EVENTS VALUES (0, NULL, 75, 'a domain, no range', NULL)")
+        for table in {kind for kind, *_ in gpu}:
+            database.execute(f"CREATE TABLE CUPTI_ACTIVITY_KIND_{table} (start INT, end INT)")
+        for table, start, end in gpu:
+            database.execute(f"INSERT INTO CUPTI_ACTIVITY_KIND_{table} VALUES (?, ?)", (start * MS, end * MS))
+    return path
+
+
+def write_kineto(path, ranges=RANGES, gpu=GPU):
+    category = {"KERNEL": "kernel", "MEMCPY": "gpu_memcpy", "MEMSET": "gpu_memset", "GRAPH_TRACE": "kernel"}
+    spans = [("user_annotation", *row) for row in ranges] + [(category[kind], kind, *row) for kind, *row in gpu]
+    # The GPU's mirror of an annotation and torch's own annotations are no ranges of ours.
+    spans += [("gpu_user_annotation", "step", 0, 900), ("user_annotation", "Optimizer.step#AdamW.step", 100, 110)]
+    events = [{"ph": "X", "cat": cat, "name": name, "ts": start * 1e3, "dur": (end - start) * 1e3}
+              for cat, name, start, end in spans]  # fmt: skip
+    path.write_text(json.dumps({"traceEvents": [{"ph": "M", "name": "process_name"}, *events]}))
+    return path
+
+
+@pytest.fixture(params=["nsys", "kineto"])
+def read(request, tmp_path):
+    writer, reader = {"nsys": (write_nsys, read_nsys), "kineto": (write_kineto, read_kineto)}[request.param]
+    return lambda **content: reader(writer(tmp_path / "capture", **content))
+
+
+def test_shares_of_a_capture_with_known_answers(read):
+    found = analyse(read())
+    assert found["steps"] == {"n": 2, "total_ms": 200.0, "median_ms": 100.0, "p90_ms": 100.0}
+    assert found["ranges"]["data_wait"] == pytest.approx(
+        {"n": 2, "total_ms": 60.0, "median_ms": 30.0, "p90_ms": 38.0, "share": 0.3}
+    )
+    assert found["ranges"]["forward"]["share"] == pytest.approx(0.55)
+    assert set(found["ranges"]) == {"data_wait", "forward"}
+    assert found["other_share"] == pytest.approx(0.15)
+    assert found["gpu"] == pytest.approx(EXPECTED_GPU) and found["gpu_reason"] is None
+    assert found["timeline"][:2] == [{"name": "step", "start_ms": 0.0, "end_ms": 100.0},
+                                     {"name": "data_wait", "start_ms": 0.0, "end_ms": 40.0}]  # fmt: skip
+
+
+def test_without_gpu_activity_there_are_no_gpu_numbers(read):
+    found = analyse(read(gpu=[]))
+    assert found["gpu"] is None and found["gpu_reason"] == "no GPU activity in the capture"
+
+
+def test_a_capture_without_ranges_or_steps_is_refused(read):
+    with pytest.raises(PicollmError, match="recorded no"):
+        read(ranges=[])
+    with pytest.raises(PicollmError, match="no training step after the warm-up"):
+        analyse(read(ranges=RANGES[:3]))
+
+
+def test_metrics_are_flat_and_the_throughput_is_that_of_the_median_step(read):
+    report = analyse(read()) | {"workload": {"batch_rows": 4, "context": 25}}
+    found = metrics(report)
+    assert found["tokens_per_second"] == pytest.approx(1000)
+    assert found["gpu_busy"] == pytest.approx(0.7) and found["data_wait_share"] == pytest.approx(0.3)
+    assert len(found) <= 20 and all(isinstance(value, float) for value in found.values())
+
+
+def test_span_arithmetic_against_a_grid():
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        pairs = [[(int(a), int(a + b)) for a, b in draw.integers(1, 30, size=(5, 2))] for _ in range(2)]
+        grids = [np.zeros(80, bool), np.zeros(80, bool)]
+        for grid, group in zip(grids, pairs, strict=True):
+            for a, b in group:
+                grid[a:b] = True
+        x, y = (union(spans(group)) for group in pairs)
+        assert length(x) == grids[0].sum()
+        assert length(intersection(x, y)) == (grids[0] & grids[1]).sum()
+
+
+TRAINING = TrainingConfig(length=1, unit="steps", batch_rows=2, optimizer="adamw", lr=1e-3, muon_lr=0.02,
+                          weight_decay=0.1, warmup=0.1, final_lr=0.1, clip=1.0, autocast="none", compile="none",
+                          validate_every=1, validation_rows=2, snapshots=False, seed=1)  # fmt: skip
+
+
+def test_the_workload_marks_every_part_of_every_step(tmp_path):
+    rows = np.random.default_rng(0).integers(100, size=(8, 9)).astype(np.uint16)
+    shape = ModelConfig(100, 8, 28, 2, 7, 36, 0.0, True, 10000.0, 16)
+    trace = tmp_path / "training.trace.json"
+    said = workload.run(shape, TRAINING, rows, torch.device("cpu"), steps=4, warmup=2, trace=trace)
+    assert said == "eager"
+    found = analyse(read_kineto(trace))
+    assert found["steps"]["n"] == 4
+    assert {name: row["n"] for name, row in found["ranges"].items()} == dict.fromkeys(
+        ("data_wait", "h2d", "forward", "backward", "optimizer"), 4
+    )
+    assert 0 < sum(row["share"] for row in found["ranges"].values()) <= 1
+
+
+MARKED = """
+from picollm.profiling.nvtx import ranges
+for name in ("warmup", "step", "step"):
+    with ranges(name), ranges("data_wait"):
+        pass
+print("loss path: none")
+"""
+
+
+def test_nsys_records_our_ranges(tmp_path, monkeypatch):
+    if shutil.which("nsys") is None:
+        pytest.skip("nsys is not installed (.ci/install-nsys installs it on Debian)")
+    pytest.importorskip("nvtx", reason="without CUDA, nsys needs the package nvtx to see ranges")
+    monkeypatch.setattr(capture, "workload_command", lambda spec, scratch: [sys.executable, "-c", MARKED])
+    found = capture.capture("nsys", {}, tmp_path)
+    assert found.tool == "nsys" and found.file == tmp_path / "training.nsys-rep" and found.file.stat().st_size > 0
+    result = analyse(found.timeline)
+    assert result["steps"]["n"] == 2 and result["ranges"]["data_wait"]["n"] == 2
+    assert result["gpu"] is None or torch.cuda.is_available()
+
+
+def test_without_nsys_auto_takes_torch_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(PicollmError, match="nsys is not on PATH"):
+        capture.capture("nsys", {}, tmp_path)
+    script = tmp_path / "workload.py"
+    script.write_text(
+        "import shutil, sys\nprint('loss path: eager')\n"
+        f"shutil.copyfile({str(write_kineto(tmp_path / 'made.json'))!r}, sys.argv[-1])\n"
+    )
+    monkeypatch.setattr(capture, "workload_command", lambda spec, scratch: [sys.executable, str(script)])
+    found = capture.capture("auto", {}, tmp_path)
+    assert (found.tool, found.loss_path) == ("torch.profiler", "eager") and "not on PATH" in found.reason
+    assert analyse(found.timeline)["steps"]["n"] == 2
+
+
+def test_a_failing_workload_is_one_clear_line(tmp_path, monkeypatch):
+    command = [sys.executable, "-c", "import sys; sys.exit('workload: no tokens')"]
+    monkeypatch.setattr(capture, "workload_command", lambda spec, scratch: command)
+    with pytest.raises(PicollmError, match="failed with exit code 1: workload: no tokens"):
+        capture.capture("torch.profiler", {}, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,272 @@
+"""The report: its five lines, one HTML file that needs nothing from outside, and pictures whose bytes repeat."""
+
+import base64
+import html as html_entities
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jinja2 import UndefinedError
+from scipy.cluster.hierarchy import average
+from scipy.spatial.distance import squareform
+from synthetic import column, content_uniform, random_causal
+
+from picollm.data.files import write_json
+from picollm.errors import PicollmError
+from picollm.report import attention_figures as attention
+from picollm.report import html as html_module
+from picollm.report import measurement_figures as measurement
+from picollm.report.gallery import Gallery, embedded
+from picollm.report.html import render
+from picollm.report.style import LABEL_COLOURS
+from picollm.report.summary import NAMES, five_lines, lines
+
+TEMPLATE = Path(html_module.__file__).with_name("template.html.j2")
+CFG = {"report": {"title": "A run"}, "corpus": {"source": "enwiki-sample", "fraction": 0.5}}
+STATISTICS = ("kappa_self", "kappa_prev", "kappa_local", "kappa_sink", "non_sink", "broad", "positional", "content")
+HARDWARE = {
+    "device": "cpu", "cpu": {"model": "CPU & Co <9>", "cores": 2, "isa": ["avx2"]}, "memory_gib": 4.0, "gpu": None,
+    "threads": 2, "python": "3.11", "packages": {"torch": "2.0"},
+}  # fmt: skip
+
+
+def head(h):
+    label = ["diagonal", "global", "global", "sink"][h]
+    row = {
+        "name": f"L{h // 2}H{h % 2}",
+        "layer": h // 2,
+        "head": h % 2,
+        "label": label,
+        "tag": None,
+        "confidence": 0.5 + h / 10,
+    }
+    value = {"value": None, "low": None, "high": None} if h == 3 else {"value": 0.25, "low": 0.125, "high": 0.5}
+    return row | {"uncertain": h == 1, "raw_label": "mixed", "statistics": dict.fromkeys(STATISTICS, value)}
+
+
+def speedup(ratio, low, high):
+    return {"ratio": ratio, "low": low, "high": high, "verdict": "faster"}
+
+
+def timed(name, batch, p50, p90, **speedups):
+    speedups = {key.replace("_", "-"): value for key, value in speedups.items()}
+    return {"backend": name, "batch": batch, "status": "ok", "latency_ms": {"n": 9, "p50": p50, "p90": p90},
+            "tokens_per_s": 1e3 / p50, "speedups": speedups}  # fmt: skip
+
+
+def chapters():
+    count = dict.fromkeys(LABEL_COLOURS, 0)
+    labels = count | {"diagonal": 1, "global": 2, "sink": 1}
+    split = {"articles": 9, "words": 1234, "bytes": 7000, "tokens": 2000, "rows": 15, "dropped_tokens": 3}
+    training = {
+        "model": {"n_layers": 2, "n_heads": 2}, "parameters": 35_318_080, "parameters_non_embedding": 12_802_944,
+        "tokens": 61_440, "steps": 30, "train_loss": 6.5, "validation_loss": 6.25, "validation_perplexity": 518.0,
+        "validation_word_perplexity": 9000.0, "validation_bits_per_byte": 2.1, "unigram_loss": 7.75, "bigram_loss": 6.5,
+        "tokens_per_second": 900.0, "data_wait_share": 0.2, "loss_path": "eager",
+    }  # fmt: skip
+    heads = {
+        "n_layers": 2, "n_heads": 2, "heads": [head(h) for h in range(4)], "raw_labels": count | {"mixed": 4},
+        "labels": {key: {"count": n, "share": n / 4, "low": 0.0, "high": 0.75} for key, n in labels.items()},
+        "null": {"heads": 8, "labels": count | {"global": 6, "sink": 2}}, "raw_agreement": None, "raw_rule": "raw",
+        "sample": {"sentences": 6, "tokens": 88, "bootstraps": 100, "null_models": 2, "categories": {"simple": {}}},
+        "rule": ["first kappa"], "definitions": {"broad": "share"},
+        "thresholds": {"kappa": {"value": 0.25, "configured": 0.25, "null_percentile_99": None}},
+    }  # fmt: skip
+    cluster = {"cluster": 1, "size": 2, "mean_distance": 0.1, "stability": 0.9, "stable": True, "labels": {"global": 2}}
+    clusters = {
+        "distance": "Jensen-Shannon", "method": "average", "cophenetic": {"average": 0.9}, "faithful": True, "k": 2,
+        "silhouette": 0.4, "noise": {"mean_absolute_difference": 0.05},
+        "clusters": [cluster | {"heads": ["L0H0", "L0H1"]}],
+        "agreement": dict.fromkeys(("labels", "layers"), {"adjusted_rand": 0.1, "p": 0.2, "permutations": 99}),
+    }  # fmt: skip
+    engine = {
+        "target": "tensorrt-rtx", "compute_capabilities": ["8.9"], "precision": "fp16", "max_batch": 8, "context": 128,
+        "checkpoint_sha256": "ab" * 32, "hardware": HARDWARE, "files": [{"file": "a.plan", "bytes": 5_000_000}],
+        "build_seconds": {"a.plan": 1.5},
+    }  # fmt: skip
+    accuracy = {"mean_kl": 1e-4, "top1_agreement": 0.99, "loss_difference": 1e-3}
+    benchmark = {
+        "protocol": {"timed": "last logits", "rounds": 7, "gate_rows": 32}, "hardware": HARDWARE,
+        "backends": {
+            "eager-fp32": {"status": "ok", "accuracy": None},
+            "openvino-bf16": {"status": "ok", "accuracy": accuracy},
+            "tensorrt": {"status": "not run: no NVIDIA GPU", "accuracy": None},
+        },
+        "results": [
+            timed("eager-fp32", 1, 10.0, 11.0),
+            timed("openvino-bf16", 1, 4.0, 4.5, eager_fp32=speedup(2.5, 2.25, 2.75)),
+            timed("eager-fp32 (again)", 1, 2.0, 2.5, eager_fp32=speedup(5.0, 4.0, 6.0)),
+            timed("openvino-bf16", 8, 4.0, 4.5, eager_fp32=speedup(9.0, 8.0, 9.5)),
+            {"backend": "tensorrt", "batch": 1, "status": "not run: no NVIDIA GPU"},
+        ],
+    }  # fmt: skip
+    times = {"n": 3, "median_ms": 5.0, "p90_ms": 6.0, "share": 0.75}
+    profile = {
+        "tool": {"name": "torch.profiler", "version": "2.0", "reason": "nsys is not installed"}, "other_share": 0.25,
+        "steps": {"n": 3, "median_ms": 6.5}, "workload": {"warmup_steps": 5}, "gpu": None, "gpu_reason": "no GPU",
+        "ranges": {"forward": times}, "timeline": [
+            {"name": "step", "start_ms": 0.0, "end_ms": 6.5}, {"name": "forward", "start_ms": 0.5, "end_ms": 5.5}],
+    }  # fmt: skip
+    names = ("training", "heads", "clusters", "engine", "benchmark", "profile")
+    found = dict(zip(names, (training, heads, clusters, engine, benchmark, profile), strict=True))
+    return deepcopy(found) | {"data": {"splits": {"train": split, "validation": split}, "context": 128}}
+
+
+def metrics():
+    data = {"train_articles": 1096, "train_tokens": 640_000, "validation_tokens": 70_000}
+    clusters = {"clusters": 4, "stable_clusters": 3, "rand_layers": 0.12, "rand_labels": 0.34}
+    return {"data": data, "training": chapters()["training"], "clusters": clusters}
+
+
+def draw(folder):
+    """Every kind of figure, from small real arrays, in a gallery of its own."""
+    found, gallery, n = chapters(), Gallery(folder / "manifest.json"), 6
+    names, labels = [h["name"] for h in found["heads"]["heads"]], [h["label"] for h in found["heads"]["heads"]]
+    weights, tokens = random_causal((2, 2, n, n), seed=1), ["<|endoftext|>", "The", " cat", "\n", " sat", "."]
+    distance = np.abs(np.subtract.outer(range(4), range(4))) / 10
+    curve = [{"tokens": str(64 * i), "loss": str(7 - i), "validation_loss": "6.5" if i % 2 else ""} for i in range(4)]
+    gallery.add("training.svg", measurement.loss_curve(curve, found["training"]), "Loss")
+    gallery.add("classes.svg", attention.class_pie(found["heads"]["labels"]), "Classes")
+    gallery.add("grid.svg", attention.class_grid(found["heads"]["heads"]), "Grid")
+    gallery.add("similarity.png", attention.similarity_map(distance, np.array([2, 0, 1, 3]), names), "Similarity")
+    tree = attention.dendrogram_figure(average(squareform(distance)), names, labels, 0.05)
+    gallery.add("dendrogram.svg", tree, "Dendrogram")
+    gallery.add("benchmark.svg", measurement.latency_bars(found["benchmark"]["results"]), "Latency")
+    gallery.add("profile.svg", measurement.step_timeline(found["profile"]), "Steps")
+    gallery.add("simple-maps.png", attention.heat_maps(weights, tokens, [names[:2], names[2:]]), "Maps", "Simple <b>")
+    gallery.add("simple-flow.svg", attention.flow_figure(weights, tokens), "Flow", group="Simple <b>")
+    gallery.finish()
+    return folder / "manifest.json"
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("figures"))
+
+
+def test_figures_repeat_to_the_byte_and_replace_an_earlier_run(figures, tmp_path):
+    (tmp_path / "old.svg").write_text("<svg/>")
+    again = draw(tmp_path)
+    first = {path.name: path.read_bytes() for path in figures.parent.iterdir()}
+    assert first == {path.name: path.read_bytes() for path in again.parent.iterdir()}
+    assert len(first) == 10 and first["simple-maps.png"].startswith(b"\x89PNG") and b"<svg" in first["grid.svg"]
+
+
+def test_embedded_figures_are_the_files(figures):
+    found = embedded(figures)
+    assert found["simple-flow.svg"]["group"] == "Simple <b>" and found["grid.svg"]["caption"] == "Grid"
+    for name, entry in found.items():
+        kind, data = entry["uri"].split(";base64,")
+        assert kind == ("data:image/png" if name.endswith("png") else "data:image/svg+xml")
+        assert base64.b64decode(data) == (figures.parent / name).read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["bit", "lost"])
+def test_a_damaged_figure_is_refused_by_name(figures, tmp_path, fault):
+    for path in figures.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    target = tmp_path / "grid.svg"
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2] ^= 1
+    target.write_bytes(data) if fault == "bit" else target.unlink()
+    with pytest.raises(PicollmError, match=r"grid\.svg is (damaged|missing).*run draw_figures again"):
+        render(TEMPLATE, tmp_path / "manifest.json", chapters(), metrics(), CFG)
+
+
+def test_the_page_is_the_same_each_time_and_needs_nothing_from_outside(figures):
+    page = render(TEMPLATE, figures, chapters(), metrics(), CFG)
+    assert page == render(TEMPLATE, figures, chapters(), metrics(), CFG)
+    targets = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]+)|url\(([^)]*)\)|@import\s+(\S+)", page)
+    targets = ["".join(groups) for groups in targets]
+    assert len(targets) >= 9 + 10
+    assert all(target.startswith(("data:image/", "#")) for target in targets)
+    assert not re.search(r"<(script|link|iframe|object|embed)\b", page, re.IGNORECASE)
+    assert {target[1:] for target in targets if target.startswith("#")} == set(re.findall(r'<h2 id="(\w+)"', page))
+    for entry in embedded(figures).values():
+        assert page.count(entry["uri"]) == 1
+
+
+def test_the_page_says_what_the_chapters_say(figures):
+    page = html_entities.unescape(re.sub(r"<[^>]*>", "", render(TEMPLATE, figures, chapters(), metrics(), CFG)))
+    words = ["50.0 % global", "75.0 % global by the same rule", "not run: no NVIDIA GPU", "+25.000 %", "35,318,080",
+             "CPU & Co <9>", "It gives not defined of the heads"]  # fmt: skip
+    assert [word for word in words if word not in page] == []
+    assert all(line in page for line in lines(metrics(), chapters()["heads"], chapters()["benchmark"]))
+
+
+def test_text_is_escaped(figures):
+    found, evil = chapters(), "<script>alert('1')</script>"
+    found["benchmark"]["backends"]["tensorrt"]["status"] = found["profile"]["tool"]["reason"] = evil
+    found["clusters"]["clusters"][0]["heads"] = found["heads"]["rule"] = [evil]
+    page = render(TEMPLATE, figures, found, metrics(), CFG | {"report": {"title": evil}})
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 6
+    assert "<summary>Simple &lt;b&gt;</summary>" in page
+
+
+def test_what_a_chapter_lacks_is_an_error_not_a_gap(figures):
+    found = chapters()
+    del found["clusters"]["distance"]
+    with pytest.raises(UndefinedError, match="distance"):
+        render(TEMPLATE, figures, found, metrics(), CFG)
+
+
+def test_the_five_lines():
+    data, model, heads, families, speed = lines(metrics(), chapters()["heads"], chapters()["benchmark"])
+    assert data == "Data: 1,096 articles, 640,000 training tokens, 70,000 held out."
+    assert "35.3 M parameters after 61,440 tokens: validation loss 6.25 nats, better than a bigram (6.50; " in model
+    assert heads == "Heads: of 4, 1 diagonal, 2 global, 1 sink (1 uncertain); in untrained models 75% come out global."
+    assert "4 clusters, 3 of them stable" in families and "layers 0.12, with classes 0.34" in families
+    assert speed == ("Speed, batch 1: openvino-bf16 is 2.50x eager fp32 (95 % 2.25 to 2.75) on CPU & Co <9>; "
+                     "TensorRT: not run: no NVIDIA GPU.")  # fmt: skip
+    worse, alone = chapters(), chapters()
+    worse["training"]["validation_loss"] = 6.75
+    assert (
+        "worse than a bigram"
+        in lines(metrics() | {"training": worse["training"]}, worse["heads"], worse["benchmark"])[1]
+    )
+    alone["benchmark"]["results"] = alone["benchmark"]["results"][:1]
+    assert "no backend beside eager fp32 ran" in lines(metrics(), alone["heads"], alone["benchmark"])[4]
+
+
+@pytest.mark.parametrize("missing", [*(f"metrics/{name}" for name in NAMES), "heads", "benchmark"])
+def test_five_lines_from_files_and_the_one_that_is_missing(tmp_path, missing):
+    for name in NAMES:
+        write_json(tmp_path / "metrics" / f"{name}.json", metrics().get(name, {}))
+    for name in ("heads", "benchmark"):
+        write_json(tmp_path / f"{name}.json", chapters()[name])
+    assert five_lines(tmp_path) == lines(metrics(), chapters()["heads"], chapters()["benchmark"])
+    (tmp_path / f"{missing}.json").unlink()
+    with pytest.raises(PicollmError) as caught:
+        five_lines(tmp_path)
+    assert str(caught.value) == f"{tmp_path / missing}.json is missing: run the rule that writes it"
+
+
+def slow_edges(weights):
+    """By hand: mean over heads, without key 0; of the two largest shares those of at least twice 1 / keys."""
+    edges = {}
+    n_layers, n_heads, n, _ = weights.shape
+    for layer in range(n_layers):
+        for i in range(1, n):
+            mass = {j: sum(weights[layer, h, i, j] for h in range(n_heads)) / n_heads for j in range(1, i + 1)}
+            total = sum(mass.values())
+            for j in sorted(mass, key=mass.get, reverse=True)[:2]:
+                if mass[j] / total >= 2 / len(mass):
+                    edges[(layer, j), (layer + 1, i)] = mass[j] / total
+    return edges
+
+
+@pytest.mark.parametrize(("scale", "least"), [(1.0, 1), (3.0, 20)])
+def test_flow_edges_equal_brute_force(scale, least):
+    weights = random_causal((3, 2, 9, 9), seed=4, scale=scale)
+    graph, expected = attention.flow_graph(weights), slow_edges(weights)
+    assert {(a, b): w for a, b, w in graph.edges(data="weight")} == pytest.approx(expected)
+    assert len(expected) >= least
+    assert set(graph.nodes) == {(layer, i) for layer in range(4) for i in range(1, 9)}
+
+
+def test_flow_of_uniform_and_of_one_column():
+    assert not attention.flow_graph(content_uniform(8, sink=0.5)[None, None]).edges
+    edges = set(attention.flow_graph(column(8, 3)[None, None]).edges)
+    assert edges == {((0, min(i, 3)), (1, i)) for i in range(2, 8)}

@@ -1,0 +1,252 @@
+"""Training a tiny model: it repeats to the bit, learns what can be learnt, and says when it can't go on."""
+
+import logging
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from picollm.data.ngram import ngram_losses
+from picollm.errors import PicollmError
+from picollm.model import compute
+from picollm.model.compute import autocast, compiled, cxx_compiler, set_up
+from picollm.model.training import TrainingConfig, evaluate, train
+from picollm.model.transformer import ModelConfig, Transformer
+
+V, CONTEXT, CPU = 97, 16, torch.device("cpu")
+SHAPE = {
+    "vocab_size": V, "context": CONTEXT, "d_model": 28, "n_layers": 2, "n_heads": 7, "d_ff": 36,
+    "dropout": 0.0, "tied": True, "rope_theta": 10000.0, "rope_cache": 32,
+}  # fmt: skip
+RECIPE = {
+    "length": 6, "unit": "steps", "batch_rows": 4, "optimizer": "adamw", "lr": 0.01, "muon_lr": 0.02,
+    "weight_decay": 0.1, "warmup": 0.1, "final_lr": 0.1, "clip": 1.0, "autocast": "none", "compile": "none",
+    "validate_every": 3, "validation_rows": 5, "snapshots": False, "seed": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    set_up("cpu", 1)  # the model is too small for two
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def recipe(**edits):
+    return TrainingConfig(**RECIPE | edits)
+
+
+def random_rows(n, vocab=V, seed=0):
+    return np.random.default_rng(seed).integers(0, vocab, (n, CONTEXT + 1)).astype(np.uint16)
+
+
+def chain_rows(n, seed=0):
+    """x -> 5 x + 3 modulo 97 from a random start: uniform as single tokens, certain given the token before."""
+    rows = np.random.default_rng(seed).integers(0, V, (n, CONTEXT + 1))
+    for t in range(CONTEXT):
+        rows[:, t + 1] = (5 * rows[:, t] + 3) % V
+    return rows.astype(np.uint16)
+
+
+def run(rows=None, validation=None, save=None, shape=None, **edits):
+    rows = random_rows(24) if rows is None else rows
+    validation = random_rows(7, seed=1) if validation is None else validation
+    arguments = (ModelConfig(**SHAPE | (shape or {})), recipe(**edits), rows, validation, CPU)
+    return train(*arguments) if save is None else train(*arguments, save)
+
+
+def bits(model):
+    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def losses(result):
+    return [(row["loss"], row["grad_norm"], row["validation_loss"]) for row in result.curve]
+
+
+@pytest.mark.parametrize("edits", [{}, {"optimizer": "muon"}, {"shape": {"dropout": 0.2}}, {"autocast": "all"}])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(edits):
+    first, second, other = run(**edits), run(**edits), run(**edits, seed=2)
+    assert bits(first.model) == bits(second.model) and losses(first) == losses(second)
+    assert bits(first.model) != bits(other.model) and losses(first) != losses(other)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_can_be_learnt_is_learnt(optimizer):
+    validation = chain_rows(40, seed=1)
+    result = run(chain_rows(400), validation, length=150, batch_rows=16, optimizer=optimizer, validate_every=90)
+    assert result.curve[0]["loss"] == pytest.approx(math.log(V), abs=0.1)
+    unigram = ngram_losses(chain_rows(400), validation, V)["unigram"]
+    assert unigram > 4.5, "single tokens say nothing"
+    assert result.summary["validation_loss"] < unigram / 2
+    assert result.summary["validation_loss"] == evaluate(result.model, validation, CPU)
+    assert not result.model.training
+
+
+def test_the_curve_holds_what_was_measured():
+    result = run(length=7, validate_every=3)
+    assert [row["step"] for row in result.curve] == list(range(7))
+    assert [row["tokens"] for row in result.curve] == [(step + 1) * 4 * CONTEXT for step in range(7)]
+    assert [row["validation_loss"] is not None for row in result.curve] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    fresh = fresh_model()
+    assert result.curve[0]["validation_loss"] == pytest.approx(evaluate(fresh, random_rows(7, seed=1)[:5], CPU))
+    summary = result.summary
+    assert summary["validation_loss"] == result.curve[-1]["validation_loss"]
+    assert summary["validation_perplexity"] == pytest.approx(math.exp(summary["validation_loss"]))
+    assert (summary["steps"], summary["tokens"]) == (7, 7 * 4 * CONTEXT)
+    assert summary["parameters"] == fresh.parameter_counts()["total"]
+    assert all(0 <= row["data_wait"] <= 1 and row["tokens_per_second"] > 0 for row in result.curve)
+
+
+def fresh_model(seed=1, **shape):
+    torch.manual_seed(seed)
+    return Transformer(ModelConfig(**SHAPE | shape)).eval()
+
+
+@pytest.mark.parametrize(
+    ("warmup", "final_lr", "steps"), [(0.1, 0.1, 100), (0.25, 0.0, 40), (0.0, 0.5, 30), (1.0, 0.1, 20)]
+)
+def test_the_rate_is_a_line_and_then_half_a_cosine(warmup, final_lr, steps):
+    config = recipe(warmup=warmup, final_lr=final_lr)
+    rates = np.array([config.rate(step, steps) for step in range(steps + 1)])
+    rise = max(1, round(warmup * steps))
+    np.testing.assert_allclose(rates[:rise], np.linspace(1 / rise, 1, rise))
+    fall = rates[rise:]
+    if rise < steps:
+        wave = np.cos(np.linspace(0, np.pi / 2, len(fall))) ** 2  # half a cosine, by the half-angle formula
+        np.testing.assert_allclose(fall, final_lr + (1 - final_lr) * wave, atol=1e-12)
+        assert fall[-1] == pytest.approx(final_lr)
+
+
+def test_the_rate_is_the_one_that_is_used():
+    result = run(length=20, lr=0.003)
+    config = recipe(length=20)
+    assert [row["lr"] for row in result.curve] == pytest.approx([0.003 * config.rate(step, 20) for step in range(20)])
+    still = run(length=1, lr=1e-20).model.state_dict()
+    for name, tensor in fresh_model().state_dict().items():
+        torch.testing.assert_close(still[name], tensor, rtol=0, atol=1e-18, msg="no rate, no change")
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(1, [0, 1]), (5, [0, 1, 2, 4, 5]), (8, [0, 1, 2, 4, 8]), (9, [0, 1, 2, 4, 8, 9])]
+)
+def test_snapshots_at_powers_of_two_and_at_the_end(length, expected):
+    taken = {}
+    result = run(length=length, snapshots=True, save=lambda step, model: taken.update({step: bits(model)}))
+    assert list(taken) == expected
+    assert taken[0] == bits(fresh_model()) and taken[length] == bits(result.model)
+    assert len(set(map(str, taken.values()))) == len(taken)
+
+
+def test_no_snapshots_unless_asked_for_and_they_change_nothing():
+    assert bits(run(snapshots=True, save=lambda *_: None).model) == bits(run(save=pytest.fail).model)
+
+
+def test_epochs_count_whole_batches():
+    result = run(random_rows(10), length=3, unit="epochs", batch_rows=4)
+    assert result.summary["steps"] == len(result.curve) == 6
+    with pytest.raises(PicollmError, match="fewer rows \\(3\\) than one step, 4"):
+        run(random_rows(3), unit="epochs")
+    with pytest.raises(PicollmError, match="pretrain.batch_rows = 4"):
+        run(random_rows(3))
+
+
+@pytest.mark.parametrize("length", [9, 1])
+def test_a_loss_that_is_no_number_stops_the_run(length):
+    with pytest.raises(PicollmError) as caught:
+        run(length=length, lr=1e30, validate_every=100)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1 and "at step 1" in text and "lower pretrain.lr" in text
+
+
+@pytest.mark.parametrize(("vocab", "n", "batch_rows"), [(V, 7, 3), (V, 1, 16), (V, 16, 16), (9001, 5, 2)])
+def test_evaluation_is_the_mean_over_all_tokens(vocab, n, batch_rows):
+    model = fresh_model(vocab_size=vocab, dropout=0.3, tied=False).train()
+    with torch.no_grad():
+        model.head.weight.mul_(30)  # far from uniform
+    rows = random_rows(n, vocab)
+    found = evaluate(model, rows, CPU, batch_rows=batch_rows)
+    assert model.training
+    model.eval().double()
+    total = 0.0
+    for row in rows.astype(np.int64):
+        logits = model(torch.from_numpy(row[None, :-1]))[0].detach().numpy()
+        probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        total -= np.log(probabilities[np.arange(CONTEXT), row[1:]]).mean()
+    assert found == pytest.approx(total / n, rel=1e-5)
+    assert abs(found - math.log(vocab)) > 0.3
+
+
+def slow_ngrams(train_rows, test_rows, vocab):
+    unigram = Counter(int(w) for row in train_rows for w in row[1:])
+    pairs = Counter((int(v), int(w)) for row in train_rows for v, w in zip(row, row[1:], strict=False))
+    n, first, types = sum(unigram.values()), Counter(), Counter()
+    for (v, _), count in pairs.items():
+        first[v] += count
+        types[v] += 1
+    one, two = [], []
+    for row in test_rows:
+        for v, w in zip(map(int, row), map(int, row[1:]), strict=False):
+            p = (unigram[w] + 1) / (n + vocab)
+            one.append(-math.log(p))
+            two.append(-math.log((pairs[v, w] + types[v] * p) / (first[v] + types[v]) if v in first else p))
+    return {"unigram": np.mean(one), "bigram": np.mean(two)}
+
+
+@pytest.mark.parametrize(("vocab", "n"), [(V, 40), (V, 3), (7, 1), (50257, 20)])
+def test_ngrams_equal_a_slow_dictionary(vocab, n):
+    train_rows, test_rows = random_rows(n, vocab) // 2, random_rows(9, vocab, seed=5)
+    test_rows[:3] = train_rows[:3][: len(train_rows)] if n >= 3 else test_rows[:3]
+    assert ngram_losses(train_rows, test_rows, vocab) == pytest.approx(slow_ngrams(train_rows, test_rows, vocab))
+
+
+def test_a_bigram_knows_the_chain():
+    found = ngram_losses(chain_rows(400), chain_rows(40, seed=1), V)
+    assert found["bigram"] < 0.2 < 4 < found["unigram"]
+
+
+def test_without_a_compiler_training_runs_eagerly_and_says_so(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert cxx_compiler() is None
+    with caplog.at_level(logging.WARNING, logger=compute.__name__):
+        function, how = compiled(len, CPU)
+    assert function is len and how == "eager (no C++ compiler)"
+    assert "no C++ compiler found" in caplog.text
+    for part in ("all", "head"):
+        result = run(length=2, compile=part)
+        assert result.summary["loss_path"] == "eager (no C++ compiler)"
+        assert bits(result.model) == bits(run(length=2).model)
+
+
+def test_the_compiler_that_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("clang++", "my-c++"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.delenv("CXX", raising=False)
+    assert cxx_compiler() == str(tmp_path / "clang++")
+    monkeypatch.setenv("CXX", "my-c++")
+    assert cxx_compiler() == str(tmp_path / "my-c++")
+
+
+def test_device_and_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert set_up("auto", 1) == set_up("cpu", 1) == CPU and torch.get_num_threads() == 1
+    with pytest.raises(PicollmError, match="compute.device = cuda.*set it to auto or cpu"):
+        set_up("cuda", 1)
+    x = torch.ones(2, 2)
+    for enabled, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        with autocast(CPU, enabled):
+            assert (x @ x).dtype == dtype

@@ -1,0 +1,82 @@
+"""A throw-away repository with the project's tracked tree, in which tests run the real tools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
+FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore")
+ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200"}
+for name in ("DVC_STAGE", "PICOLLM_WRITE_DVC_YAML"):
+    ENVIRONMENT.pop(name, None)
+ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@dataclass
+class Workspace:
+    path: Path
+
+    def run(self, *command: str, ok: bool | None = True, **environment: str) -> str:
+        """Standard output and errors together; asserts success, failure (ok=False) or neither (ok=None)."""
+        done = subprocess.run(
+            command,
+            cwd=self.path,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=ENVIRONMENT | {"PYTHONPATH": str(self.path)} | environment,
+        )
+        assert ok is None or (done.returncode == 0) == ok, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def snakemake(self, *arguments: str, ok: bool | None = True, **environment: str) -> str:
+        return self.run("snakemake", "--cores", "all", *arguments, ok=ok, **environment)
+
+    def picollm(self, *arguments: str, ok: bool | None = True) -> str:
+        return self.run(sys.executable, "-m", "picollm.cli", *arguments, ok=ok)
+
+    def planned(self) -> set[str]:
+        """The rules that Snakemake would run, without `all`."""
+        text = self.snakemake("-n", "--quiet", "rules")
+        if "Nothing to be done" in text:
+            return set()
+        table = text.split("Job stats:")[1].split("Reasons:")[0].split("total")[0]
+        return {line.split()[0] for line in table.splitlines()[3:] if line.strip()} - {"all"}
+
+    def changed(self) -> set[str]:
+        """The stages that DVC calls changed."""
+        return set(yaml.safe_load(self.run("dvc", "status", "--json")) or {})
+
+    def set(self, section: str, **values: object) -> None:
+        """Edit config.yaml as a person would; comments are lost, which is nothing to either tool."""
+        config = yaml.safe_load((self.path / "config.yaml").read_text())
+        config[section] |= values
+        (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", message)
+
+
+def create(path: Path, preset: str = "smoke") -> Workspace:
+    path.mkdir(parents=True)
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in FILES:
+        shutil.copy(ROOT / file, path / file)
+    workspace = Workspace(path)
+    shutil.copy(path / "presets" / f"{preset}.yaml", path / "config.yaml")
+    workspace.run("git", "init", "-q")
+    workspace.run("dvc", "init", "-q")
+    shutil.copy(ROOT / ".dvc" / "config", path / ".dvc" / "config")
+    workspace.picollm("dvc-yaml")
+    return workspace
