@@ -4,6 +4,8 @@ PYTHON ?= python3
 # Packages beyond the needed ones. tensorrt brings NVIDIA's proprietary builder: `make report EXTRAS=` leaves it out.
 EXTRAS ?= tensorrt
 VENV := .venv
+# Python keeps what it compiled: without that each of a run's processes would compile its imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # --no-compile: Python compiles what is imported, on first use; compiling all of it would take longer than the download.
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
@@ -11,7 +13,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-vers
 .PHONY: report test test-slow lint setup clean
 
 report: setup
-	@$(RUN) snakemake --cores all reports/final.html
+	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
 	@echo; $(RUN) picollm summary; echo; echo "Report: $(CURDIR)/reports/final.html"
 
 test: $(VENV)/dev lint

@@ -1,4 +1,4 @@
-"""What every rule file uses: the checked config, the code fingerprint, and errors of one line."""
+"""What every rule file uses, the checked config, the code fingerprint, and errors of one line."""
 
 import os
 import subprocess

@@ -10,7 +10,7 @@ from picollm.data import corpora
 from picollm.data.corpora import Article, Source, enwiki_sample, held_out, read_articles, split_articles, write_articles
 from picollm.errors import PicollmError
 
-# WikiText's form, with a formula ` = 5 = ` inside a paragraph, a heading-like last line, and titles of all kinds.
+# WikiText's form, with lines like headings at a paragraph's start, inside it and at its end, and one as the last line.
 TEXT = """ = Alpha = 
 
  The first paragraph of alpha . 
@@ -32,8 +32,12 @@ TEXT = """ = Alpha =
 
  = C = 
 
+ = 6 = 
  Short . 
  = 7 = 
+
+ The last paragraph . 
+ = 8 = 
 """  # noqa: W291
 TITLES = ["Alpha", "Beta ( letter )", "C"]
 
@@ -61,7 +65,7 @@ def refusal(action):
 def test_articles_are_cut_at_level_1_headings_only():
     assert [article.title for article in cut(TEXT)] == TITLES
     assert " = 5 = \n and the rest" in cut(TEXT)[0].text
-    assert cut(TEXT)[2].text.endswith("Short . \n = 7 = \n")
+    assert " = 6 = \n Short . \n = 7 = \n\n The" in cut(TEXT)[2].text
 
 
 @pytest.mark.parametrize(
