@@ -69,7 +69,14 @@ def test_articles_are_cut_at_level_1_headings_only():
 
 
 @pytest.mark.parametrize(
-    "text", [TEXT, " preface \n\n" + TEXT, " No heading at all . \n", TEXT.replace(" = C = ", "= C =")]
+    "text",
+    [
+        TEXT,
+        " preface \n\n" + TEXT,
+        " No heading at all . \n",
+        TEXT.replace(" = C = ", "= C ="),
+        TEXT + "\n = Last = \n",
+    ],
 )
 def test_the_articles_together_are_the_input(text):
     assert "".join(article.text for article in cut(text, "preface")) == text
@@ -232,6 +239,8 @@ def test_articles_come_back_from_parquet_and_equal_input_gives_equal_bytes(tmp_p
     write_articles(tmp_path / "b.parquet", articles)
     assert list(read_articles(tmp_path / "a.parquet")) == articles
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    groups = pq.ParquetFile(tmp_path / "a.parquet").metadata
+    assert max(groups.row_group(i).num_rows for i in range(groups.num_row_groups)) <= corpora.ROW_GROUP
     text = "".join(article.text for article in articles)
     assert counts == {"articles": n, "words": len(text.split()), "bytes": len(text.encode())}
 

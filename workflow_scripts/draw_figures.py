@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake):
-    inputs, gallery = snakemake.input, Gallery(Path(snakemake.output.manifest))
+    cfg, inputs, gallery = snakemake.params.cfg["report"], snakemake.input, Gallery(Path(snakemake.output.manifest))
     training, report, clusters, benchmark, profile = (
         read_json(inputs[name]) for name in ("training", "heads", "clusters", "benchmark", "profile")
     )
@@ -40,9 +40,11 @@ with job(snakemake):
     by_layer = [[f"{h['name']} {attention.LETTERS[h['label']]}" for h in heads if h["layer"] == layer]
                 for layer in range(report["n_layers"])]  # fmt: skip
     for category in load_categories(inputs.maps):
-        shown = list(zip(category.maps, category.tokens, strict=True))[: snakemake.params.cfg["report"]["examples"]]
+        by_length = sorted(zip(category.maps, category.tokens, strict=True), key=lambda pair: len(pair[1]))
+        first = max(0, (len(by_length) - cfg["examples"]) // 2)  # of middle length: neither trivial nor crowded
+        shown = by_length[first : first + cfg["examples"]]
         for number, (weights, tokens) in enumerate(shown):
-            title = f"{category.title}, sentence {number + 1}"
+            title = f"{category.title}, example {number + 1}"
             stem = f"{category.category}-{number}"
             gallery.add(f"{stem}-maps.png", attention.heat_maps(weights, tokens, by_layer),
                         f"{title}: attention of every head, relative to uniform", group=category.title)  # fmt: skip
