@@ -32,7 +32,6 @@ rule extract_attention:
         "logs/benchmarks/extract_attention.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
     params:
         cfg=sections("attention", "compute"),
         code=fingerprint("extract_attention"),

@@ -18,7 +18,6 @@ rule trt_compile:
         "logs/benchmarks/trt_compile.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
     params:
         cfg=sections("engine", "compute"),
         code=fingerprint("trt_compile"),

@@ -5,14 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from picollm.attention.extraction import (
-    attention_maps,
-    extract_category,
-    fault_of,
-    load_attention,
-    load_categories,
-    tokenise,
-)
+from picollm.attention.extraction import attention_maps, extract_category, tokenise
+from picollm.attention.maps import fault_of, load_attention, load_categories
 from picollm.data.tokenizer import END_OF_TEXT, encoding
 from picollm.errors import PicollmError
 from picollm.model.transformer import ModelConfig, Transformer

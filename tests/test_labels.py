@@ -8,7 +8,6 @@ import torch
 from synthetic import column, content_uniform, offset, random_causal, rotating, uniform
 
 from picollm.attention.census import census, metrics, table
-from picollm.attention.extraction import CategoryMaps
 from picollm.attention.labels import (
     LABELS,
     Thresholds,
@@ -18,8 +17,10 @@ from picollm.attention.labels import (
     counts,
     in_force,
     is_previous_token,
+    percentiles_99,
 )
-from picollm.attention.null import null_values, percentiles_99, untrained_models
+from picollm.attention.maps import CategoryMaps
+from picollm.attention.null import null_values, untrained_models
 from picollm.attention.statistics import macro_mean, sentence_sums
 from picollm.model.transformer import ModelConfig
 

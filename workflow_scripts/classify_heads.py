@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from picollm.attention.census import census, flatten, metrics, table
-from picollm.attention.extraction import load_categories
+from picollm.attention.census import census, metrics, table
 from picollm.attention.labels import Thresholds
+from picollm.attention.maps import flatten, load_categories
 from picollm.attention.null import null_values
 from picollm.data.files import write_json, write_text
 from picollm.model.checkpoint import load_config

@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from picollm.attention.census import flatten
 from picollm.attention.clustering import sentence_divergences
-from picollm.attention.extraction import load_categories
 from picollm.attention.families import families, metrics
+from picollm.attention.maps import flatten, load_categories
 from picollm.data.files import atomic_path, read_json, write_json
 from picollm.pipeline.job import job
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from picollm.attention.extraction import load_categories
+from picollm.attention.maps import load_categories
 from picollm.data.files import read_json
 from picollm.pipeline.job import job
 from picollm.report import attention_figures as attention

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from picollm.attention.extraction import CategoryMaps
 from picollm.attention.labels import (
     CONFIDENT,
     LABELS,
@@ -23,8 +22,9 @@ from picollm.attention.labels import (
     counts,
     in_force,
     is_previous_token,
+    percentiles_99,
 )
-from picollm.attention.null import percentiles_99
+from picollm.attention.maps import CategoryMaps, flatten
 from picollm.attention.statistics import (
     DEFINITIONS,
     NAMES,
@@ -37,14 +37,6 @@ from picollm.attention.statistics import (
 )
 
 FORMAT = 1
-
-
-def flatten(categories: Sequence[CategoryMaps]) -> tuple[list[NDArray], list[list[int]], list[int]]:
-    """Maps, ids and category number of every sentence, category after category."""
-    maps = [weights for category in categories for weights in category.maps]
-    ids = [sequence for category in categories for sequence in category.ids]
-    number = [c for c, category in enumerate(categories) for _ in category.maps]
-    return maps, ids, number
 
 
 def census(

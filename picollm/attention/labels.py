@@ -49,6 +49,12 @@ def strongest_kappa(values: Mapping[str, NDArray]) -> NDArray:
     return np.fmax.reduce([values["kappa_self"], values["kappa_prev"], values["kappa_local"]])
 
 
+def percentiles_99(values: Mapping[str, NDArray]) -> dict[str, float]:
+    """Of null values, the 99th percentile of each statistic and of `kappa_max`, the kappa that the rule looks at."""
+    values = {**values, "kappa_max": strongest_kappa(values)}
+    return {name: float(np.quantile(column, 0.99)) for name, column in values.items()}
+
+
 def in_force(configured: Thresholds, null: Mapping[str, float]) -> Thresholds:
     """An effect counts from the larger of its configured size and the null's 99th percentile.
 

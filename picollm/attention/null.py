@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from picollm.attention.extraction import attention_maps
-from picollm.attention.labels import strongest_kappa
 from picollm.attention.statistics import NAMES, macro_mean, sentence_sums
 from picollm.model.transformer import ModelConfig, Transformer
 
@@ -41,9 +40,3 @@ def null_values(
         sums = sentence_sums(list(attention_maps(model, ids, device)), category, window=window)
         rows.append(macro_mean(sums))
     return {name: np.concatenate([row[name] for row in rows]) for name in NAMES}
-
-
-def percentiles_99(values: Mapping[str, NDArray]) -> dict[str, float]:
-    """The 99th percentile of each statistic, and of `kappa_max`, which the rule compares with its threshold."""
-    values = {**values, "kappa_max": strongest_kappa(values)}
-    return {name: float(np.quantile(column, 0.99)) for name, column in values.items()}
