@@ -212,8 +212,8 @@ configs:
 """
 
 
+@pytest.mark.slow  # needs the extra `hub`, which `make test-slow` installs
 def test_the_hub_reader_on_a_local_copy_of_the_repository(tmp_path):
-    pytest.importorskip("datasets")
     (tmp_path / "README.md").write_text(HUB_CARD, encoding="utf-8")
     texts = {"train": TEXT, "validation": TEXT.replace("Alpha", "Omega")}
     for split, text in texts.items():
@@ -225,8 +225,8 @@ def test_the_hub_reader_on_a_local_copy_of_the_repository(tmp_path):
     assert "corpus.source: local" in refusal(lambda: list(hub.articles("train")))
 
 
+@pytest.mark.slow  # needs the extra `hub`, which `make test-slow` installs
 def test_a_hub_folder_of_another_layout_is_one_line(tmp_path):
-    pytest.importorskip("datasets")
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     text = refusal(lambda: list(source("wikitext-103", hub=str(tmp_path)).articles("train")))
     assert text.startswith(f"{tmp_path} can't be read")
