@@ -92,8 +92,7 @@ def loss_function(model: Transformer, config: TrainingConfig, device: torch.devi
 
     def head(x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         with autocast(device, config.autocast != "none"):
-            logits = model.logits(x_BTD).float()
-            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
+            return model.head_loss(x_BTD, targets_BT)
 
     head_used, how = compiled(head, device) if config.compile == "head" else (head, "eager")
 

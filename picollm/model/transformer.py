@@ -180,10 +180,12 @@ class Transformer(nn.Module):
         x_BTD = self.hidden(ids_BT)
         return self.logits(x_BTD[:, -1] if last else x_BTD)
 
+    def head_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token of what `hidden` returned, over the real vocabulary."""
+        return F.cross_entropy(self.logits(x_BTD).float().flatten(0, 1), targets_BT.flatten())
+
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token, over the real vocabulary."""
-        logits = self.logits(self.hidden(ids_BT)).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
+        return self.head_loss(self.hidden(ids_BT), targets_BT)
 
     @torch.no_grad()
     def attention_maps(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
