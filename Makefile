@@ -32,7 +32,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: make $(MAKECMDGOALS) PYTHON=python3.12")'
 	@echo "Installing into $(VENV) (about two minutes) ..."
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@$(PIP) -e '.[$(EXTRAS)]'
+	@$(PIP) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/ready

@@ -10,7 +10,7 @@ from picollm.engine import backends
 from picollm.engine.backends import Subject, load_backend
 from picollm.engine.export import Float32Norm, export_onnx, half_precision, in_precision
 from picollm.engine.manifest import FORMAT, read_manifest
-from picollm.engine.tensorrt import build_rtx_plan
+from picollm.engine.tensorrt import RTX, TORCH, build_rtx_plan, choose_target
 from picollm.errors import PicollmError
 from picollm.model.checkpoint import save_model
 from picollm.model.transformer import ModelConfig, Transformer
@@ -159,7 +159,7 @@ def test_without_a_gpu_tensorrt_says_so(subject):
 
 @pytest.mark.parametrize(("target", "said"), [
     ("torch-tensorrt", "the engine is for compute capability 8.9, this GPU has 9.0"),
-    ("tensorrt-rtx", "compiled ahead of time without a GPU"),
+    ("tensorrt-rtx", "no engine for this GPU"),
 ])  # fmt: skip
 def test_an_engine_of_another_device_is_refused(model, subject, monkeypatch, target, said):
     monkeypatch.setattr(backends, "describe_gpu", lambda: {"compute_capability": "9.0"})
@@ -171,3 +171,13 @@ def test_an_engine_of_another_device_is_refused(model, subject, monkeypatch, tar
 def test_an_unknown_backend_names_the_allowed_ones(subject):
     with pytest.raises(PicollmError, match="'tensorrt-int8' does not exist; allowed: eager-fp32, .*tensorrt"):
         load_backend("tensorrt-int8", subject)
+
+
+def test_the_compiler_that_is_installed_is_chosen(monkeypatch):
+    installed = {"tensorrt_rtx", "torch_tensorrt"}
+    monkeypatch.setattr("picollm.engine.tensorrt.find_spec", lambda name: name in installed or None)
+    assert choose_target(torch.device("cuda")) == TORCH and choose_target(torch.device("cpu")) == RTX
+    installed.discard("torch_tensorrt")
+    assert choose_target(torch.device("cuda")) == RTX
+    installed.clear()
+    assert choose_target(torch.device("cpu")) is None

@@ -12,7 +12,7 @@ from picollm.data.manifest import clear, describe
 from picollm.engine.export import export_onnx, in_precision
 from picollm.engine.hardware import describe_hardware
 from picollm.engine.manifest import FORMAT
-from picollm.engine.tensorrt import build_rtx_plan, build_torch_tensorrt
+from picollm.engine.tensorrt import RTX, TORCH, build_rtx_plan, build_torch_tensorrt, choose_target
 from picollm.model.checkpoint import load_model
 from picollm.model.compute import set_up
 from picollm.pipeline.job import job
@@ -39,18 +39,23 @@ with job(snakemake):
 
     onnx = "model.fp32.onnx"  # what OpenVINO reads
     timed(onnx, export_onnx, model, **batch)
-    if device.type == "cuda":
-        target, engine = "torch-tensorrt", f"model.{precision}.ep"
+    target, engine, capabilities, built = choose_target(device), None, [], {}
+    if target == TORCH:
+        engine = f"model.{precision}.ep"
         capabilities = ["{}.{}".format(*torch.cuda.get_device_capability())]
         built = timed(engine, build_torch_tensorrt, model, precision=precision, **batch)
-    else:
-        target, engine = "tensorrt-rtx", f"model.{precision}.engine"
+    elif target == RTX:
+        engine = f"model.{precision}.engine"
         capabilities = cfg["compute_capabilities"]
         typed_onnx = f"model.{precision}.onnx"
         if typed_onnx != onnx:
             timed(typed_onnx, export_onnx, in_precision(model, precision), **batch)
         built = timed(engine, build_rtx_plan, folder / typed_onnx, compute_capabilities=capabilities,
                       context=model.config.context, **batch)  # fmt: skip
+
+    else:
+        target = f"none: {RTX} is not installed"
+        logging.warning("no TensorRT engine, ONNX only: pip install %s and run trt_compile again", RTX)
 
     write_json(snakemake.output.manifest, {
         "format": FORMAT,

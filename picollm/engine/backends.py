@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from picollm.engine.hardware import describe_gpu
-from picollm.engine.tensorrt import load_torch_tensorrt
+from picollm.engine.tensorrt import TORCH, load_torch_tensorrt
 from picollm.errors import PicollmError
 from picollm.model.compute import cxx_compiler
 from picollm.model.transformer import Transformer
@@ -121,8 +121,8 @@ def load_tensorrt(subject: Subject, precision: str) -> Run | str:
     gpu, manifest = describe_gpu(), subject.manifest
     if gpu is None or subject.device.type != "cuda":
         return "no NVIDIA GPU"
-    if manifest["target"] != "torch-tensorrt":
-        return f"the engine was compiled ahead of time without a GPU ({manifest['target']}): run trt_compile here"
+    if manifest["target"] != TORCH:
+        return f"no engine for this GPU (target: {manifest['target']}): pip install {TORCH}, run trt_compile here"
     if gpu["compute_capability"] not in manifest["compute_capabilities"]:
         built_for = ", ".join(manifest["compute_capabilities"])
         return (

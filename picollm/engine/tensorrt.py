@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,18 @@ from picollm.engine.export import export_program, in_precision
 from picollm.errors import PicollmError
 from picollm.model.transformer import Transformer
 
-INSTALL = 'pip install "picollm[tensorrt]"'
+RTX, TORCH = "tensorrt-rtx", "torch-tensorrt"  # targets, named like their packages
+MODULES = {RTX: "tensorrt_rtx", TORCH: "torch_tensorrt"}
 TYPED_LAYERS = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")  # the ones whose precision matters
+
+
+def choose_target(device: torch.device) -> str | None:
+    """torch-tensorrt for this machine's GPU, else TensorRT-RTX ahead of time; None where neither is installed.
+
+    Both are optional: they are proprietary, and the rest of the pipeline needs neither.
+    """
+    wanted = (TORCH, RTX) if device.type == "cuda" else (RTX,)
+    return next((target for target in wanted if find_spec(MODULES[target])), None)
 
 
 def build_rtx_plan(
@@ -62,7 +73,7 @@ def import_rtx():
     try:
         import tensorrt_rtx
     except ImportError as error:
-        raise PicollmError(f"TensorRT-RTX is not installed ({error}): {INSTALL}") from None
+        raise PicollmError(f"TensorRT-RTX can't be loaded ({error}): pip install {RTX}") from None
     return tensorrt_rtx
 
 
@@ -130,5 +141,5 @@ def import_torch_tensorrt():
     try:
         import torch_tensorrt
     except ImportError as error:
-        raise PicollmError(f"torch-tensorrt is not installed ({error}): {INSTALL}") from None
+        raise PicollmError(f"torch-tensorrt can't be loaded ({error}): pip install {TORCH}==2.13.0") from None
     return torch_tensorrt
