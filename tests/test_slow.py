@@ -1,4 +1,4 @@
-"""What takes minutes: the original's preset on a small corpus of the same form, and a machine that lacks what is optional."""
+"""What takes minutes: the original's preset on a small corpus, and a machine that lacks what is optional."""
 
 import json
 import os
