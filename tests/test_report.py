@@ -218,7 +218,7 @@ def test_the_five_lines():
     assert "35.3 M parameters after 61,440 tokens: validation loss 6.25 nats, better than a bigram (6.50; " in model
     assert heads == "Heads: of 4, 1 diagonal, 2 global, 1 sink (1 uncertain); in untrained models 75% come out global."
     assert "4 clusters, 3 of them stable" in families and "layers 0.12, with classes 0.34" in families
-    assert speed == ("Speed, batch 1: openvino-bf16 is 2.50x eager fp32 (95 % 2.25 to 2.75) on CPU & Co <9>; "
+    assert speed == ("Speed, batch 1: openvino-bf16 is 2.50x eager fp32 (95 % 2.25 to 2.75: faster) on CPU & Co <9>; "
                      "TensorRT: not run: no NVIDIA GPU.")  # fmt: skip
     worse, alone = chapters(), chapters()
     worse["training"]["validation_loss"] = 6.75

@@ -67,7 +67,7 @@ def speed_line(benchmark: dict) -> str:
     ratio, name, interval = best
     tensorrt = "measured" if tensorrt == "ok" else tensorrt
     return (
-        f"Speed, batch 1: {name} is {ratio:.2f}x eager fp32 (95 % {interval['low']:.2f} to {interval['high']:.2f}) on "
+        f"Speed, batch 1: {name} is {ratio:.2f}x eager fp32 (95 % {interval['low']:.2f} to {interval['high']:.2f}: {interval['verdict']}) on "
         f"{benchmark['hardware']['cpu']['model'] if benchmark['hardware']['device'] == 'cpu' else 'the GPU'}; "
         f"TensorRT: {tensorrt}."
     )
