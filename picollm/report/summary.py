@@ -64,10 +64,10 @@ def speed_line(benchmark: dict) -> str:
     tensorrt = benchmark["backends"].get("tensorrt", {}).get("status", "not asked for")
     if best is None:
         return f"Speed: no backend beside eager fp32 ran; TensorRT {tensorrt}."
-    ratio, name, interval = best
-    tensorrt = "measured" if tensorrt == "ok" else tensorrt
+    ratio, name, found = best
+    cpu = benchmark["hardware"]["cpu"]["model"]
+    machine = cpu if benchmark["hardware"]["device"] == "cpu" else "the GPU"
     return (
-        f"Speed, batch 1: {name} is {ratio:.2f}x eager fp32 (95 % {interval['low']:.2f} to {interval['high']:.2f}: {interval['verdict']}) on "
-        f"{benchmark['hardware']['cpu']['model'] if benchmark['hardware']['device'] == 'cpu' else 'the GPU'}; "
-        f"TensorRT: {tensorrt}."
+        f"Speed, batch 1: {name} is {ratio:.2f}x eager fp32 (95 % {found['low']:.2f} to {found['high']:.2f}: "
+        f"{found['verdict']}) on {machine}; TensorRT: {'measured' if tensorrt == 'ok' else tensorrt}."
     )
