@@ -12,10 +12,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from picollm.data.files import read_json, write_bytes, write_json
+from picollm.data.files import read_json, sha256, write_bytes, write_json
 from picollm.data.manifest import clear, describe
 from picollm.errors import PicollmError
 from picollm.model.transformer import ModelConfig, Transformer
+
+PROOF = "weights_sha256"  # in config.json
 
 
 def weights(model: Transformer, dtype: torch.dtype) -> bytes:
@@ -27,8 +29,9 @@ def weights(model: Transformer, dtype: torch.dtype) -> bytes:
 
 
 def save_model(model: Transformer, weights_path: str | Path, config_path: str | Path) -> None:
+    """Float32 weights, then the shape with their sha256: safetensors itself can't tell a flipped bit from a weight."""
     write_bytes(weights_path, weights(model, torch.float32))
-    write_json(config_path, model.config.to_dict())
+    write_json(config_path, model.config.to_dict() | {PROOF: sha256(weights_path)})
 
 
 class Snapshots:
@@ -50,6 +53,7 @@ class Snapshots:
 def load_config(path: str | Path) -> ModelConfig:
     """Raises PicollmError naming the fields that are missing or foreign."""
     values = read_json(path)
+    values.pop(PROOF, None)
     names = {field.name for field in fields(ModelConfig)}
     if names != set(values):
         raise PicollmError(f"{path}: missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}")
@@ -75,5 +79,8 @@ def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer
             f"{weights_path} does not fit {config_path}: {name} has shape {found.get(name, 'none')}, "
             f"the config asks for {expected.get(name, 'none')}"
         )
+    proof = read_json(config_path).get(PROOF)  # a checkpoint from elsewhere may have none
+    if proof and sha256(weights_path) != proof:
+        raise PicollmError(f"{weights_path} is damaged (its sha256 is not that in {config_path}): run pretrain again")
     model.load_state_dict(state, strict=False)  # a tied head is stored once; every other name was compared above
     return model.eval()

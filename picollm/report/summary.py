@@ -56,18 +56,18 @@ def heads_line(heads: dict) -> str:
 
 
 def speed_line(benchmark: dict) -> str:
-    best = None
-    for row in benchmark["results"]:
-        ratio = row.get("speedups", {}).get("eager-fp32")
-        if row["batch"] == 1 and ratio and "again" not in row["backend"]:
-            best = max(best or (0.0, "", {}), (ratio["ratio"], row["backend"], ratio), key=lambda item: item[0])
+    ratios = {
+        row["backend"]: row["speedups"]["eager-fp32"]
+        for row in benchmark["results"]
+        if row["batch"] == 1 and "eager-fp32" in row.get("speedups", {}) and "again" not in row["backend"]
+    }
     tensorrt = benchmark["backends"].get("tensorrt", {}).get("status", "not asked for")
-    if best is None:
+    if not ratios:
         return f"Speed: no backend beside eager fp32 ran; TensorRT {tensorrt}."
-    ratio, name, found = best
+    name, found = max(ratios.items(), key=lambda item: item[1]["ratio"])
     cpu = benchmark["hardware"]["cpu"]["model"]
     machine = cpu if benchmark["hardware"]["device"] == "cpu" else "the GPU"
     return (
-        f"Speed, batch 1: {name} is {ratio:.2f}x eager fp32 (95 % {found['low']:.2f} to {found['high']:.2f}: "
+        f"Speed, batch 1: {name} is {found['ratio']:.2f}x eager fp32 (95 % {found['low']:.2f} to {found['high']:.2f}: "
         f"{found['verdict']}) on {machine}; TensorRT: {'measured' if tensorrt == 'ok' else tensorrt}."
     )
