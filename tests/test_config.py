@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusals import refusal
 
 from picollm import config
 from picollm.data.corpora import Source
 from picollm.data.packing import tokenize_pack
-from picollm.errors import PicollmError
 from picollm.model.compute import set_up
 from picollm.model.training import TrainingConfig
 from picollm.model.transformer import ModelConfig
@@ -37,14 +37,6 @@ def changed(**edits):
         else:
             target[key] = value
     return values
-
-
-def refusal(action, *arguments):
-    with pytest.raises(PicollmError) as caught:
-        action(*arguments)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

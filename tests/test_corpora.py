@@ -5,10 +5,10 @@ import math
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from refusals import refusal
 
 from picollm.data import corpora
 from picollm.data.corpora import Article, Source, enwiki_sample, held_out, read_articles, split_articles, write_articles
-from picollm.errors import PicollmError
 
 # WikiText's form, with lines like headings at a paragraph's start, inside it and at its end, and one as the last line.
 TEXT = """ = Alpha = 
@@ -52,14 +52,6 @@ def source(kind="local", path=None, hub="", fraction=1.0, validation_articles=1)
 
 def numbered(n):
     return [Article(f"T{i}", f" = T{i} = \n\n Text {i} . \n") for i in range(n)]
-
-
-def refusal(action):
-    with pytest.raises(PicollmError) as caught:
-        action()
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
 
 
 def test_articles_are_cut_at_level_1_headings_only():

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from refusals import refusal
 from safetensors.torch import load_file
 
-from picollm.errors import PicollmError
 from picollm.model.checkpoint import Snapshots, load_config, load_model, save_model
 from picollm.model.transformer import ModelConfig, Transformer, rope_tables, rotate
 
@@ -40,14 +40,6 @@ def make(seed=0, sharp=False, **edits):
 
 def random_ids(batch, length, vocab=97, seed=1):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, vocab, (batch, length)))
-
-
-def refusal(action, *arguments):
-    with pytest.raises(PicollmError) as caught:
-        action(*arguments)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
 
 
 def layer_norm(x, weight, bias):

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from refusals import refusal
 
 from picollm.data.corpora import Article, write_articles
 from picollm.data.loading import batches, open_manifest, open_split
 from picollm.data.packing import rows, tokenize_pack
 from picollm.data.tokenizer import END_OF_TEXT, FINGERPRINT, SHA256, VOCAB_SIZE, encoding
-from picollm.errors import PicollmError
 
 CONTEXT = 16
 ARTICLES = {
@@ -20,14 +20,6 @@ ARTICLES = {
     ],
     "validation": [Article("V", " = V = \n\n " + "A held out article . " * 9 + "\n")],
 }
-
-
-def refusal(action):
-    with pytest.raises(PicollmError) as caught:
-        action()
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
 
 
 def stream(split):

@@ -1,0 +1,14 @@
+"""What every test of bad input asks of an error that is meant for a person."""
+
+import pytest
+
+from picollm.errors import PicollmError
+
+
+def refusal(action, *arguments) -> str:
+    """The message of the PicollmError that the call raises; it must be one line."""
+    with pytest.raises(PicollmError) as caught:
+        action(*arguments)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
