@@ -34,6 +34,7 @@ try:
         ROOT / "dvc.yaml",
         write=bool(os.environ.get("PICOLLM_WRITE_DVC_YAML")),
     )
+    guard()
 except PicollmError as error:
     stop(error)
 

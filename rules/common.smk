@@ -8,9 +8,34 @@ from pathlib import Path
 from picollm import config as picollm_config
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
-from picollm.pipeline.stages import Stage, check_dvc_yaml, check_writable
+from picollm.pipeline import exclusive, seal
+from picollm.pipeline.stages import Stage, artefact, check_dvc_yaml, check_writable
 
 ROOT = Path(workflow.basedir)
+# Invocations that run no rule; they need no proof of the data, and `picollm sync` itself makes some of them.
+READERS = (
+    "--lint",
+    "--list",
+    "--dag",
+    "--rulegraph",
+    "--filegraph",
+    "--d3dag",
+    "--summary",
+    "-S",
+    "--detailed-summary",
+)
+READERS += (
+    "-D",
+    "--unlock",
+    "--touch",
+    "-t",
+    "--cleanup",
+    "--report",
+    "--archive",
+    "--print-compilation",
+    "--delete",
+)
+DRY = ("-n", "-np", "--dry-run", "--dryrun")
 
 
 def stop(error):
@@ -69,7 +94,34 @@ def local_corpus_files():
     return files
 
 
+def guard():
+    """Before a run: nobody else at work, and data, dvc.lock and Snakemake's records at one state; else `picollm sync`.
+
+    Inside a DVC stage DVC has decided already; jobs and the calls that sync makes itself ask nothing either.
+    """
+    if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
+        return
+    if any(argument.startswith(READERS) for argument in sys.argv[1:]):
+        return
+    dry = any(argument in DRY for argument in sys.argv[1:])
+    if not dry:
+        workflow.globals["run_lock"] = exclusive.hold(ROOT)  # until this process ends
+        # Jobs import this checkout's picollm, even where another clone's is the installed one.
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ.update(PYTHONPATH=os.pathsep.join(paths))
+    outputs = {artefact(path) for stage in stages() for path in stage.outputs}
+    if "DVC_STAGE" not in os.environ and not seal.intact(ROOT, sorted(outputs)):
+        picollm("sync", *(["--dry-run"] if dry else []), check=True)
+
+
+def picollm(*arguments, check=False):
+    """Run the picollm command; with `check` its failure ends this run, its one line having been said."""
+    done = subprocess.run([sys.executable, "-m", "picollm.cli", *arguments], cwd=ROOT)
+    if check and done.returncode:
+        os._exit(done.returncode)
+
+
 def track():
     """Record finished stages in DVC; inside a DVC stage DVC does it itself."""
-    if "DVC_STAGE" not in os.environ:
-        subprocess.run([sys.executable, "-m", "picollm.cli", "track"], cwd=ROOT)
+    if not {"DVC_STAGE", "PICOLLM_UNGUARDED"} & os.environ.keys():
+        picollm("track")

@@ -11,8 +11,9 @@ from picollm.data.files import write_json
 from picollm.data.manifest import describe
 from picollm.errors import PicollmError
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
+from picollm.pipeline.records import summarize
 from picollm.pipeline.stages import HEADER, Stage, check_dvc_yaml, dvc_yaml
-from picollm.pipeline.track import proven_rules
+from picollm.pipeline.sync import intact
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,17 +171,18 @@ def table(*rows):
         {"status": "params changed"},
     ],
 )
-def test_a_rule_counts_only_if_all_its_outputs_are_current(tmp_path, changes):
-    good = table(("a.txt", "one", {}), ("b.txt", "two", {}), ("c.txt", "two", {}))
-    assert proven_rules(good, tmp_path) == ["one", "two"]
+def test_a_rule_is_current_only_if_all_its_outputs_are(changes):
+    good = summarize(table(("a.txt", "one", {}), ("b.txt", "two", {}), ("c.txt", "two", {})))
+    assert {rule: row.outputs for rule, row in good.items()} == {"one": ["a.txt"], "two": ["b.txt", "c.txt"]}
+    assert all(row.current for row in good.values())
     for first, second in (({}, changes), (changes, {})):
-        text = table(("a.txt", "one", {}), ("b.txt", "two", first), ("c.txt", "two", second))
-        assert proven_rules(text, tmp_path) == ["one"]
+        rows = summarize(table(("a.txt", "one", {}), ("b.txt", "two", first), ("c.txt", "two", second)))
+        assert rows["one"].current and not rows["two"].current
 
 
-def test_lines_that_are_no_table_are_passed_over(tmp_path):
-    assert proven_rules("", tmp_path) == []
-    assert proven_rules("Building DAG of jobs...\nNothing\tto\tsee\n" + table(), tmp_path) == []
+def test_lines_that_are_no_table_are_passed_over():
+    assert summarize("") == {}
+    assert summarize("Building DAG of jobs...\nNothing\tto\tsee\n" + table()) == {}
 
 
 def write_manifest(folder):
@@ -191,11 +193,10 @@ def write_manifest(folder):
     write_json(folder / "manifest.json", {"format": 1, "splits": entries})
 
 
-@pytest.mark.parametrize("fault", ["bit", "longer", "lost", "no manifest", "manifest cut"])
-def test_a_manifest_that_does_not_verify_disproves_its_rule(tmp_path, fault):
+@pytest.mark.parametrize("fault", ["bit", "longer", "lost", "foreign", "no manifest", "manifest cut"])
+def test_a_folder_that_is_not_what_its_manifest_says_proves_nothing(tmp_path, fault):
     write_manifest(tmp_path / "tokens")
-    text = table(("tokens/manifest.json", "pack", {}), ("metrics.json", "pack", {}), ("other.json", "other", {}))
-    assert proven_rules(text, tmp_path) == ["pack", "other"]
+    assert intact(tmp_path, "tokens/manifest.json") and intact(tmp_path, "tokens/other.json")
     shard, manifest = tmp_path / "tokens" / "b.arrow", tmp_path / "tokens" / "manifest.json"
     if fault == "bit":
         shard.write_bytes(b"B" + shard.read_bytes()[1:])
@@ -203,8 +204,10 @@ def test_a_manifest_that_does_not_verify_disproves_its_rule(tmp_path, fault):
         shard.write_bytes(shard.read_bytes() + b"x")
     elif fault == "lost":
         shard.unlink()
+    elif fault == "foreign":
+        (tmp_path / "tokens" / "c.arrow").touch()
     elif fault == "no manifest":
         manifest.unlink()
     else:
         manifest.write_text(manifest.read_text()[:50])
-    assert proven_rules(text, tmp_path) == ["other"]
+    assert not intact(tmp_path, "tokens/manifest.json")

@@ -97,14 +97,19 @@ def test_touched_code_is_not_stale_but_changed_code_is(project):
     project.run("git", "checkout", "-q", "picollm")
 
 
-def test_fresh_clone_with_pulled_data_has_nothing_to_do_in_dvc(project, tmp_path):
+def test_fresh_clone_with_pulled_data_has_nothing_to_do_but_sees_an_edit(project, tmp_path):
     project.run("dvc", "remote", "add", "-f", "-d", "--local", "store", str(tmp_path / "store"))
     project.run("dvc", "push", "-q")
     clone = workspace.Workspace(tmp_path / "clone")
     project.run("git", "clone", "-q", ".", str(clone.path))
     clone.run("dvc", "remote", "add", "-d", "--local", "store", str(tmp_path / "store"))
     clone.run("dvc", "pull", "-q")
-    assert clone.changed() == set()
+    clone.picollm("sync")
+    assert clone.changed() == clone.planned() == set()
+    clone.set("clusters", max_k=4)
+    assert clone.changed() == {"cluster_heads"}
+    assert clone.planned() == {"cluster_heads", "draw_figures", "final_report"}
+    assert "recorded" in clone.picollm("show", "reports/clusters.json")
 
 
 def test_damaged_shard_stops_training_with_one_line_and_keeps_nothing(project):
@@ -119,6 +124,5 @@ def test_damaged_shard_stops_training_with_one_line_and_keeps_nothing(project):
     locked = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
     assert set(locked) == STAGES  # nothing was recorded over the good run
     shard.write_bytes(good)
-    project.run("git", "checkout", "-q", "reports")  # metrics are git's, everything else is DVC's
-    project.run("dvc", "checkout", "-q")
-    assert project.changed() == set()
+    project.picollm("sync")  # what the failed rule deleted comes back, its metrics too
+    assert project.changed() == project.planned() == set()

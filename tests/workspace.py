@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore")
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200"}
-for name in ("DVC_STAGE", "PICOLLM_WRITE_DVC_YAML"):
+for name in ("DVC_STAGE", "PICOLLM_WRITE_DVC_YAML", "PICOLLM_RUN", "PICOLLM_UNGUARDED"):
     ENVIRONMENT.pop(name, None)
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -41,12 +41,21 @@ class Workspace:
     def snakemake(self, *arguments: str, ok: bool | None = True, **environment: str) -> str:
         return self.run("snakemake", "--cores", "all", *arguments, ok=ok, **environment)
 
-    def picollm(self, *arguments: str, ok: bool | None = True) -> str:
-        return self.run(sys.executable, "-m", "picollm.cli", *arguments, ok=ok)
+    def picollm(self, *arguments: str, ok: bool | None = True, **environment: str) -> str:
+        return self.run(sys.executable, "-m", "picollm.cli", *arguments, ok=ok, **environment)
+
+    def copy(self, path: Path) -> Workspace:
+        """The same repository elsewhere, time stamps included."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Workspace(path)
 
     def planned(self) -> set[str]:
         """The rules that Snakemake would run, without `all`."""
-        text = self.snakemake("-n", "--quiet", "rules")
+        return self.jobs(self.snakemake("-n", "--quiet", "rules"))
+
+    @staticmethod
+    def jobs(text: str) -> set[str]:
+        """The rules in the table of `snakemake -n --quiet rules`."""
         if "Nothing to be done" in text:
             return set()
         table = text.split("Job stats:")[1].split("Reasons:")[0].split("total")[0]

@@ -9,13 +9,18 @@ Everything logged or warned goes to the rule's log and, from INFO up, to the con
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from picollm.errors import PicollmError
+from picollm.pipeline import exclusive
+from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
 
 
 @contextmanager
@@ -30,16 +35,45 @@ def job(snakemake) -> Iterator[None]:
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").propagate = False  # warnings of libraries: to the log, not to the person
     logging.getLogger("py.warnings").addHandler(file)
+    lock = exclusive.job(Path.cwd())  # held as long as this process lives: a killed run's job is seen by the next run
     try:
+        check_before(snakemake.rule, snakemake.params)
         yield
+        if "DVC_STAGE" in os.environ:
+            check_after(snakemake.rule, snakemake.params)
     except (PicollmError, OSError) as error:
         file.stream.write(traceback.format_exc())
         fail(snakemake.rule, str(error), path)
     except Exception as error:
         file.stream.write(traceback.format_exc())
         fail(snakemake.rule, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", path)
+    finally:
+        if lock:
+            lock.close()
 
 
 def fail(rule: str, reason: str, log: Path) -> None:
     logging.getLogger().error("FAILED: %s (log: %s)", reason, log)
     sys.exit(1)
+
+
+def code_now(rule: str) -> str:
+    return fingerprint(code_files(Path("workflow_scripts") / f"{rule}.py", Path()), Path())
+
+
+def check_before(rule: str, params) -> None:
+    """Raises PicollmError where the code changed since Snakemake read it, who files the result under what it read."""
+    if code_now(rule) != params.code:
+        raise PicollmError("its code was edited after the run began: start the run again")
+
+
+def check_after(rule: str, params) -> None:
+    """Raises PicollmError where config.yaml or the code changed while the job ran: DVC hashes both only afterwards."""
+    config = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
+    code_files.cache_clear()
+    imported_modules.cache_clear()
+    if {section: config[section] for section in params.cfg} != params.cfg or code_now(rule) != params.code:
+        raise PicollmError(
+            "config.yaml or its code was edited while it ran, and DVC would file the result under the new values: "
+            "start `dvc repro` again (a run of `snakemake` may be edited under)"
+        )

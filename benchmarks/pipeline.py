@@ -1,0 +1,127 @@
+"""What the two drivers cost above the work itself, and how that grows with the number of stages.
+
+    python benchmarks/pipeline.py                       # ten minutes on two cores
+    python benchmarks/pipeline.py --rounds 1 --stages 12
+
+Throw-away repositories with this project's Snakefile and machinery and N synthetic rules in a chain of short jobs; each
+is run, and committed on two branches that differ in every artefact. Timed, in interleaved rounds:
+
+    no-op snakemake   nothing to be done
+    no-op dvc repro   nothing to be done
+    sync              `picollm sync` after `git checkout` of the other branch: all data and records change
+    snakemake, stage  a full run divided by its stages; dvc repro, stage: the same with `dvc repro`
+
+The jobs write some bytes, so a stage's time is all overhead. Median, smallest and largest of the rounds in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import standin
+import workspace
+from workspace import Workspace
+
+RULE = """
+rule stage_{i}:
+    input:
+        {source}
+    output:
+        "data/stage_{i}.bin",
+    log:
+        "logs/stage_{i}.log",
+    params:
+        cfg=sections("report"),
+        code=fingerprint("stage_{i}"),
+    script:
+        "../workflow_scripts/stage_{i}.py"
+"""
+TARGET = "data/stage_{last}.bin"
+
+
+def repository(path: Path, stages: int) -> Workspace:
+    """N rules, each of which reads the one before it, on the branches `one` and `two`, both run."""
+    project = workspace.create(path)
+    for old in [*(path / "workflow_scripts").glob("*.py"), *(path / "rules").glob("*.smk")]:
+        if old.name != "common.smk":
+            old.unlink()
+    rules = []
+    for i in range(stages):
+        script = path / f"workflow_scripts/stage_{i}.py"
+        script.write_text('"""A stage."""\n\nfrom picollm.data.files import write_text\n')
+        rules.append(RULE.format(i=i, source=f'"data/stage_{i - 1}.bin",' if i else ""))
+    (path / "rules/stages.smk").write_text("\n".join(rules))
+    standin.install(path)
+    snakefile = (path / "Snakefile").read_text().splitlines(keepends=True)
+    kept = [line for line in snakefile if not (line.startswith("include:") and "common" not in line)]
+    text = "".join(kept).replace('"reports/final.html"', f'"{TARGET.format(last=stages - 1)}"')
+    text = text.replace('include: "rules/common.smk"\n', 'include: "rules/common.smk"\ninclude: "rules/stages.smk"\n')
+    (path / "Snakefile").write_text(text)
+    project.picollm("dvc-yaml")
+    project.run("git", "checkout", "-q", "-b", "one")
+    project.snakemake("--quiet", "all")
+    project.commit("one")
+    project.run("git", "checkout", "-q", "-b", "two")
+    project.set("report", title="two")
+    project.snakemake("--quiet", "all")
+    project.commit("two")
+    return project
+
+
+def timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def measure(project: Workspace, stages: int, turn: int) -> dict[str, float]:
+    """One round, which leaves the repository as it found it but for the branch."""
+    found = {
+        "no-op snakemake": timed(lambda: project.snakemake("--quiet", "all")),
+        "no-op dvc repro": timed(lambda: project.run("dvc", "repro")),
+    }
+    project.picollm("sync")
+    branch = project.run("git", "branch", "--show-current").strip()
+    project.run("git", "checkout", "-q", "one" if branch == "two" else "two")
+    found["sync"] = timed(lambda: project.picollm("sync"))
+    for driver, command in {"snakemake": ("snakemake", "--cores", "all"), "dvc repro": ("dvc", "repro")}.items():
+        project.set("report", title=f"{driver} {turn}")
+        found[f"{driver}, stage"] = timed(lambda command=command: project.run(*command)) / stages
+    project.run("git", "checkout", "-q", "--", ".")
+    project.picollm("sync")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stages", type=int, nargs="+", default=[12, 40, 120])
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="picollm-benchmark-"))
+    try:
+        projects = {n: repository(folder / str(n), n) for n in arguments.stages}
+        times: dict[tuple[str, int], list[float]] = {}
+        for turn in range(arguments.rounds):
+            for n, project in projects.items():
+                for name, seconds in measure(project, n, turn).items():
+                    times.setdefault((name, n), []).append(seconds)
+    finally:
+        shutil.rmtree(folder)
+    print(f"{'seconds':20} {'stages':>6} {'median':>7} {'least':>7} {'most':>7}  growth")
+    for (name, n), values in sorted(times.items()):
+        middle, first = statistics.median(values), statistics.median(times[name, arguments.stages[0]])
+        growth = f"{middle / first:.2f}x for {n / arguments.stages[0]:.1f}x the stages"
+        print(f"{name:20} {n:6} {middle:7.2f} {min(values):7.2f} {max(values):7.2f}  {growth}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Fixtures that several test files share."""
+
+import pytest
+import standin
+import workspace
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A repository with the project's rules and stand-in scripts, run and committed on two branches.
+
+    `other` differs from `main` by clusters.max_k. Tests work on copies.
+    """
+    path = tmp_path_factory.mktemp("built") / "repository"
+    repository = workspace.create(path)
+    standin.install(path)
+    repository.picollm("dvc-yaml")
+    repository.run("git", "checkout", "-q", "-b", "main")
+    repository.snakemake("reports/final.html")
+    repository.commit("a run")
+    repository.run("git", "checkout", "-q", "-b", "other")
+    repository.set("clusters", max_k=7)
+    repository.snakemake("reports/final.html")
+    repository.commit("another run")
+    repository.run("git", "checkout", "-q", "main")
+    repository.picollm("sync")
+    return repository

@@ -1,0 +1,115 @@
+"""A tiny stand-in for the heavy rules: the project's own rule table, with scripts that only hash what they are given.
+
+Each output is a function of exactly what its rule depends on: the bytes of its inputs, its parameters, its code. So a
+stale output shows in its bytes, and `expected` says without either tool what a build from scratch would give.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+import yaml
+
+from picollm.config import load
+from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
+
+SCRIPT = '''"""Stand-in for {rule}; it imports what the real script imports, so it has the same fingerprint."""
+
+from typing import TYPE_CHECKING
+
+from picollm.pipeline.job import job
+from standin import make
+
+if TYPE_CHECKING:
+{imports}
+
+with job(snakemake):
+    make(snakemake)
+'''
+SHARDS = 2
+
+
+def install(root: Path) -> None:
+    """Replace the scripts of a throw-away repository."""
+    (root / "standin.py").write_bytes(Path(__file__).read_bytes())
+    for path in (root / "workflow_scripts").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)]
+        own = sorted({line for line in imports if "picollm" in line} | {"import json"})
+        path.write_text(SCRIPT.format(rule=path.stem, imports="\n".join(f"    {line}" for line in own)))
+
+
+def contents(rule: str, output: str, inputs: dict[str, str], cfg: dict, code: str) -> dict[str, bytes]:
+    """{path: bytes} of an output; `inputs` is {path: sha256 of its bytes}."""
+    seed = json.dumps([rule, sorted(inputs.items()), cfg, code, output], sort_keys=True)
+    digest = hashlib.sha256(seed.encode()).hexdigest()
+    if output.startswith("reports/metrics/"):
+        return {output: json.dumps({"value": int(digest[:8], 16)}).encode()}
+    if not output.endswith("manifest.json"):
+        return {output: f"{output}\n{digest}\n".encode()}
+    shards = {f"shard-{i}.bin": f"{i} {digest}\n".encode() for i in range(SHARDS)}
+    entries = [
+        {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in shards.items()
+    ]
+    folder = Path(output).parent
+    return {str(folder / name): data for name, data in shards.items()} | {output: json.dumps(entries).encode()}
+
+
+def make(snakemake) -> None:
+    inputs = {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in snakemake.input}
+    behave("before", snakemake)
+    for output in snakemake.output:
+        for path, data in contents(snakemake.rule, output, inputs, snakemake.params.cfg, snakemake.params.code).items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(data)
+            behave("within", snakemake)
+    behave("after", snakemake)
+
+
+def behave(when: str, snakemake) -> None:
+    """A test's wish for a rule: Python to run in the job before, within or after its writing. It happens once."""
+    wish = Path("logs") / f"{when}-{snakemake.rule}.py"
+    if wish.exists():
+        text = wish.read_text()
+        wish.unlink()
+        exec(text, {"snakemake": snakemake})
+
+
+def expected(root: Path) -> dict[str, bytes]:
+    """{path: bytes} of every artefact, from dvc.yaml, config.yaml and the code alone: a build from scratch."""
+    for function in (code_files, imported_modules):
+        function.cache_clear()
+    config = load(root / "config.yaml")
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    made: dict[str, bytes] = {}
+    waiting = dict(stages)
+    while waiting:
+        for rule, stage in list(waiting.items()):
+            names = [dep for dep in stage["deps"] if not dep.endswith(".py")]
+            names = [f"{dep}/manifest.json" if is_folder(dep) else dep for dep in names]
+            if any(produced(name, waiting) for name in names):
+                continue
+            del waiting[rule]
+            read = {name: made[name] if name in made else (root / name).read_bytes() for name in names}
+            inputs = {name: hashlib.sha256(data).hexdigest() for name, data in read.items()}
+            cfg = {section: config[section] for section in stage["params"][0]["config.yaml"]}
+            code = fingerprint(code_files(Path("workflow_scripts") / f"{rule}.py", root), root)
+            for out in written(stage):
+                made |= contents(rule, f"{out}/manifest.json" if is_folder(out) else out, inputs, cfg, code)
+    return made
+
+
+def is_folder(path: str) -> bool:
+    return Path(path).suffix == ""
+
+
+def written(stage: dict) -> list[str]:
+    return [*stage["outs"], *(path for entry in stage.get("metrics", []) for path in entry)]
+
+
+def produced(name: str, waiting: dict) -> bool:
+    """Whether a stage that was not made yet writes it."""
+    return any(name in (out, f"{out}/manifest.json") for stage in waiting.values() for out in written(stage))

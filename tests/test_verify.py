@@ -1,0 +1,372 @@
+"""`picollm verify` finds every fault of the table by its name, and `--fix` mends what it can and loses nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import workspace
+import yaml
+from refusals import refusal
+
+import picollm
+from picollm.pipeline import exclusive
+from picollm.pipeline.verify import verify
+
+WEIGHTS, MAPS = "data/model/model.safetensors", "data/attention"
+CACHE = ".dvc/cache/files/md5"
+
+
+@pytest.fixture(autouse=True)
+def no_run_of_an_earlier_test(monkeypatch):
+    monkeypatch.setenv(exclusive.HOLDER, "")  # `hold` sets it for the rest of the process
+
+
+@pytest.fixture
+def root(built, tmp_path, monkeypatch) -> Path:
+    path = built.copy(tmp_path / "repository").path
+    monkeypatch.setattr(picollm, "__file__", str(path / "picollm/__init__.py"))
+    monkeypatch.chdir(path)  # where the command is called; DVC names everything relative to it
+    return path
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """In place; the mode stays."""
+    mode = path.stat().st_mode
+    path.chmod(0o644)
+    path.write_bytes(change(path.read_bytes()))
+    path.chmod(mode)
+
+
+def flip(path: Path) -> None:
+    rewrite(path, lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+
+
+def truncate(path: Path) -> None:
+    rewrite(path, lambda data: data[:-1])
+
+
+def append(path: Path) -> None:
+    rewrite(path, lambda data: data + b"x")
+
+
+def stealthily(path: Path) -> None:
+    """What DVC's state database can't see: the old size, inode and time stamp."""
+    before = path.stat()
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def swap(one: Path) -> None:
+    other = one.with_name("shard-1.bin")
+    one.rename(one.with_name("x")), other.rename(one), one.with_name("x").rename(other)
+
+
+def duplicate(one: Path) -> None:
+    shutil.copy(one, one.with_name("shard-1.bin"))
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("renamed.bin"))
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    foreign(path / "file")
+
+
+def foreign(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"not ours")
+
+
+# --- What lies in the workspace: fault, file, what else must be named
+
+FAULTS = [
+    (flip, "data/tokens/shard-0.bin", "damaged"),
+    (flip, "data/tokens/manifest.json", "damaged"),
+    (flip, "reports/metrics/heads.json", "damaged"),
+    (truncate, "data/engine/shard-0.bin", "damaged"),
+    (append, WEIGHTS, "damaged"),
+    (Path.unlink, f"{MAPS}/simple.npz", "missing"),
+    (stealthily, f"{MAPS}/technical.npz", "damaged"),
+    (stealthily, "data/engine/shard-1.bin", "damaged"),
+    (swap, "data/profile/shard-0.bin", "holds the bytes of data/profile/shard-1.bin"),
+    (duplicate, "data/model/snapshots/shard-0.bin", "data/model/snapshots/shard-1.bin: damaged (it holds the bytes of"),
+    (rename, "reports/figures/shard-0.bin", "reports/figures/renamed.bin: foreign"),
+    (foreign, "data/tokens/shard-9.bin", "foreign"),
+    (folder_instead, f"{MAPS}/questions.npz", "missing, a folder has its name"),
+    (foreign, "data/tokens/.shard-9.bin.partial", "half a file"),
+    (foreign, ".snakemake/locks/0.input.lock", "a run that was killed"),
+]
+
+
+def contents(top: Path, *folders: str) -> dict[str, bytes]:
+    files = (file for folder in folders for file in (top / folder).rglob("*") if file.is_file())
+    return {str(file.relative_to(top)): file.read_bytes() for file in files}
+
+
+def problems(text: str) -> list[str]:
+    """The lines of damage and leftovers; none is printed twice, and the last line counts them."""
+    lines = text.splitlines()
+    assert len(set(lines)) == len(lines)
+    assert lines[-1].startswith("verify: ")
+    part = text.split("Settings\n")[0].split("Machine\n")[0].splitlines()
+    return [line for line in part if line.startswith("  ") and "warning" not in line]
+
+
+def test_a_sound_repository_is_proven_and_nothing_is_touched(root, capsys):
+    before = contents(root, "data", "reports", ".dvc/cache", ".snakemake")
+    assert verify(root, fix=False) == 0
+    text = capsys.readouterr().out
+    assert problems(text) == [] and text.endswith("all proven\n")
+    assert contents(root, "data", "reports", ".dvc/cache", ".snakemake") == before
+
+
+@pytest.mark.parametrize(("fault", "file", "named"), FAULTS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_fault_is_named(root, capsys, fault, file, named):
+    fault(root / file)
+    assert verify(root, fix=False) == 1
+    lines = problems(capsys.readouterr().out)
+    assert any(named in line for line in lines)
+    assert any(file in line for line in lines)
+    assert len(lines) <= 2  # a swap is two wrong files; nothing sound is accused
+
+
+def test_fix_mends_all_of_them_and_loses_nothing(root, built, capsys):
+    for fault, file, _ in FAULTS:
+        fault(root / file)
+    before = contents(root, "data", "reports")
+    assert verify(root, fix=True) == 0
+    assert capsys.readouterr().out.endswith("all proven\n")
+    assert contents(root, "data", "reports") == contents(built.path, "data", "reports")
+    kept = contents(root, "data", "reports", ".dvc/cache", "aside").values()
+    assert set(before.values()) <= set(kept)
+    copy = workspace.Workspace(root)
+    assert copy.planned() == copy.changed() == set()
+
+
+# --- DVC's cache
+
+
+def locked(root: Path) -> dict[str, str]:
+    stages = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for entry in stages.values() for out in entry["outs"]}
+
+
+def cached(root: Path, oid: str) -> Path:
+    return root / CACHE / oid[:2] / oid[2:]
+
+
+OBJECTS = [
+    (flip, "reports/heads.json", "damaged; it is reports/heads.json"),
+    (stealthily, "reports/final.html", "damaged; it is reports/final.html"),
+    (truncate, "data/tokens", "damaged; it is the list of the files of data/tokens"),
+    (Path.unlink, "data/clusters.npz", "DVC's cache lacks data/clusters.npz"),
+    (Path.unlink, "data/engine", "DVC's cache lacks the list of the files of data/engine"),
+]
+
+
+@pytest.mark.parametrize(("fault", "out", "named"), OBJECTS)
+def test_a_fault_of_the_cache_is_named(root, capsys, fault, out, named):
+    fault(cached(root, locked(root)[out]))
+    assert verify(root, fix=False) == 1
+    assert [named in line for line in problems(capsys.readouterr().out)] == [True]
+
+
+def test_fix_mends_the_cache_from_the_workspace(root, capsys):
+    oids = locked(root)
+    sound = contents(root, CACHE)
+    for fault, out, _ in OBJECTS:
+        fault(cached(root, oids[out]))
+    damaged = {data for name, data in contents(root, CACHE).items() if data != sound[name]}
+    assert verify(root, fix=True) == 0
+    assert contents(root, CACHE) == sound
+    assert all(not cached(root, oids[out]).stat().st_mode & 0o222 for _, out, _ in OBJECTS)
+    assert damaged <= set(contents(root, "aside").values())
+
+
+def test_a_damaged_version_that_dvc_lock_does_not_name_is_found(root, capsys):
+    names = {
+        str(path.relative_to(root / CACHE)).replace("/", "") for path in (root / CACHE).rglob("*") if path.is_file()
+    }
+    lists = [json.loads(cached(root, oid).read_text()) for oid in locked(root).values() if oid.endswith(".dir")]
+    used = {*locked(root).values(), *(entry["md5"] for files in lists for entry in files)}
+    oid = min(names - used)
+    flip(cached(root, oid))
+    assert verify(root, fix=False) == 1
+    (line,) = problems(capsys.readouterr().out)
+    assert oid[2:] in line and "dvc.lock does not name it" in line
+
+
+def test_what_is_gone_everywhere_stays_a_problem_with_its_remedy(root, capsys):
+    flip(root / WEIGHTS)
+    damaged = (root / WEIGHTS).read_bytes()
+    cached(root, locked(root)[WEIGHTS]).unlink()
+    assert verify(root, fix=True) == 1
+    text = capsys.readouterr().out
+    assert "`dvc pull`" in text and "all proven" not in text
+    assert damaged in contents(root, "aside").values()
+
+
+# --- dvc.lock
+
+
+def change_hash(root: Path, stage: str, kind: str, path: str) -> None:
+    """One bit of one hash."""
+    lock = yaml.safe_load((root / "dvc.lock").read_text())
+    (entry,) = [entry for entry in lock["stages"][stage][kind] if entry["path"] == path]
+    entry["md5"] = f"{int(entry['md5'][0], 16) ^ 1:x}{entry['md5'][1:]}"
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "path"),
+    [
+        ("tokenize_pack", "outs", "data/tokens"),
+        ("pretrain", "deps", "data/tokens"),
+        ("final_report", "outs", "reports/final.html"),
+        ("final_report", "deps", "picollm/report/html.py"),
+        ("classify_heads", "outs", "reports/metrics/heads.json"),
+    ],
+)
+def test_a_flipped_hash_in_dvc_lock_is_found_and_no_file_is_accused(root, capsys, stage, kind, path):
+    change_hash(root, stage, kind, path)
+    assert verify(root, fix=False) == 1
+    (line,) = problems(capsys.readouterr().out)
+    assert path in line and "dvc.lock" in line and "git checkout HEAD -- dvc.lock" in line
+
+
+def test_fix_moves_nothing_on_the_word_of_a_damaged_dvc_lock(root, capsys):
+    change_hash(root, "pretrain", "outs", WEIGHTS)
+    before = contents(root, "data", "reports", ".dvc/cache")
+    assert verify(root, fix=True) == 1
+    (line,) = problems(capsys.readouterr().out)
+    assert f"dvc.lock names two versions of {WEIGHTS}" in line
+    assert contents(root, "data", "reports", ".dvc/cache") == before
+    assert not (root / "aside").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("  pretrain:\n", "  pretraio:\n"), ("path: data/tokens\n      hash", "path: data/tokenr\n      hash")],
+)
+def test_a_renamed_stage_or_output_in_dvc_lock_is_found(root, capsys, old, new):
+    text = (root / "dvc.lock").read_text()
+    outs = text.index("    outs:", text.index("  tokenize_pack:")) if "path" in old else 0
+    assert old in text[outs:]
+    (root / "dvc.lock").write_text(text[:outs] + text[outs:].replace(old, new, 1))
+    assert verify(root, fix=False) == 1
+    assert "dvc.lock" in capsys.readouterr().out.split("Machine")[0]
+
+
+@pytest.mark.parametrize("key", ["md5", "path", "deps", "config.yaml"])
+def test_a_damaged_key_in_dvc_lock_is_one_line(root, key):
+    text = (root / "dvc.lock").read_text()
+    (root / "dvc.lock").write_text(text.replace(f"{key}:", f"{key[:-1]}_:", 1))
+    assert "dvc.lock is damaged" in refusal(verify, root, False)
+
+
+def test_conflict_markers_are_one_line(root):
+    (root / "dvc.lock").write_text("<<<<<<< HEAD\n" + (root / "dvc.lock").read_text())
+    assert "conflict" in refusal(verify, root, False)
+
+
+# --- Not damage
+
+
+def test_an_edit_is_no_damage(root, capsys):
+    workspace.Workspace(root).set("clusters", max_k=9)
+    assert verify(root, fix=False) == 0
+    text = capsys.readouterr().out
+    assert "cluster_heads: older than config.yaml: clusters, and made again by the next run" in text
+
+
+def test_a_run_that_was_killed_before_dvc_knew_keeps_its_results(root, capsys):
+    copy = workspace.Workspace(root)
+    copy.set("clusters", max_k=9)
+    copy.snakemake("reports/final.html", PICOLLM_UNGUARDED="1")
+    made = contents(root, "data", "reports")
+    assert verify(root, fix=False) == 1
+    lines = problems(capsys.readouterr().out)
+    assert sum("before dvc.lock knew" in line for line in lines) == 3
+    assert verify(root, fix=True) == 0
+    assert contents(root, "data", "reports") == made
+
+
+def test_a_half_written_output_is_left_to_snakemake(root, capsys):
+    marker = base64.urlsafe_b64encode(WEIGHTS.encode()).decode()
+    (root / ".snakemake/incomplete" / marker).write_text("null")
+    truncate(root / WEIGHTS)
+    assert verify(root, fix=False) == 1
+    (line,) = problems(capsys.readouterr().out)
+    assert WEIGHTS in line and "`snakemake` makes it again" in line
+
+
+def test_a_clone_without_data_says_so_once_per_stage(built, tmp_path, capsys):
+    built.run("git", "clone", "-q", str(built.path), str(tmp_path / "clone"))
+    assert verify(tmp_path / "clone", fix=False) == 1
+    lines = problems(capsys.readouterr().out)
+    assert len(lines) == len(yaml.safe_load((built.path / "dvc.yaml").read_text())["stages"])
+    assert all("its files are not here: `dvc pull`" in line for line in lines)
+
+
+def test_files_beside_the_outputs_are_named_and_never_touched(root, capsys):
+    for name in ("data/notes.txt", "data/mine/a/1.txt", "data/mine/a/2.txt", "reports/old.html"):
+        foreign(root / name)
+    assert verify(root, fix=True) == 1
+    lines = problems(capsys.readouterr().out)
+    assert sorted(line.split(": ")[0].strip() for line in lines) == ["data/mine/", "data/notes.txt", "reports/old.html"]
+    assert len(contents(root, "data/mine")) == 2 and not (root / "aside").exists()
+
+
+# --- Beside a run, and settings
+
+
+@pytest.mark.parametrize("fix", [False, True])
+@pytest.mark.parametrize("name", ["run.lock", "job.lock"])
+def test_a_live_run_is_left_alone(root, name, fix):
+    flip(root / WEIGHTS)
+    foreign(root / ".snakemake/locks/0.input.lock")
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_SH); print('held', flush=True)"
+    )
+    command = [sys.executable, "-c", f"{code}; input()", str(root / exclusive.FOLDER / name)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "held\n"
+        assert "at work here" in refusal(verify, root, fix)
+        run.communicate("\n")
+    assert (root / ".snakemake/locks/0.input.lock").exists() and not (root / "aside").exists()
+
+
+@pytest.mark.parametrize("kind", ["hardlink", "symlink"])
+def test_a_cache_of_links_is_a_problem_with_its_remedy(root, capsys, kind):
+    workspace.Workspace(root).run("dvc", "config", "cache.type", kind)
+    assert verify(root, fix=False) == 1
+    text = capsys.readouterr().out
+    assert f"cache.type is {kind}" in text and "`dvc config --unset cache.type`" in text
+
+
+def test_another_checkouts_picollm_is_a_problem_where_it_differs(root, built, monkeypatch, capsys):
+    monkeypatch.setattr(picollm, "__file__", str(built.path / "picollm/__init__.py"))
+    assert verify(root, fix=False) == 0
+    append(root / "picollm/cli.py")
+    assert verify(root, fix=False) == 1
+    assert "cli.py is not this checkout's" in capsys.readouterr().out
+
+
+def test_an_unfinished_merge_is_named(root, capsys):
+    copy = workspace.Workspace(root)
+    copy.set("clusters", max_k=8)
+    copy.commit("mine")
+    copy.run("git", "merge", "other", ok=False)
+    copy.run("git", "checkout", "--ours", "--", ".")
+    assert verify(root, fix=False) == 1
+    assert "config.yaml: git's merge is not finished" in capsys.readouterr().out
