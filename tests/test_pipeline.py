@@ -1,6 +1,7 @@
 """The whole pipeline for real, with the smoke preset: one run, then what people do to it. Tests build on each other."""
 
 import json
+import os
 import re
 
 import pytest
@@ -114,8 +115,9 @@ def test_fresh_clone_with_pulled_data_has_nothing_to_do_but_sees_an_edit(project
 
 def test_damaged_shard_stops_training_with_one_line_and_keeps_nothing(project):
     shard = project.path / "data/tokens/train-00000.arrow"
-    good = shard.read_bytes()
+    good, before = shard.read_bytes(), shard.stat()
     shard.write_bytes(good[:2000] + bytes([good[2000] ^ 1]) + good[2001:])
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk damages a file: nobody sees it
     text = project.snakemake("-R", "pretrain", "--", "pretrain", ok=False)
     lines = [line for line in text.splitlines() if "FAILED" in line]
     assert len(lines) == 1 and "pretrain: FAILED: data/tokens/train-00000.arrow is damaged" in lines[0]
@@ -123,6 +125,16 @@ def test_damaged_shard_stops_training_with_one_line_and_keeps_nothing(project):
     assert not (project.path / "data/model/model.safetensors").exists()
     locked = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
     assert set(locked) == STAGES  # nothing was recorded over the good run
-    shard.write_bytes(good)
-    project.picollm("sync")  # what the failed rule deleted comes back, its metrics too
+    assert "data/tokens/train-00000.arrow: damaged" in project.picollm("verify", ok=False)
+    project.picollm("verify", "--fix")  # what the failed rule deleted comes back too, its metrics included
+    assert shard.read_bytes() == good
     assert project.changed() == project.planned() == set()
+
+
+def test_a_shard_that_was_changed_is_restored_before_the_run(project):
+    shard = project.path / "data/tokens/train-00000.arrow"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:2000])
+    text = project.snakemake("--quiet", "all")
+    assert "restored from DVC's cache tokenize_pack" in text
+    assert shard.read_bytes() == good

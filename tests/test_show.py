@@ -159,7 +159,7 @@ def test_without_the_list_of_a_folder_its_state_is_not_known(project):
 
 def test_hardware_is_taken_from_a_recorded_file_only(project):
     (project / "reports/benchmark.json").write_text(json.dumps({"hardware": HARDWARE | {"threads": 9}}))
-    assert facts(project, "reports/benchmark.csv")["hardware"] == "not recorded"
+    assert facts(project, "reports/benchmark.csv")["hardware"] == "not recorded here"
 
 
 def test_the_commit_is_the_one_that_changed_the_stages_entry(project):
@@ -176,7 +176,7 @@ def test_a_rule_without_a_recorded_run(built):
     assert found["state"] == "not here, and dvc.lock records no run"
     assert (found["wall time"], found["hardware"], found["commit"]) == (
         "not recorded here",
-        "not recorded",
+        "not recorded here",
         "not committed",
     )
     assert block(show(built, "reports/later.txt"), "parameters") == [["not", "recorded"]]

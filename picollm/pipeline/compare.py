@@ -24,7 +24,7 @@ from markupsafe import Markup
 from picollm.data.files import write_text
 from picollm.errors import PicollmError
 from picollm.pipeline import seal
-from picollm.pipeline.objects import files_of, md5, object_path
+from picollm.pipeline.objects import files_of, is_metric, md5, object_path
 from picollm.pipeline.show import cache_folder, configured, flatten, git, hardware_of, machine
 from picollm.report.gallery import MIME
 from picollm.report.style import ACCENT, LABEL_COLOURS, SECOND, plt, save
@@ -89,7 +89,7 @@ class Revision:
     def read(self, path: str, oid: str | None = None) -> bytes | None:
         """The bytes of an output (`oid`: of a file in a folder); None, with a note, where they can't be had."""
         oid = oid or self.outs.get(path, {}).get("md5")
-        if self.commit and not seal.is_metric(path):
+        if self.commit and not is_metric(path):
             return self.cached(path, oid)
         data = self.tracked(path)
         if data is None:

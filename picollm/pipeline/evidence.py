@@ -22,7 +22,7 @@ from dvc.repo import Repo
 from picollm.data.files import read_json
 from picollm.data.manifest import entries
 from picollm.errors import PicollmError
-from picollm.pipeline import records, seal
+from picollm.pipeline import records
 from picollm.pipeline.objects import object_path
 
 FOLDERS = ("data", "reports")
@@ -154,11 +154,8 @@ class Evidence:
         return oid in self.objects and self.objects[oid].md5 == oid.removesuffix(".dir")
 
     def source(self, path: str, oid: str) -> Path | bytes | None:
-        """Where the bytes lie that a file must have: in the cache, in a metric's sealed copy, or under another name."""
-        if self.sound(oid):
-            return object_path(self.cache, oid)
-        sealed = self.root / seal.FOLDER / path
-        return sealed if seal.is_metric(path) and digest(sealed).md5 == oid else self.have.get(oid)
+        """Where the bytes lie that a file must have: in the cache, or under another name."""
+        return object_path(self.cache, oid) if self.sound(oid) else self.have.get(oid)
 
     def disproved(self, file: str, entry: dict) -> bool:
         """Whether the file is not what its manifest says."""

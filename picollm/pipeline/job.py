@@ -8,12 +8,16 @@ Everything logged or warned goes to the rule's log and, from INFO up, to the con
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import platform
+import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 
 import yaml
@@ -21,6 +25,8 @@ import yaml
 from picollm.errors import PicollmError
 from picollm.pipeline import exclusive
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
+
+RAN_ON = "ran on: "  # the log's last line, for `picollm show`
 
 
 @contextmanager
@@ -41,6 +47,7 @@ def job(snakemake) -> Iterator[None]:
         yield
         if "DVC_STAGE" in os.environ:
             check_after(snakemake.rule, snakemake.params)
+        file.stream.write(f"{RAN_ON}{json.dumps(surroundings())}\n")
     except (PicollmError, OSError) as error:
         file.stream.write(traceback.format_exc())
         fail(snakemake.rule, str(error), path)
@@ -57,12 +64,25 @@ def fail(rule: str, reason: str, log: Path) -> None:
     sys.exit(1)
 
 
+def surroundings() -> dict[str, str]:
+    """Where the job ran and with which of picollm's packages, by name."""
+    try:
+        names = [re.split(r"[^\w.-]", requirement)[0] for requirement in metadata.requires("picollm") or []]
+    except metadata.PackageNotFoundError:  # not installed, only on the path
+        names = []
+    found = {"platform": platform.platform(), "cores": str(os.cpu_count()), "Python": platform.python_version()}
+    for name in sorted(set(names)):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def code_now(rule: str) -> str:
     return fingerprint(code_files(Path("workflow_scripts") / f"{rule}.py", Path()), Path())
 
 
 def check_before(rule: str, params) -> None:
-    """Raises PicollmError where the code changed since Snakemake read it, who files the result under what it read."""
+    """Raises PicollmError where the code changed since Snakemake read it: the result would get a wrong name."""
     if code_now(rule) != params.code:
         raise PicollmError("its code was edited after the run began: start the run again")
 

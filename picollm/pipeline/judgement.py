@@ -15,7 +15,7 @@ from picollm.config import load
 from picollm.errors import PicollmError
 from picollm.pipeline import machine, records, seal
 from picollm.pipeline.evidence import FOLDERS, MEND_LOCK, Evidence, files_below, git_files
-from picollm.pipeline.objects import files_of, object_path
+from picollm.pipeline.objects import files_of, is_metric, object_path
 
 LOCKS = ".snakemake/locks/*.lock"
 
@@ -176,7 +176,7 @@ class Look(Evidence):
         present = [file for out in outs for file in self.files[out]]
         foreign = [file for out in outs if out in self.listed for file in self.files[out] if not covers(wanted, file)]
         wrong = [file for file, oid in wanted.items() if file not in self.of or self.of[file].md5 != oid]
-        absent = all(seal.is_metric(file) for file in present)
+        absent = all(is_metric(file) for file in present)
         if stage in self.half_written:
             self.doubted |= {*present, *wanted}
         elif (wrong or stage not in self.lock) and self.ran_since(stage):
@@ -190,7 +190,7 @@ class Look(Evidence):
         else:
             if absent:
                 self.judge_absent(stage)
-                wrong = [file for file in wrong if seal.is_metric(file)]
+                wrong = [file for file in wrong if is_metric(file)]
             for file in wrong:
                 self.judge_file(file, wanted[file])
             for out, oid in self.folders(self.lock[stage]).items():
@@ -221,7 +221,7 @@ class Look(Evidence):
 
     def judge_absent(self, stage: str) -> None:
         """Nothing is there: a clone before `dvc pull`, or somebody deleted it all."""
-        files = {file: oid for file, oid in self.wanted[stage].items() if not seal.is_metric(file)}
+        files = {file: oid for file, oid in self.wanted[stage].items() if not is_metric(file)}
         whole = (
             all(self.source(file, oid) for file, oid in files.items()) and set(self.table.outs[stage]) <= self.listed
         )
@@ -247,7 +247,7 @@ class Look(Evidence):
         what = "damaged" if found else "missing" + ", a folder has its name" * folder
         if found and found.error:
             what = f"can't be read ({found.error})"
-        bring = f"`git checkout HEAD -- {file}`" if seal.is_metric(file) else "`dvc pull`"
+        bring = f"`git checkout HEAD -- {file}`" if is_metric(file) else "`dvc pull`"
         remedy = "" if source else f"{bring}; or `picollm verify --fix`, and `snakemake` makes it again"
         self.damage(f"{file}: {what}{self.known_as(file)}", remedy)
 
@@ -281,9 +281,7 @@ class Look(Evidence):
     # --- DVC's cache
 
     def judge_cache(self) -> None:
-        owners = {
-            oid: file for files in self.wanted.values() for file, oid in files.items() if not seal.is_metric(file)
-        }
+        owners = {oid: file for files in self.wanted.values() for file, oid in files.items() if not is_metric(file)}
         for entry in self.lock.values():
             owners |= {oid: list_of(out) for out, oid in self.folders(entry).items()}
         for oid in sorted(self.objects):

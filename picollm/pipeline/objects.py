@@ -9,6 +9,11 @@ from pathlib import Path
 from picollm.errors import PicollmError
 
 
+def is_metric(path: str) -> bool:
+    """Whether git keeps the output and DVC does not."""
+    return path.startswith("reports/metrics/")
+
+
 def md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()

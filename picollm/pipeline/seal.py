@@ -11,21 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 from picollm.data.files import write_json
-from picollm.pipeline.objects import files_of, object_path
+from picollm.pipeline.objects import files_of, is_metric, object_path
 from picollm.pipeline.records import METADATA, Table
 
 FOLDER = Path(".snakemake/picollm")  # it goes when Snakemake's records go
 SEAL = FOLDER / "seal.json"
 RECORDS = [str(METADATA), ".snakemake/incomplete"]
-
-
-def is_metric(path: str) -> bool:
-    """Whether git keeps the output and DVC does not."""
-    return path.startswith("reports/metrics/")
 
 
 def digest(path: Path) -> str | None:
@@ -69,15 +63,9 @@ def intact(root: Path, outs: list[str]) -> bool:
 
 
 def write(root: Path, table: Table, lock: dict[str, dict], cache: Path) -> None:
-    """Seal the present state. Metrics are copied, because DVC keeps none and git only those that are committed."""
+    """Seal the present state."""
     locked = [out for entry in lock.values() for out in entry["outs"] if not is_metric(out["path"])]
     oids = {oid for out in locked for oid in (out["md5"], *files_of(cache, out).values())}
-    outs = list(table.maker)
-    for path in filter(is_metric, outs):
-        if (root / path).exists():
-            copy = root / FOLDER / path
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root / path, copy)
     write_json(
         root / SEAL,
         {
@@ -85,7 +73,7 @@ def write(root: Path, table: Table, lock: dict[str, dict], cache: Path) -> None:
             "dvc.lock": digest(root / "dvc.lock"),
             "stages": {stage: entry_digest(entry) for stage, entry in lock.items()},
             "objects": [os.path.relpath(object_path(cache, oid), root) for oid in sorted(oids)],
-            "watched": {path: stamps(root, path) for path in [*outs, *table.sources, *RECORDS]},
+            "watched": {path: stamps(root, path) for path in [*table.maker, *table.sources, *RECORDS]},
         },
     )
 

@@ -19,6 +19,7 @@ import yaml
 from picollm.errors import PicollmError
 from picollm.pipeline import records, seal
 from picollm.pipeline.fingerprint import code_files, fingerprint
+from picollm.pipeline.job import RAN_ON
 from picollm.pipeline.objects import differing, files_of, md5
 from picollm.pipeline.records import Table
 
@@ -167,7 +168,7 @@ class Artefact:
                     return {"hardware": f"{machine(hardware)} ({name})", "packages": versions or "not recorded"}
             except (ValueError, KeyError, AttributeError):
                 continue
-        return {"hardware": "not recorded", "packages": "not recorded"}
+        return surroundings(self.root, self.rule)
 
     def code(self) -> dict[str, str]:
         """Snakemake's fingerprint of the present code, and whether the recorded run had the same files."""
@@ -203,6 +204,17 @@ class Artefact:
 def columns(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def surroundings(root: Path, rule: str) -> dict[str, str]:
+    """The machine and the packages of the rule's last run here, from its log."""
+    log = root / f"logs/{rule}.log"
+    *_, last = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""] if log.exists() else [""]
+    if not last.startswith(RAN_ON):
+        return {"hardware": "not recorded here", "packages": "not recorded here"}
+    found = json.loads(last.removeprefix(RAN_ON))
+    hardware = f"{found.pop('platform')}, {found.pop('cores')} cores (the rule's last run here)"
+    return {"hardware": hardware, "packages": ", ".join(f"{name} {version}" for name, version in found.items())}
 
 
 def wall_time(root: Path, rule: str) -> str:

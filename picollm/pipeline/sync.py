@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import chdir
@@ -24,11 +23,11 @@ from pathlib import Path
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from picollm.data.files import read_json
+from picollm.data.files import read_json, write_bytes
 from picollm.data.manifest import entries, prove
 from picollm.errors import PicollmError
 from picollm.pipeline import records, seal
-from picollm.pipeline.objects import differing, files_of, md5, object_path
+from picollm.pipeline.objects import differing, files_of, is_metric, md5, object_path
 from picollm.pipeline.records import SNAKEMAKE, Complaints, Row
 
 
@@ -195,15 +194,6 @@ def locked_files(state: State, stage: str) -> dict[str, str]:
     return {path: oid for out in outs for path, oid in files_of(state.cache, out).items()}
 
 
-def source(state: State, path: str, oid: str) -> Path | None:
-    """A file with these bytes: the cache's object, or of a metric the present file or the sealed copy."""
-    if not seal.is_metric(path):
-        candidate = object_path(state.cache, oid)
-        return candidate if candidate.exists() else None
-    copies = (state.root / path, state.root / seal.FOLDER / path)
-    return next((copy for copy in copies if copy.is_file() and md5(copy) == oid), None)
-
-
 def restorable(state: State) -> list[str]:
     """The stages whose files alone are amiss, with all that dvc.lock names at hand, and nothing stale above."""
     well: set[str] = set()  # once the found ones are restored
@@ -217,7 +207,7 @@ def restorable(state: State) -> list[str]:
                 files = locked_files(state, stage)
             except PicollmError:
                 continue
-            if not all(source(state, path, oid) for path, oid in files.items()):
+            if not all(object_path(state.cache, oid).exists() for oid in files.values()):
                 continue
             found.append(stage)
         well.add(stage)
@@ -233,10 +223,10 @@ def restore(state: State) -> list[str]:
     for stage, files in wanted.items():
         present = [path for out in state.table.outs[stage] for path in seal.stamps(state.root, out)]
         wrong = differing(state.root, {path: files.get(path, "") for path in present})
-        set_aside(state.root, [path for path in wrong if not saved(state, path)])
-        for path in filter(seal.is_metric, differing(state.root, files)):
-            (state.root / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source(state, path, files[path]), state.root / path)
+        unsaved = [path for path in wrong if not object_path(state.cache, md5(state.root / path)).exists()]
+        set_aside(state.root, unsaved)
+        for path in filter(is_metric, differing(state.root, files)):  # git's, but in the cache too, for DVC's run cache
+            write_bytes(state.root / path, object_path(state.cache, files[path]).read_bytes())
     # Not repo.checkout(stages): for each target that reads dvc.lock anew, half a second each.
     with state.repo.lock:
         for stage in state.repo.index.stages:
@@ -248,11 +238,6 @@ def restore(state: State) -> list[str]:
         raise PicollmError(f"DVC's cache holds damaged bytes for {', '.join(damaged)}: run `picollm verify --fix`")
     state.look()
     return stages
-
-
-def saved(state: State, path: str) -> bool:
-    """Whether DVC's cache has the present bytes of a file."""
-    return not seal.is_metric(path) and object_path(state.cache, md5(state.root / path)).exists()
 
 
 def set_aside(root: Path, files: list[str]) -> None:

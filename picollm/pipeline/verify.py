@@ -14,9 +14,9 @@ from pathlib import Path
 
 from picollm.data.files import atomic_path
 from picollm.errors import PicollmError
-from picollm.pipeline import exclusive, seal, sync
+from picollm.pipeline import exclusive, sync
 from picollm.pipeline.judgement import LOCKS, Look
-from picollm.pipeline.objects import object_path
+from picollm.pipeline.objects import is_metric, object_path
 
 HEADINGS = ("Damage", "Leftovers", "Settings", "Machine")
 READ_ONLY = 0o444  # DVC takes it as the sign of a whole object
@@ -94,7 +94,7 @@ def mend(look: Look) -> list[str]:
         place(look.have[oid], object_path(look.cache, oid), READ_ONLY)
     # A metric's right bytes may lie in a file that is moved now; all others are in the cache.
     sources = {
-        file: look.source(file, oid).read_bytes() if seal.is_metric(file) else object_path(look.cache, oid)
+        file: look.source(file, oid).read_bytes() if is_metric(file) else object_path(look.cache, oid)
         for file, oid in look.restore.items()
     }
     sync.set_aside(root, look.aside)
