@@ -227,6 +227,7 @@ ROWS = [
     Row("a clone with dvc pull", pulled_clone, NONE),
     Row("a clone with dvc pull and an edit", steps(pulled_clone, FEWER), CLUSTERS, fast=True),
     Row("a clone with dvc pull and edited code", steps(pulled_clone, write(HTML, append)), {"final_report"}),
+    Row("a clone with dvc pull and a lost file", steps(pulled_clone, remove(WEIGHTS)), NONE),
     Row("a clone without data", fresh_clone, ALL),
     Row("outputs wiped, dvc checkout", steps(remove("data"), DVC_CHECKOUT), NONE),
     Row("outputs wiped", remove("data"), NONE),

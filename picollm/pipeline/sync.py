@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 
 from picollm.data.files import read_json, write_bytes
 from picollm.data.manifest import entries, prove
@@ -72,9 +72,8 @@ class State:
     def agree(self) -> bool:
         """Whether both tools would run the same stages, and would notice an edit of any that they would not."""
         runs = {rule for rule, row in self.rows.items() if row.runs}
-        return runs == self.table.downstream(self.changed) and all(
-            row.known or row.missing for row in self.rows.values()
-        )
+        noticed = all(row.known or row.missing for row in self.rows.values())
+        return noticed and runs == self.table.downstream(self.changed)
 
 
 def opened(root: Path, action: Callable[[State], list[str]]) -> list[str]:
@@ -85,10 +84,10 @@ def opened(root: Path, action: Callable[[State], list[str]]) -> list[str]:
         with chdir(root), Repo(str(root)) as repo:  # DVC names stages relative to the working folder
             return action(State(root, repo))
     except DvcException as error:
-        cause = error.__cause__ or error
-        raise PicollmError(
-            f"DVC: {' '.join(str(error).split())}" + (f" ({cause})" if cause is not error else "")
-        ) from None
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise PicollmError(f"DVC: {' '.join(f'{error}{cause}'.split())}") from None
+    except OSError as error:
+        raise PicollmError(f"{error}: mend that and run `picollm sync`; no file was changed halfway") from None
 
 
 # --- What Snakemake proves
@@ -149,13 +148,12 @@ def commit(state: State, stages: list[str]) -> None:
     """`dvc commit -f --no-relink STAGE ...`, in one go: by name DVC would read and write dvc.lock for each."""
     if not stages:
         return
-    with state.repo.lock:
+    with lock_repo(state.repo):
         ready = [stage for stage in state.repo.index.stages if stage.name in stages]
         for stage in ready:
             stage.save()
             stage.commit(relink=False)
         ready[0].dvcfile.dump_stages(ready, update_pipeline=False)
-        state.repo._reset()
     rows = state.rows  # DVC's commit leaves the files as they are, so Snakemake sees what it saw
     state.look()
     state.rows = rows
@@ -207,7 +205,8 @@ def restorable(state: State) -> list[str]:
                 files = locked_files(state, stage)
             except PicollmError:
                 continue
-            if not all(object_path(state.cache, oid).exists() for oid in files.values()):
+            lost = [oid for oid in files.values() if not object_path(state.cache, oid).exists()]
+            if set(lost) & {files[path] for path in differing(state.root, files)}:
                 continue
             found.append(stage)
         well.add(stage)
@@ -228,13 +227,13 @@ def restore(state: State) -> list[str]:
         for path in filter(is_metric, differing(state.root, files)):  # git's, but in the cache too, for DVC's run cache
             write_bytes(state.root / path, object_path(state.cache, files[path]).read_bytes())
     # Not repo.checkout(stages): for each target that reads dvc.lock anew, half a second each.
-    with state.repo.lock:
+    with lock_repo(state.repo):
         for stage in state.repo.index.stages:
             if stage.name in stages:
                 stage.checkout(force=True)
     damaged = [path for files in wanted.values() for path in differing(state.root, files)]
     if damaged:  # DVC hands out damaged objects of its cache without a look
-        set_aside(state.root, damaged)
+        set_aside(state.root, [path for path in damaged if (state.root / path).exists()])
         raise PicollmError(f"DVC's cache holds damaged bytes for {', '.join(damaged)}: run `picollm verify --fix`")
     state.look()
     return stages
@@ -289,9 +288,8 @@ def check(root: Path) -> None:
     def action(state: State) -> list[str]:
         back = restorable(state)
         if back or not state.agree():
-            unproven = (
-                back or sorted(state.changed) or sorted(rule for rule, row in state.rows.items() if not row.known)
-            )
+            unknown = [rule for rule, row in state.rows.items() if not row.known]
+            unproven = back or list(state.changed) or unknown
             raise PicollmError(
                 f"data, dvc.lock and Snakemake's records don't agree about {', '.join(unproven)}: run `picollm sync` "
                 "(a run without -n does it by itself)"
