@@ -285,15 +285,26 @@ def test_both_tools_agree_and_end_with_the_right_bytes(built, tmp_path, row):
 
 def drive(workspace: Workspace, row: Row, driver: str) -> None:
     row.deed(workspace)
-    if driver == "snakemake":
-        assert views(workspace) == (row.stale, row.stale)
-        if row.stale:
-            workspace.snakemake("--quiet", "all")
-    else:
+    if driver == "dvc":
         workspace.run("dvc", "repro")
-    assert wrong(workspace) == []
-    if row.stale or driver == "dvc":
+        assert wrong(workspace) == []
+        assert workspace.changed() == NONE
+        return
+    assert views(workspace) == (row.stale, row.stale)
+    if row.stale:
+        workspace.snakemake("--quiet", "all")
         assert views(workspace) == (NONE, NONE)
+    assert wrong(workspace) == []
+
+
+@pytest.mark.slow
+def test_snakemake_has_nothing_to_do_after_dvc(built, tmp_path):
+    copy = built.copy(tmp_path / "copy")
+    FEWER(copy)
+    copy.run("dvc", "repro")
+    assert views(copy) == (NONE, NONE)
+    copy.snakemake("--quiet", "all")
+    assert wrong(copy) == []
 
 
 @pytest.mark.slow
