@@ -117,7 +117,9 @@ def main() -> None:
         times: dict[tuple[str, int], list[float]] = {}
         for turn in range(arguments.rounds):
             for n, project in projects.items():
-                for name, seconds in measure(project, n, turn).items():
+                found = measure(project, n, turn)
+                print(f"round {turn + 1}, {n} stages:", *(f"{s:.2f}" for s in found.values()), file=sys.stderr)
+                for name, seconds in found.items():
                     times.setdefault((name, n), []).append(seconds)
     finally:
         shutil.rmtree(folder)

@@ -145,6 +145,7 @@ def test_two_at_once_the_second_says_so_and_the_first_ends_well(edited, first, s
     finish(edited, second)
 
 
+@pytest.mark.slow
 def test_a_lock_that_a_kill_left_is_no_obstacle(edited):
     locks = edited.path / ".snakemake/locks"
     locks.mkdir(exist_ok=True)

@@ -33,6 +33,7 @@ def round_trip(project: Workspace, clone: Path, url: str, *options: tuple[str, s
     return copy
 
 
+@pytest.mark.slow
 def test_through_a_folder(built, tmp_path):
     project = built.copy(tmp_path / "project")
     clone = round_trip(project, tmp_path / "clone", str(tmp_path / "store"))
@@ -77,6 +78,7 @@ def sshd(tmp_path):
     process.wait()
 
 
+@pytest.mark.slow
 def test_through_an_ssh_server(built, tmp_path, sshd):
     port, key = sshd
     project = built.copy(tmp_path / "project")

@@ -231,7 +231,7 @@ ROWS = [
     Row("a clone without data", fresh_clone, ALL),
     Row("outputs wiped, dvc checkout", steps(remove("data"), DVC_CHECKOUT), NONE),
     Row("outputs wiped", remove("data"), NONE),
-    Row("one output wiped", remove(WEIGHTS), NONE, fast=True),
+    Row("one output wiped", remove(WEIGHTS), NONE),
     Row("metrics wiped", remove("reports/metrics"), NONE),
     Row("Snakemake's records wiped", remove(".snakemake"), NONE),
     Row("Snakemake's records wiped, and an edit", steps(remove(".snakemake"), FEWER), CLUSTERS),

@@ -140,6 +140,7 @@ def test_a_fault_is_named(root, capsys, fault, file, named):
     assert len(lines) <= 2  # a swap is two wrong files; nothing sound is accused
 
 
+@pytest.mark.slow
 def test_fix_mends_all_of_them_and_loses_nothing(root, built, capsys):
     for fault, file, _ in FAULTS:
         fault(root / file)
@@ -289,6 +290,7 @@ def test_an_edit_is_no_damage(root, capsys):
     assert "cluster_heads: older than config.yaml: clusters, and made again by the next run" in text
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_dvc_knew_keeps_its_results(root, capsys):
     copy = workspace.Workspace(root)
     copy.set("clusters", max_k=9)

@@ -29,8 +29,6 @@ def blurred(text: str) -> str:
 @pytest.mark.slow
 def test_every_command_of_the_page_prints_what_the_page_says(tmp_path):
     project = workspace.create(tmp_path / "project")
-    project.run("git", "config", "user.name", "somebody")
-    project.run("git", "config", "user.email", "somebody@example.org")
     project.commit("The pipeline")
     project.run("git", "branch", "-q", "-M", "main")
     tools = tmp_path / "bin"

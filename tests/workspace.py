@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore")
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200"}
+for person in ("AUTHOR", "COMMITTER"):  # a machine may know nobody
+    ENVIRONMENT |= {f"GIT_{person}_NAME": "somebody", f"GIT_{person}_EMAIL": "somebody@example.org"}
 for name in ("DVC_STAGE", "PICOLLM_WRITE_DVC_YAML", "PICOLLM_RUN", "PICOLLM_UNGUARDED"):
     ENVIRONMENT.pop(name, None)
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -73,7 +75,7 @@ class Workspace:
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", message)
+        self.run("git", "commit", "-q", "-m", message)
 
 
 def create(path: Path, preset: str = "smoke") -> Workspace:
