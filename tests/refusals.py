@@ -12,3 +12,10 @@ def refusal(action, *arguments) -> str:
     text = str(caught.value)
     assert len(text.splitlines()) == 1
     return text
+
+
+def said(text: str) -> str:
+    """Of a command's output, the one line that is meant for a person."""
+    lines = [line for line in text.splitlines() if line.startswith("picollm: ")]
+    assert len(lines) == 1 and "Traceback" not in text, text
+    return lines[0]

@@ -106,6 +106,15 @@ def is_folder(path: str) -> bool:
     return Path(path).suffix == ""
 
 
+def downstream(root: Path, rules: set[str]) -> set[str]:
+    """The rules and everything below them in dvc.yaml, by brute force."""
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    for _ in stages:
+        outs = {out for rule in rules for out in written(stages[rule])}
+        rules = rules | {rule for rule, stage in stages.items() if outs & set(stage["deps"])}
+    return rules
+
+
 def written(stage: dict) -> list[str]:
     return [*stage["outs"], *(path for entry in stage.get("metrics", []) for path in entry)]
 

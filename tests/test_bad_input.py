@@ -8,6 +8,7 @@ import time
 
 import pytest
 import workspace
+from refusals import said
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +20,6 @@ def project(tmp_path_factory):
 def fresh_config(project):
     yield
     shutil.copy(project.path / "presets/smoke.yaml", project.path / "config.yaml")
-
-
-def said(text: str) -> str:
-    """The one line that is meant for a person."""
-    lines = [line for line in text.splitlines() if line.startswith("picollm: ")]
-    assert len(lines) == 1 and "Traceback" not in text, text
-    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from picollm.engine import backends
 from picollm.engine.backends import REFERENCE, Subject
 from picollm.engine.benchmark import AGAIN, Protocol, benchmark, latency, measure, metrics, speedup, verdict
 from picollm.engine.gate import compare, judge
-from picollm.engine.hardware import CpuMeter, describe_hardware
 from picollm.errors import PicollmError
+from picollm.hardware import CpuMeter, describe_hardware
 from picollm.model.transformer import ModelConfig, Transformer
 
 PROTOCOL = Protocol(rounds=6, block_seconds=0.05, warmup_seconds=0.02, seed=3)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import workspace
 import yaml
+from refusals import said
 from test_scenarios import CLUSTERS, NONE, views, wrong
 
 GROUP = "import os, signal; os.killpg(os.getpgrp(), signal.SIGKILL)"  # the whole run, DVC included
@@ -217,13 +218,6 @@ def test_cache_on_a_full_disk(edited):
         assert views(edited) == (NONE, NONE) and wrong(edited) == []
     finally:
         subprocess.run(["umount", str(cache)], check=True)
-
-
-def said(text: str) -> str:
-    """The one line that is meant for a person."""
-    lines = [line for line in text.splitlines() if line.startswith("picollm: ")]
-    assert len(lines) == 1 and "Traceback" not in text, text
-    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,7 @@ class Row:
 
 def closed(workspace: Workspace) -> set[str]:
     """DVC's changed stages and everything below them in dvc.yaml."""
-    stages = yaml.safe_load((workspace.path / "dvc.yaml").read_text())["stages"]
-    stale = workspace.changed()
-    for _ in stages:
-        outs = {out for name in stale for out in standin.written(stages[name])}
-        stale |= {name for name, stage in stages.items() if outs & set(stage["deps"])}
-    return stale
+    return standin.downstream(workspace.path, workspace.changed())
 
 
 def views(workspace: Workspace) -> tuple[set[str], set[str]]:

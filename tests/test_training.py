@@ -11,8 +11,9 @@ import torch
 from picollm.data.loading import batches
 from picollm.data.ngram import ngram_losses
 from picollm.errors import PicollmError
+from picollm.hardware import cxx_compiler
 from picollm.model import compute
-from picollm.model.compute import autocast, compiled, cxx_compiler, set_up
+from picollm.model.compute import autocast, compiled, set_up
 from picollm.model.training import TrainingConfig, evaluate, train
 from picollm.model.transformer import ModelConfig, Transformer
 

@@ -8,7 +8,7 @@ import torch
 
 from picollm.data.files import write_json
 from picollm.data.manifest import clear, describe
-from picollm.engine.hardware import describe_hardware
+from picollm.hardware import describe_hardware
 from picollm.model.checkpoint import load_config
 from picollm.model.compute import set_up
 from picollm.pipeline.job import job

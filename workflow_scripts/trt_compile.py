@@ -10,9 +10,9 @@ import torch
 from picollm.data.files import sha256, write_json
 from picollm.data.manifest import clear, describe
 from picollm.engine.export import export_onnx, in_precision
-from picollm.engine.hardware import describe_hardware
 from picollm.engine.manifest import FORMAT
 from picollm.engine.tensorrt import RTX, TORCH, build_rtx_plan, build_torch_tensorrt, choose_target
+from picollm.hardware import describe_hardware
 from picollm.model.checkpoint import load_model
 from picollm.model.compute import set_up
 from picollm.pipeline.job import job

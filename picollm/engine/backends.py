@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from picollm.engine.hardware import describe_gpu
 from picollm.engine.tensorrt import TORCH, load_torch_tensorrt
 from picollm.errors import PicollmError
-from picollm.model.compute import cxx_compiler
+from picollm.hardware import cxx_compiler, describe_gpu
 from picollm.model.transformer import Transformer
 
 Run = Callable[[np.ndarray], np.ndarray]

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from picollm.engine.backends import REFERENCE, Backend, Run, Subject, load_backend
 from picollm.engine.gate import compare, judge, last_logits, thresholds
-from picollm.engine.hardware import CpuMeter, describe_hardware
 from picollm.errors import PicollmError
+from picollm.hardware import CpuMeter, describe_hardware
 
 log = logging.getLogger(__name__)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable
 
 import torch
 
 from picollm.errors import PicollmError
+from picollm.hardware import cxx_compiler
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +31,6 @@ def set_up(device: str, threads: int) -> torch.device:
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:
     """bf16 autocast. float32 keeps its range there, so no gradient scaler is needed."""
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def cxx_compiler() -> str | None:
-    """The C++ compiler that torch.compile would call on a CPU, or None."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "c++", "clang++"))), None)
 
 
 def compiled(function: Callable, device: torch.device) -> tuple[Callable, str]:

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
 
 from picollm.data.files import read_json
 from picollm.data.manifest import entries
 from picollm.errors import PicollmError
 from picollm.pipeline import records
 from picollm.pipeline.objects import object_path
+from picollm.pipeline.repository import dvc_repo, git
 
 FOLDERS = ("data", "reports")
 THREADS = 4  # hashlib works without the interpreter's lock
 OBJECT = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
-MEND_LOCK = "`git checkout HEAD -- dvc.lock`, or `picollm sync`: what dvc.lock disproves is then made again"
 
 
 @dataclass(frozen=True)
@@ -65,12 +60,11 @@ def files_below(top: Path) -> list[Path]:
 
 def git_files(root: Path, *arguments: str) -> set[str]:
     """The paths that `git ls-files` names; none where there is no git."""
-    command = ["git", "-C", str(root), "ls-files", "-z", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
+        lines = os.fsdecode(git(root, "ls-files", "-z", *arguments)).split("\0")
+    except PicollmError:
         return set()
-    return {line.rpartition("\t")[2] for line in done.stdout.split("\0") if line}
+    return {line.rpartition("\t")[2] for line in lines if line}
 
 
 class Evidence:
@@ -85,13 +79,8 @@ class Evidence:
 
     def __init__(self, root: Path) -> None:
         self.root, self.lock, self.table = root, records.read_lock(root), records.read_table(root)
-        check_shape(self.lock)
-        logging.getLogger("dvc").setLevel(logging.ERROR)
-        try:
-            with Repo(str(root)) as repo:
-                self.cache, self.link_types = Path(repo.cache.local.path), repo.config["cache"].get("type") or []
-        except DvcException as error:
-            raise PicollmError(f"DVC: {' '.join(str(error).split())}") from None
+        with dvc_repo(root) as repo:
+            self.cache, self.link_types = Path(repo.cache.local.path), repo.config["cache"].get("type") or []
         self.partial = sorted(self.name(file) for top in FOLDERS for file in (root / top).rglob(".*.partial"))
         self.files = {
             out: [path for path in map(self.name, files_below(root / out)) if path not in self.partial]
@@ -161,16 +150,3 @@ class Evidence:
         """Whether the file is not what its manifest says."""
         found = self.of.get(file)
         return found is None or (found.size, found.sha256) != (entry["bytes"], entry["sha256"])
-
-
-def check_shape(lock: dict[str, dict]) -> None:
-    """Raises PicollmError where a stage of dvc.lock lacks what every stage has: a damaged key is still YAML."""
-    for stage, entry in lock.items():
-        try:
-            whole = all(isinstance(item[key], str) for item in entry["deps"] + entry["outs"] for key in ("path", "md5"))
-            whole = whole and all(item["hash"] == "md5" and item["size"] >= 0 for item in entry["deps"] + entry["outs"])
-            whole = whole and isinstance(entry["params"]["config.yaml"], dict) and isinstance(entry["cmd"], str)
-        except (KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise PicollmError(f"dvc.lock is damaged (stage {stage}): {MEND_LOCK}")

@@ -13,7 +13,7 @@ from typing import IO
 
 from picollm.errors import PicollmError
 
-FOLDER = Path(".snakemake/picollm")
+FOLDER = Path(".snakemake/picollm")  # it goes when Snakemake's records go
 HOLDER = "PICOLLM_RUN"  # set for the children of the process that holds the lock
 
 
@@ -52,6 +52,23 @@ def hold(root: Path) -> AbstractContextManager:
     file.flush()
     os.environ[HOLDER] = str(os.getpid())
     return file
+
+
+def refuse_beside_a_run(root: Path) -> None:
+    """Raises PicollmError where a run or its job holds a lock: files are half-written then."""
+    for name in ("run.lock", "job.lock"):
+        path = root / FOLDER / name
+        if path.exists():
+            file = flock(path, fcntl.LOCK_EX)
+            if file is None:
+                raise PicollmError("a run is at work here: verify when it has ended")
+            file.close()
+
+
+def last_run(root: Path) -> int | None:
+    """Another value as soon as another run has begun."""
+    path = root / FOLDER / "run.lock"
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def job(root: Path) -> IO | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 from picollm.errors import PicollmError
+from picollm.pipeline.repository import git
 
 MARK = "# installed by `picollm sync --install-hook`"
 # git gives post-checkout a third argument, 0 where only files were checked out. Inside a rebase every step would sync.
@@ -19,10 +19,7 @@ HOOKS = {
 
 def install(root: Path) -> None:
     """Write both hooks. Raises PicollmError where one of somebody else's is there; nothing is written then."""
-    done = subprocess.run(["git", "rev-parse", "--git-path", "hooks"], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        raise PicollmError(f"{root} is no git repository: run `git init` first")
-    folder = root / done.stdout.strip()
+    folder = root / git(root, "rev-parse", "--git-path", "hooks").decode().strip()
     command = f"exec {shlex.quote(sys.executable)} -m picollm.cli sync"
     for name in HOOKS:
         hook = folder / name

@@ -14,8 +14,9 @@ from pathlib import Path
 from picollm.config import load
 from picollm.errors import PicollmError
 from picollm.pipeline import machine, records, seal
-from picollm.pipeline.evidence import FOLDERS, MEND_LOCK, Evidence, files_below, git_files
+from picollm.pipeline.evidence import FOLDERS, Evidence, files_below, git_files
 from picollm.pipeline.objects import files_of, is_metric, object_path
+from picollm.pipeline.records import MEND_LOCK
 
 LOCKS = ".snakemake/locks/*.lock"
 

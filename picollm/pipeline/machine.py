@@ -6,26 +6,18 @@ Nothing here imports torch or another heavy package: versions come from the inst
 from __future__ import annotations
 
 import filecmp
-import os
 import platform
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
 import picollm
+from picollm.hardware import cxx_compiler, installed, usable_cores
 
 LINKS = {"hardlink", "symlink"}
 TENSORRT = ("tensorrt-rtx", "torch-tensorrt")
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def bad_settings(root: Path, cache_types: list[str]) -> list[tuple[str, str]]:
@@ -71,16 +63,14 @@ def warnings(root: Path, cache: Path, data_bytes: int) -> list[str]:
 def offers() -> list[str]:
     """What decides which parts of the pipeline can run here, and how fast."""
     versions = [f"{name} {installed(name) or 'is missing'}" for name in ("snakemake", "dvc", "torch")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "c++", "clang++"))), None)
     engines = [f"{name} {installed(name)}" for name in TENSORRT if installed(name)]
     return [
         f"Python {platform.python_version()}, {', '.join(versions)}",
-        f"{cores} CPU cores, {psutil.virtual_memory().total / 2**30:.1f} GiB memory",
+        f"{usable_cores()} CPU cores, {psutil.virtual_memory().total / 2**30:.1f} GiB memory",
         f"GPU: {graphics()}",
         f"TensorRT: {', '.join(engines) or 'not installed: the report will say that there is no engine'}",
         f"nsys: {shutil.which('nsys') or 'not installed: torch.profiler records instead'}",
-        f"C++ compiler: {compiler or 'none: on a CPU torch.compile is off and training slower'}",
+        f"C++ compiler: {cxx_compiler() or 'none: on a CPU torch.compile is off and training slower'}",
     ]
 
 

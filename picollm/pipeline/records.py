@@ -19,6 +19,7 @@ import yaml
 from picollm.errors import PicollmError
 
 METADATA = Path(".snakemake/metadata")
+MEND_LOCK = "take one whole side (`git checkout HEAD -- dvc.lock`), then `picollm sync`: what it disproves runs again"
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "all"]
 
 
@@ -98,10 +99,22 @@ def read_lock(root: Path) -> dict[str, dict]:
     path = root / "dvc.lock"
     if not path.exists():
         return {}
-    return read_yaml(
-        path,
-        "take one whole side (`git checkout HEAD -- dvc.lock`), then run `picollm sync`; what it disproves runs again",
-    )["stages"]
+    stages = read_yaml(path, MEND_LOCK)["stages"]
+    check_shape(stages)
+    return stages
+
+
+def check_shape(lock: dict[str, dict]) -> None:
+    """Raises PicollmError where a stage of dvc.lock lacks what every stage has: a damaged key is still YAML."""
+    for stage, entry in lock.items():
+        try:
+            whole = all(isinstance(item[key], str) for item in entry["deps"] + entry["outs"] for key in ("path", "md5"))
+            whole = whole and all(item["hash"] == "md5" and item["size"] >= 0 for item in entry["deps"] + entry["outs"])
+            whole = whole and isinstance(entry["params"]["config.yaml"], dict) and isinstance(entry["cmd"], str)
+        except (KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise PicollmError(f"dvc.lock is damaged (stage {stage}): {MEND_LOCK}")
 
 
 @dataclass

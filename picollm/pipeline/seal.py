@@ -14,10 +14,10 @@ import os
 from pathlib import Path
 
 from picollm.data.files import write_json
+from picollm.pipeline.exclusive import FOLDER
 from picollm.pipeline.objects import files_of, is_metric, object_path
 from picollm.pipeline.records import METADATA, Table
 
-FOLDER = Path(".snakemake/picollm")  # it goes when Snakemake's records go
 SEAL = FOLDER / "seal.json"
 RECORDS = [str(METADATA), ".snakemake/incomplete"]
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-import logging
 import os
 import re
 import shlex
-import subprocess
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,37 +20,19 @@ from picollm.pipeline.fingerprint import code_files, fingerprint
 from picollm.pipeline.job import RAN_ON
 from picollm.pipeline.objects import differing, files_of, md5
 from picollm.pipeline.records import Table
+from picollm.pipeline.repository import dvc_repo, git
 
 COMMITS = 100  # of dvc.lock, looked through at most
 
 
-# --- Sources: git, DVC's cache, descriptions of hardware
-
-
-def git(root: Path, *arguments: str) -> bytes:
-    """Standard output of a git command. Raises PicollmError, with git's last line, where it fails."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True)
-    except FileNotFoundError:
-        raise PicollmError("git is not installed") from None
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise PicollmError(f"`git {arguments[0]}` failed: {lines[-1]}")
-    return done.stdout
+# --- Sources: DVC's cache, parameters, descriptions of hardware
 
 
 @cache
 def cache_folder(root: Path) -> Path:
     """DVC's local cache, wherever its configuration puts it."""
-    from dvc.exceptions import DvcException  # takes half a second, and only folders need it
-    from dvc.repo import Repo
-
-    logging.getLogger("dvc").setLevel(logging.ERROR)
-    try:
-        with Repo(str(root)) as repo:
-            return Path(repo.cache.local.path)
-    except DvcException as error:
-        raise PicollmError(f"DVC: {' '.join(str(error).split())}") from None
+    with dvc_repo(root) as repo:
+        return Path(repo.cache.local.path)
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
@@ -168,7 +148,7 @@ class Artefact:
                     return {"hardware": f"{machine(hardware)} ({name})", "packages": versions or "not recorded"}
             except (ValueError, KeyError, AttributeError):
                 continue
-        return surroundings(self.root, self.rule)
+        return ran_on(self.root, self.rule)
 
     def code(self) -> dict[str, str]:
         """Snakemake's fingerprint of the present code, and whether the recorded run had the same files."""
@@ -206,7 +186,7 @@ def columns(rows: list[list[str]]) -> list[str]:
     return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def surroundings(root: Path, rule: str) -> dict[str, str]:
+def ran_on(root: Path, rule: str) -> dict[str, str]:
     """The machine and the packages of the rule's last run here, from its log."""
     log = root / f"logs/{rule}.log"
     *_, last = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""] if log.exists() else [""]

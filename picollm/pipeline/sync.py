@@ -10,17 +10,14 @@ What either proves, the other is told. What neither proves is set aside, so that
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import chdir
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 
 from picollm.data.files import read_json, write_bytes
@@ -29,6 +26,7 @@ from picollm.errors import PicollmError
 from picollm.pipeline import records, seal
 from picollm.pipeline.objects import differing, files_of, is_metric, md5, object_path
 from picollm.pipeline.records import SNAKEMAKE, Complaints, Row
+from picollm.pipeline.repository import dvc_repo
 
 
 def say(message: str) -> None:
@@ -50,7 +48,7 @@ class State:
 
     def look(self) -> None:
         self.__dict__.pop("rows", None)
-        self.lock = records.read_lock(self.root)
+        self.lock = records.read_lock(self.root)  # damage is said in our words, before DVC says it in its own
         self.changed: dict[str, Complaints] = records.complaints(self.repo.status(), self.table)
 
     @cached_property
@@ -77,15 +75,10 @@ class State:
 
 
 def opened(root: Path, action: Callable[[State], list[str]]) -> list[str]:
-    """Run an action on the repository's state; DVC's errors become one line."""
-    logging.getLogger("dvc").setLevel(logging.ERROR)
-    records.read_lock(root)  # damage is said in our words, before DVC says it in its own
+    """Run an action on the repository's state; errors become one line."""
     try:
-        with chdir(root), Repo(str(root)) as repo:  # DVC names stages relative to the working folder
+        with dvc_repo(root) as repo:
             return action(State(root, repo))
-    except DvcException as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise PicollmError(f"DVC: {' '.join(f'{error}{cause}'.split())}") from None
     except OSError as error:
         raise PicollmError(f"{error}: mend that and run `picollm sync`; no file was changed halfway") from None
 

@@ -6,7 +6,6 @@ the workspace. It deletes nothing but Snakemake's stale locks, and what it can't
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -35,33 +34,16 @@ def verify(root: Path, fix: bool) -> int:
             for line in ["Mended", *(f"  {line}" for line in done)] if done else []:
                 print(line)
         else:
-            refuse_beside_a_run(root)
-        before, start = last_run(root), time.monotonic()
+            exclusive.refuse_beside_a_run(root)
+        before, start = exclusive.last_run(root), time.monotonic()
         look = Look(root)
         seconds = time.monotonic() - start
-        if last_run(root) != before:
+        if exclusive.last_run(root) != before:
             raise PicollmError("a run is at work here, or was meanwhile: verify when it has ended")
     except OSError as error:
         raise PicollmError(str(error)) from None
     show(look, seconds)
     return 1 if look.problems else 0
-
-
-def refuse_beside_a_run(root: Path) -> None:
-    """Raises PicollmError where a run or its job holds a lock: files are half-written then."""
-    for name in ("run.lock", "job.lock"):
-        path = root / exclusive.FOLDER / name
-        if path.exists():
-            file = exclusive.flock(path, fcntl.LOCK_EX)
-            if file is None:
-                raise PicollmError("a run is at work here: verify when it has ended")
-            file.close()
-
-
-def last_run(root: Path) -> int | None:
-    """Another value as soon as another run has begun."""
-    path = root / exclusive.FOLDER / "run.lock"
-    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def show(look: Look, seconds: float) -> None:

@@ -1,16 +1,15 @@
-"""The machine a number was measured on: every benchmark, engine and profile carries this description."""
+"""This machine: what decides a speed, and what every benchmark, engine and profile says it was measured on."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
 
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "openvino", "tensorrt-rtx", "tensorrt", "torch-tensorrt", "nvtx")
@@ -38,14 +37,25 @@ def describe_cpu() -> dict:
         info = ""
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())}
     flags = set(fields.get("flags", fields.get("Features", "")).split())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model = fields.get("model name") or platform.processor() or platform.machine()
-    return {"model": model, "cores": cores, "isa": [name for name in ISA if name in flags]}
+    return {"model": model, "cores": usable_cores(), "isa": [name for name in ISA if name in flags]}
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cxx_compiler() -> str | None:
+    """The C++ compiler that torch.compile would call on a CPU, or None."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "c++", "clang++"))), None)
 
 
 @cache
 def describe_gpu() -> dict | None:
     """The NVIDIA GPU that torch uses, or None."""
+    import torch  # heavy, and only this asks it
+
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
@@ -67,14 +77,16 @@ def driver_version() -> str | None:
     return output.split()[0]
 
 
+def installed(package: str) -> str | None:
+    """Its version, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def package_versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name in PACKAGES if (found := installed(name))}
 
 
 class CpuMeter:
