@@ -9,6 +9,8 @@ unexport PYTHONDONTWRITEBYTECODE
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # --no-compile: Python compiles what is imported, on first use; compiling all of it would take longer than the download.
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# Two tests at a time: many wait for the tools that they start.
+PYTEST := python -m pytest -n 2 --dist worksteal
 
 .PHONY: report test test-slow lint setup clean
 
@@ -17,10 +19,10 @@ report: setup
 	@echo; $(RUN) picollm summary; echo; echo "Report: $(CURDIR)/reports/final.html"
 
 test: $(VENV)/dev lint
-	@$(RUN) python -m pytest
+	@$(RUN) $(PYTEST)
 
 test-slow: $(VENV)/slow
-	@$(RUN) python -m pytest -m slow
+	@$(RUN) $(PYTEST) -m slow
 
 lint: $(VENV)/dev
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules
