@@ -21,7 +21,7 @@ report: setup
 test: $(VENV)/dev lint
 	@$(RUN) $(PYTEST)
 
-test-slow: $(VENV)/slow
+test-slow: $(VENV)/dev
 	@$(RUN) $(PYTEST) -m slow
 
 lint: $(VENV)/dev
@@ -39,10 +39,6 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/ready
 	@$(PIP) -e '.[dev]'
-	@touch $@
-
-$(VENV)/slow: $(VENV)/dev
-	@$(PIP) -e '.[hub]'
 	@touch $@
 
 clean:

@@ -78,6 +78,19 @@ def compare(arguments: argparse.Namespace) -> None:
     print(compare(Path.cwd(), arguments.old, arguments.new, Path(arguments.output)))
 
 
+def data(arguments: argparse.Namespace) -> None:
+    """Packed tokens and corpora: what is in a file, with decoded samples, and whether it is what it says."""
+    from picollm.data import inspection
+
+    path = Path(arguments.path)
+    if arguments.action == "inspect":
+        print(inspection.inspect(path))
+        return
+    problems, told = inspection.verify(path / "manifest.json" if path.is_dir() else path)
+    print("\n".join([*problems, f"{told}: {f'{len(problems)} problems' if problems else 'all as the manifest says'}"]))
+    sys.exit(1 if problems else 0)
+
+
 def summary(arguments: argparse.Namespace) -> None:
     """What the last run learned, in five lines."""
     from picollm.report.summary import five_lines
@@ -99,6 +112,9 @@ def parser() -> argparse.ArgumentParser:
     add("--install-hook", action="store_true", help="let git run it after each checkout and merge in this repository")
     options["verify"].add_argument("--fix", action="store_true", help="mend what is safe to mend; nothing is deleted")
     options["show"].add_argument("path", help="an artefact, or a file that rules read")
+    add = options["data"].add_argument
+    add("action", choices=("inspect", "verify"))
+    add("path", nargs="?", default="data/tokens", help="data/tokens, a file in it, or a corpus (%(default)s)")
     add = options["compare"].add_argument
     add("old", help="a commit, tag or branch")
     add("new", help="another one, or `workspace` for the files as they lie here")
@@ -108,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
 
 COMMANDS = {
     "dvc-yaml": dvc_yaml, "track": track, "sync": sync, "verify": verify, "show": show, "compare": compare,
-    "summary": summary,
+    "data": data, "summary": summary,
 }  # fmt: skip
 
 

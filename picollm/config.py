@@ -29,22 +29,23 @@ class Section(BaseModel):
 
 class Corpus(Section):
     source: Literal["enwiki-sample", "wikitext-103", "local"]
-    path: str | None  # of a local corpus
+    path: str | None  # of a local corpus: folder, zip archive or file
     hub: str  # hub repository or a local folder with its layout
     revision: str  # commit of the hub repository
     fraction: Annotated[float, Field(gt=0, le=1)]  # of the training articles, in order
-    validation_articles: Positive  # held out where the corpus has no validation split
+    held_out_articles: Positive  # for validation, and as many for test, where the corpus has no splits
 
     @model_validator(mode="after")
     def local_needs_a_path(self) -> Corpus:
         if self.source == "local" and not self.path:
-            raise ValueError("corpus.path must name a folder when corpus.source is local")
+            raise ValueError("corpus.path must name a folder, zip archive or file when corpus.source is local")
         return self
 
 
 class Tokens(Section):
     context: Annotated[int, Field(ge=8, le=8192)]  # tokens a row
     shard_rows: Positive  # rows a shard
+    slices: Annotated[int, Field(ge=1, le=1000)]  # jobs that tokenize the training split
 
 
 class Compute(Section):
@@ -75,6 +76,7 @@ class Pretrain(Section):
     length: Positive  # in `unit`
     unit: Literal["steps", "epochs"]
     batch_rows: Positive  # rows a step
+    loading: Literal["gather", "workers", "resident"]
     optimizer: Literal["adamw", "muon"]
     lr: Rate  # AdamW's peak
     muon_lr: Rate  # Muon's peak

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from snakemake.io import is_flagged
+
 from picollm import config as picollm_config
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
@@ -67,29 +69,51 @@ def fingerprint(rule):
 
 
 def stages():
-    """Snakemake's rules, in the words of picollm.pipeline.stages; `all` has no artefact of its own."""
+    """Snakemake's rules, in the words of picollm.pipeline.stages; `all` has no artefact of its own.
+
+    A rule of temporary outputs is no stage; it belongs to the one whose script it shares.
+    """
+    rules = [rule for rule in workflow.rules if rule.output]
+    temporary = [
+        path for rule in rules for path in rule.output if is_flagged(path, "temp")
+    ]
     return [
         Stage(
             name=rule.name,
-            inputs=[str(path) for path in rule.input],
+            inputs=[
+                str(path)
+                for path in rule.input
+                if not any(other.match(path) for other in temporary)
+            ],
             outputs=[str(path) for path in rule.output],
             sections=list(rule.params.cfg),
             code=[str(path) for path in code_files(rule.name)],
+            helpers=[
+                other.name
+                for other in rules
+                if other is not rule and other.script == rule.script
+            ],
         )
-        for rule in workflow.rules
-        if rule.output
+        for rule in rules
+        if not any(path in temporary for path in rule.output)
     ]
 
 
 def local_corpus_files():
-    """Every file below corpus.path, so that both tools see an edited corpus; none for the other sources."""
-    if CONFIG["corpus"]["source"] != "local":
+    """corpus.path, or every file below it, so that both tools see an edited corpus; a local hub's files too."""
+    source = CONFIG["corpus"]["source"]
+    key = {"local": "path", "wikitext-103": "hub"}.get(source)
+    if key is None:
         return []
-    folder = Path(CONFIG["corpus"]["path"])
-    files = sorted(str(path) for path in folder.rglob("*") if path.is_file())
-    if not files:
+    path = Path(CONFIG["corpus"][key])
+    files = (
+        [str(path)]
+        if path.is_file()
+        else sorted(str(file) for file in path.rglob("*") if file.is_file())
+    )
+    if not files and source == "local":
         stop(
-            f"corpus.path = {folder}: no such folder, or no file in it; put the text there or change corpus.source"
+            f"corpus.path = {path}: no such file or folder, or an empty one; put the text there or change corpus.source"
         )
     return files
 

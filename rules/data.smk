@@ -1,8 +1,16 @@
 """Text to packed tokens.
 
 REQUIRED INPUTS: none for the embedded sample; corpus.path for a local corpus.
-OUTPUTS: data/corpus/{train,validation}.parquet, data/tokens/manifest.json and the shards that it names.
+OUTPUTS: data/corpus/{train,validation,test}.parquet, data/tokens/manifest.json and the shards that it names.
 """
+
+SLICES = ".snakemake/picollm/slices/{slice}.npy"
+
+
+def slices():
+    """The files that tokenize_pack puts together; none where it does the whole work itself."""
+    count = CONFIG["tokens"]["slices"]
+    return expand(SLICES, slice=range(count)) if count > 1 else []
 
 
 rule prepare_corpus:
@@ -12,6 +20,7 @@ rule prepare_corpus:
     output:
         train="data/corpus/train.parquet",
         validation="data/corpus/validation.parquet",
+        test="data/corpus/test.parquet",
     log:
         "logs/prepare_corpus.log",
     benchmark:
@@ -25,11 +34,32 @@ rule prepare_corpus:
         "../workflow_scripts/prepare_corpus.py"
 
 
+rule tokenize_slice:
+    """One share of the training split's ids, where tokens.slices asks for more than one job."""
+    input:
+        train="data/corpus/train.parquet",
+    output:
+        ids=temp(SLICES),
+    log:
+        "logs/tokenize_slice-{slice}.log",
+    benchmark:
+        "logs/benchmarks/tokenize_slice-{slice}.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("tokens"),
+        code=fingerprint("tokenize_pack"),
+    script:
+        "../workflow_scripts/tokenize_pack.py"
+
+
 rule tokenize_pack:
     """GPT-2 byte-pair ids, packed into rows of the model's context."""
     input:
         train="data/corpus/train.parquet",
         validation="data/corpus/validation.parquet",
+        test="data/corpus/test.parquet",
+        slices=slices(),
     output:
         manifest="data/tokens/manifest.json",
         metrics="reports/metrics/data.json",
@@ -39,6 +69,7 @@ rule tokenize_pack:
         "logs/benchmarks/tokenize_pack.tsv"
     conda:
         "envs/picollm.yaml"
+    threads: workflow.cores
     params:
         cfg=sections("tokens"),
         code=fingerprint("tokenize_pack"),

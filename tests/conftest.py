@@ -4,6 +4,13 @@ import pytest
 import standin
 import workspace
 
+LONGEST = ("test_workflows.py", "test_slow.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: two processes share the tests, and neither should wait for the other's last."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):

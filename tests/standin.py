@@ -59,7 +59,8 @@ def contents(rule: str, output: str, inputs: dict[str, str], cfg: dict, code: st
 
 
 def make(snakemake) -> None:
-    inputs = {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in snakemake.input}
+    inputs = [str(path) for path in snakemake.input if not path.startswith(".snakemake")]  # slices hold nothing new
+    inputs = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in inputs}
     behave("before", snakemake)
     for output in snakemake.output:
         for path, data in contents(snakemake.rule, output, inputs, snakemake.params.cfg, snakemake.params.code).items():

@@ -10,7 +10,7 @@ import yaml
 from refusals import refusal
 
 from picollm import config
-from picollm.data.corpora import Source
+from picollm.data.corpora import Corpus
 from picollm.data.packing import tokenize_pack
 from picollm.model.compute import set_up
 from picollm.model.training import TrainingConfig
@@ -87,7 +87,7 @@ def test_there_is_a_preset_beside_the_configuration_in_force():
         ({"pretrain__seed": REMOVED}, ["pretrain.seed is missing", "presets/"]),
         ({"heads": REMOVED}, ["heads is missing", "presets/"]),
         # keys that must fit each other
-        ({"corpus__source": "local"}, ["corpus.path must name a folder when corpus.source is local"]),
+        ({"corpus__source": "local"}, ["corpus.path must name a folder, zip archive or file"]),
         ({"corpus__source": "local", "corpus__path": ""}, ["corpus.path must name a folder"]),
         ({"model__d_model": 30}, ["model.d_model = 30", "2 x model.n_heads = 14"]),
         ({"model__d_model": 21}, ["model.d_model = 21", "2 x model.n_heads = 14"]),
@@ -163,8 +163,8 @@ def keywords(function):
 @pytest.mark.parametrize(
     ("section", "consumed"),
     [
-        ("corpus", {field.name for field in fields(Source)}),
-        ("tokens", keywords(tokenize_pack) - {"sources", "manifest_path"}),
+        ("corpus", {field.name for field in fields(Corpus)}),
+        ("tokens", keywords(tokenize_pack) - {"sources", "manifest_path", "workers"}),
         ("compute", keywords(set_up)),
         ("model", {field.name for field in fields(ModelConfig)} - {"vocab_size", "context"}),
         ("pretrain", {field.name for field in fields(TrainingConfig)}),

@@ -1,16 +1,21 @@
 """Packed tokens: rows are the stream, nothing of the shards shows, and a damaged shard is never trained on."""
 
-import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from refusals import refusal
 
-from picollm.data.corpora import Article, write_articles
-from picollm.data.loading import batches, open_manifest, open_split
-from picollm.data.packing import rows, tokenize_pack
+from picollm.data.articles import GROUP_BYTES, Article, write_articles
+from picollm.data.loading import open_column, open_manifest, open_split
+from picollm.data.packing import rows, tokenize_pack, write_slice
 from picollm.data.tokenizer import END_OF_TEXT, FINGERPRINT, SHA256, VOCAB_SIZE, encoding
 
 CONTEXT = 16
@@ -30,12 +35,13 @@ def stream(split):
     return ids
 
 
-def pack(folder, shard_rows=1000, context=CONTEXT, articles=None):
+def pack(folder, shard_rows=1000, context=CONTEXT, articles=None, **how):
     sources = {}
     for split, found in (articles or ARTICLES).items():
         sources[split] = folder / f"{split}.parquet"
         write_articles(sources[split], found)
-    return tokenize_pack(sources, folder / "tokens" / "manifest.json", context=context, shard_rows=shard_rows)
+    manifest = folder / "tokens" / "manifest.json"
+    return tokenize_pack(sources, manifest, context=context, shard_rows=shard_rows, **how)
 
 
 @pytest.fixture
@@ -71,8 +77,8 @@ def test_rows_are_the_token_stream_and_shards_do_not_show(tmp_path, split, shard
     manifest = pack(tmp_path, shard_rows)
     ids, found = stream(split), open_split(tmp_path / "tokens" / "manifest.json", split)
     n_rows = (len(ids) - 1) // CONTEXT
-    assert found.dtype == np.uint16
-    assert found.tolist() == [ids[r * CONTEXT : r * CONTEXT + CONTEXT + 1] for r in range(n_rows)]
+    assert np.asarray(found).dtype == np.uint16
+    assert np.asarray(found).tolist() == [ids[r * CONTEXT : r * CONTEXT + CONTEXT + 1] for r in range(n_rows)]
     counts = manifest["splits"][split]
     assert [shard["rows"] for shard in counts["shards"][:-1]] == [shard_rows] * ((n_rows - 1) // shard_rows)
     assert (counts["rows"], counts["tokens"]) == (n_rows, len(ids))
@@ -83,7 +89,7 @@ def test_rows_are_the_token_stream_and_shards_do_not_show(tmp_path, split, shard
 
 
 def test_strides_overlap_by_one(packed):
-    found = open_split(packed, "train")
+    found = np.asarray(open_split(packed, "train"))
     assert len(found) > 6
     assert (found[1:, 0] == found[:-1, -1]).all()
 
@@ -99,11 +105,107 @@ def test_how_the_stream_arrives_does_not_matter(length, piece):
     assert all(size == 2 for size in sizes[:-1]) and all(size in (1, 2) for size in sizes[-1:])
 
 
-def test_equal_input_gives_equal_bytes(tmp_path):
-    for name in ("a", "b"):
-        pack(tmp_path / name, shard_rows=3)
-    a, b = ({path.name: path.read_bytes() for path in (tmp_path / name / "tokens").iterdir()} for name in ("a", "b"))
-    assert a == b and "manifest.json" in a and "train-00001.arrow" in a
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_document_ends_are_where_articles_end(packed, split):
+    ends, about = open_column(packed.parent / f"{split}-doc-ends.arrow")
+    assert ends.dtype == np.uint64 and about["split"] == split
+    assert ends.tolist() == [i + 1 for i, token in enumerate(stream(split)) if token == END_OF_TEXT]
+    assert len(ends) == len(ARTICLES[split])
+
+
+# Several row groups, some of many articles, one article larger than a group.
+MANY = [Article(f"T{i}", f" = T{i} = \n\n" + f" Sentence {i} , of Größe {i * i} . \n" * n)
+        for i, n in enumerate([2000, 1, 30_000, 500, 500, 40_000, 3, 60_000, 9])]  # fmt: skip
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in (folder / "tokens").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    pack(folder, shard_rows=4000, context=32, articles=ARTICLES | {"train": MANY})
+    assert sum(len(article.text.encode()) for article in MANY) > 3 * GROUP_BYTES
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_number_of_workers_does_not_show(many, tmp_path, workers):
+    pack(tmp_path, shard_rows=4000, context=32, articles=ARTICLES | {"train": MANY}, workers=workers)
+    assert bytes_of(tmp_path) == bytes_of(many)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50])
+def test_the_number_of_slices_does_not_show(many, tmp_path, count):
+    paths = [tmp_path / f"{i}.npy" for i in range(count)]
+    for i in reversed(range(count)):
+        write_slice(many / "train.parquet", paths[i], i, count)
+    pack(tmp_path, shard_rows=4000, context=32, articles=ARTICLES | {"train": MANY}, slices=paths)
+    assert bytes_of(tmp_path) == bytes_of(many)
+    missing = refusal(lambda: pack(tmp_path, context=32, articles=ARTICLES | {"train": MANY[:-1]}, slices=paths))
+    assert "the slices are of another corpus" in missing and not (tmp_path / "tokens/manifest.json").exists()
+
+
+PACK = """
+import sys
+from pathlib import Path
+from picollm.data.packing import tokenize_pack
+folder = Path(sys.argv[1])
+sources = {split: folder / f"{split}.parquet" for split in ("train", "validation")}
+tokenize_pack(sources, Path("tokens/manifest.json"), context=32, shard_rows=4000, workers=2)
+"""
+
+
+def start(folder, sources, **environment):
+    """Packing in a process of its own, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment
+    return subprocess.Popen([sys.executable, "-c", PACK, str(sources)], cwd=folder, env=variables)
+
+
+def test_place_locale_and_hash_seed_do_not_show(many, tmp_path):
+    done = start(tmp_path / "ein Ort ü", many, LC_ALL="C", PYTHONHASHSEED="7", PYTHONUTF8="0", TZ="Asia/Tokyo")
+    assert done.wait(120) == 0
+    assert bytes_of(tmp_path / "ein Ort ü") == bytes_of(many)
+
+
+def alive(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_killed_half_way_there_is_no_manifest_and_the_next_run_gives_the_same_bytes(many, tmp_path):
+    started = start(tmp_path / "run", many)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("tokens/train-*.arrow")):
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    assert len(children) >= 2
+    started.send_signal(signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
+    while any(alive(child) for child in children):
+        assert time.monotonic() < deadline, "its workers end too"
+        time.sleep(0.01)
+    assert not (tmp_path / "run/tokens/manifest.json").exists()
+    assert start(tmp_path / "run", many).wait(120) == 0
+    assert bytes_of(tmp_path / "run") == bytes_of(many)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a tmpfs needs root")
+def test_a_full_disk_is_an_error_and_leaves_no_manifest(many, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            tokenize_pack({"train": many / "train.parquet"}, disk / "tokens/manifest.json", context=32, shard_rows=4000)
+        assert not list(disk.rglob("manifest.json")) and not list(disk.rglob("*.partial"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_shard_is_readable_by_pyarrow_alone(packed):
@@ -112,20 +214,23 @@ def test_a_shard_is_readable_by_pyarrow_alone(packed):
     assert table.schema.field("input_ids").type == pa.list_(pa.uint16(), CONTEXT + 1)
     assert table.schema.metadata[b"tokenizer"].decode() == FINGERPRINT
     assert table.schema.metadata[b"context"] == str(CONTEXT).encode()
+    assert table.schema.metadata[b"first_row"] == b"3" and table.schema.metadata[b"split"] == b"train"
     assert table.column("input_ids").to_pylist() == open_split(packed, "train")[3:6].tolist()
 
 
 def test_an_earlier_runs_shards_are_removed(tmp_path, packed):
     assert (packed.parent / "train-00002.arrow").exists()
     manifest = pack(tmp_path, shard_rows=1000)
-    named = {shard["file"] for split in manifest["splits"].values() for shard in split["shards"]}
-    assert {path.name for path in packed.parent.iterdir()} == named | {"manifest.json"}
-    assert named == {"train-00000.arrow", "validation-00000.arrow"}
+    assert {path.name for path in packed.parent.iterdir()} == {
+        "manifest.json", "train-00000.arrow", "validation-00000.arrow", "train-doc-ends.arrow",
+        "validation-doc-ends.arrow",
+    }  # fmt: skip
+    assert [len(split["shards"]) for split in manifest["splits"].values()] == [1, 1]
 
 
 def test_a_failed_run_leaves_no_manifest(tmp_path, packed):
     text = refusal(lambda: pack(tmp_path, articles=ARTICLES | {"validation": [Article("V", "Too short .")]}))
-    assert "validation.parquet" in text and f"one row of {CONTEXT + 1}" in text and "tokens.context" in text
+    assert "the validation split has" in text and f"one row of {CONTEXT + 1}" in text and "tokens.context" in text
     assert not packed.exists()
 
 
@@ -149,7 +254,7 @@ def test_a_shard_that_is_not_the_manifests_is_refused_by_name(packed, fault):
     assert len(open_split(packed, "validation")) > 0, "the other split is whole"
 
 
-@pytest.mark.parametrize("edit", [{"tokenizer_sha256": "0" * 64}, {"format": 2}])
+@pytest.mark.parametrize("edit", [{"tokenizer_sha256": "0" * 64}, {"format": 1}])
 def test_a_foreign_manifest_is_refused(packed, edit):
     packed.write_text(json.dumps(json.loads(packed.read_text()) | edit))
     assert f"{packed} is of another format or tokenizer" in refusal(lambda: open_manifest(packed))
@@ -161,32 +266,3 @@ def test_a_missing_or_damaged_manifest_is_one_line(packed):
     assert "is damaged" in refusal(lambda: open_manifest(packed))
     packed.unlink()
     assert "is missing" in refusal(lambda: open_manifest(packed))
-
-
-def epochs(n_rows, batch_rows, seed, count):
-    """The first `count` epochs as lists of row numbers, from rows that carry their own number."""
-    numbered = np.arange(n_rows, dtype=np.uint16)[:, None].repeat(3, 1)
-    steps = n_rows // batch_rows
-    taken = list(itertools.islice(batches(numbered, batch_rows, seed), count * steps))
-    assert all(batch.shape == (batch_rows, 3) and batch.dtype == np.int64 for batch in taken)
-    flat = np.concatenate(taken)[:, 0].tolist()
-    return [flat[e * steps * batch_rows : (e + 1) * steps * batch_rows] for e in range(count)]
-
-
-@pytest.mark.parametrize(("n_rows", "batch_rows"), [(24, 4), (26, 4), (5, 5), (7, 1)])
-def test_each_epoch_is_another_permutation(n_rows, batch_rows):
-    found = epochs(n_rows, batch_rows, 1, 3)
-    for epoch in found:
-        assert len(set(epoch)) == len(epoch) == n_rows // batch_rows * batch_rows
-    assert found[0] != found[1] != found[2]
-
-
-def test_the_order_is_the_seeds(packed):
-    assert epochs(24, 4, 1, 2) == epochs(24, 4, 1, 2)
-    assert epochs(24, 4, 1, 2) != epochs(24, 4, 2, 2)
-    assert epochs(24, 4, 1, 2)[1] != epochs(24, 4, 2, 1)[0], "epochs of one seed are not the next seed's"
-
-
-def test_fewer_rows_than_a_batch_are_refused():
-    text = refusal(lambda: next(batches(np.zeros((3, 5), np.uint16), 4, 1)))
-    assert "3 rows" in text and "pretrain.batch_rows = 4" in text

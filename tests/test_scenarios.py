@@ -200,6 +200,8 @@ ROWS = [
     Row("a parameter of the report", TITLE, ENDS),
     Row("a parameter and back", steps(config("pretrain", lr=0.5), checkout("--", "config.yaml")), NONE),
     Row("two values swapped", swap("heads", "kappa", "content"), HEADS),
+    Row("the training split in slices", config("tokens", slices=3), ALL - {"prepare_corpus"}),
+    Row("slices and back", steps(config("tokens", slices=3), checkout("--", "config.yaml")), NONE),
     Row("keys in another order", reorder, NONE),
     Row("a number in other words", spell("kappa: 0.25", "kappa: 2.5e-1"), NONE),
     # 14: code (every module: test_staleness.py)

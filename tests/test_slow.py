@@ -36,6 +36,7 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path):
     text.mkdir()
     (text / "wiki.train.tokens").write_text(wikitext(24, 0))
     (text / "wiki.valid.tokens").write_text(wikitext(6, 100))
+    (text / "wiki.test.tokens").write_text(wikitext(6, 200))
     project.set("corpus", source="local", path="text")
     # The model, its context and its precision are the preset's; only lengths shrink.
     project.set("pretrain", length=2, unit="steps", batch_rows=2, compile="none", validation_rows=2)
@@ -55,7 +56,7 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path):
     training = json.loads((project.path / "reports/training.json").read_text())
     assert training["parameters_non_embedding"] == 12_802_944 and training["model"]["context"] == 384
     splits = json.loads((project.path / "data/tokens/manifest.json").read_text())["splits"]
-    assert [splits[split]["articles"] for split in ("train", "validation")] == [5, 6]  # ceil(0.2 x 24)
+    assert [splits[split]["articles"] for split in ("train", "validation", "test")] == [5, 6, 6]  # ceil(0.2 x 24)
     assert (project.path / "reports/final.html").stat().st_size > 100_000
     assert project.planned() == project.changed() == set()
     with open(text / "wiki.train.tokens", "a") as file:

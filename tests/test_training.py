@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from picollm.data.loading import batches
+from picollm.data.feeding import Feed
+from picollm.data.loading import Order
 from picollm.data.ngram import ngram_losses
 from picollm.errors import PicollmError
 from picollm.hardware import cxx_compiler
@@ -23,9 +24,9 @@ SHAPE = {
     "dropout": 0.0, "tied": True, "rope_theta": 10000.0, "rope_cache": 32,
 }  # fmt: skip
 RECIPE = {
-    "length": 6, "unit": "steps", "batch_rows": 4, "optimizer": "adamw", "lr": 0.01, "muon_lr": 0.02,
-    "weight_decay": 0.1, "warmup": 0.1, "final_lr": 0.1, "clip": 1.0, "autocast": "none", "compile": "none",
-    "validate_every": 3, "validation_rows": 5, "snapshots": False, "seed": 1,
+    "length": 6, "unit": "steps", "batch_rows": 4, "loading": "gather", "optimizer": "adamw", "lr": 0.01,
+    "muon_lr": 0.02, "weight_decay": 0.1, "warmup": 0.1, "final_lr": 0.1, "clip": 1.0, "autocast": "none",
+    "compile": "none", "validate_every": 3, "validation_rows": 5, "snapshots": False, "seed": 1,
 }  # fmt: skip
 
 
@@ -144,11 +145,11 @@ def test_each_step_is_one_gradient_of_one_batch_at_its_rate():
         taken[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     result = run(rows, save=save, length=10, warmup=1.0, snapshots=True, seed=3)
-    model, stream = fresh_model(), batches(rows, 4, 3)
+    model, stream = fresh_model(), iter(Feed(rows, Order(len(rows), 4, 3), torch.device("cpu"), "gather"))
     for step in range(3):
         model.load_state_dict(taken[step])
         model.zero_grad()
-        ids = torch.from_numpy(next(stream))
+        ids = next(stream)
         loss = model.loss(ids[:, :-1], ids[:, 1:])
         loss.backward()
         norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))

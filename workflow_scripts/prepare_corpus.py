@@ -3,14 +3,15 @@
 import logging
 from typing import TYPE_CHECKING
 
-from picollm.data.corpora import Source, write_articles
+from picollm.data.articles import SPLITS, write_articles
+from picollm.data.corpora import Corpus
 from picollm.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake):
-    source = Source(**snakemake.params.cfg["corpus"])
-    for split in ("train", "validation"):
-        counts = write_articles(snakemake.output[split], source.articles(split))
+    corpus = Corpus(**snakemake.params.cfg["corpus"])
+    for split in SPLITS:
+        counts = write_articles(snakemake.output[split], corpus.articles(split))
         logging.info("%s: %s", split, ", ".join(f"{count:,} {unit}" for unit, count in counts.items()))

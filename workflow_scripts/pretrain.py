@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from picollm.data.files import write_json, write_text
 from picollm.data.loading import open_manifest, open_split
 from picollm.data.ngram import ngram_losses
@@ -23,15 +25,16 @@ with job(snakemake):
     cfg, output = snakemake.params.cfg, snakemake.output
     device = set_up(**cfg["compute"])
     manifest = open_manifest(snakemake.input.tokens)
-    rows = {split: open_split(snakemake.input.tokens, split) for split in ("train", "validation")}
+    rows, validation_rows = (open_split(snakemake.input.tokens, split) for split in ("train", "validation"))
+    validation_rows = np.asarray(validation_rows)
     shape = ModelConfig(vocab_size=manifest["vocab_size"], context=manifest["context"], **cfg["model"])
     snapshots = Snapshots(Path(output.snapshots))
 
-    result = train(shape, TrainingConfig(**cfg["pretrain"]), rows["train"], rows["validation"], device, snapshots.save)
+    result = train(shape, TrainingConfig(**cfg["pretrain"]), rows, validation_rows, device, snapshots.save)
 
     counts = manifest["splits"]["validation"]
     loss = result.summary["validation_loss"]
-    baselines = ngram_losses(rows["train"], rows["validation"], manifest["vocab_size"])
+    baselines = ngram_losses(np.asarray(rows), validation_rows, manifest["vocab_size"])
     summary = result.summary | {
         "validation_word_perplexity": math.exp(loss * counts["tokens"] / counts["words"]),
         "validation_bits_per_byte": loss * counts["tokens"] / counts["bytes"] / math.log(2),

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from picollm.data.files import write_json, write_text
@@ -30,7 +31,7 @@ with job(snakemake):
     )
     protocol = Protocol(**{key: cfg[key] for key in ("rounds", "block_seconds", "warmup_seconds", "seed")})
     report, samples = benchmark(
-        subject, cfg["backends"], open_split(inputs.tokens, "validation"),
+        subject, cfg["backends"], np.asarray(open_split(inputs.tokens, "validation")),
         batches=cfg["batches"], gate_rows=cfg["gate_rows"], protocol=protocol,
     )  # fmt: skip
 

@@ -1,39 +1,43 @@
-"""Three sources of text, one form: articles (title, text) in WikiText's style, level-1 headings included.
+"""Three sources of text, one form: articles in three splits.
 
 enwiki-sample   106 full English Wikipedia articles (CC BY-SA) that the package gensim carries; no network
 wikitext-103    the hub's `Salesforce/wikitext`, or a local copy of that repository
-local           a folder with wiki.{train,valid}.{tokens,raw}, with the hub's parquet files, or with UTF-8 .txt files
+local           a folder, a zip archive or a file: WikiText's own files, the hub's parquet files, or UTF-8 text
+
+WikiText has splits of its own, which are used as they are. Of the others, whole articles are held out.
 """
 
 from __future__ import annotations
 
+import codecs
+import logging
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
-from typing import NamedTuple
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from picollm.data.files import atomic_path
+from picollm.data.archives import DAMAGE, find_files
+from picollm.data.articles import SPLITS, Article, one_line, split_articles
 from picollm.errors import PicollmError
 
-SPLITS = {"train": "train", "validation": "valid"}  # our names -> WikiText's file names
-SCHEMA = pa.schema([pa.field("title", pa.string(), False), pa.field("text", pa.string(), False)])
-ROW_GROUP = 256  # articles a parquet row group: bounds the memory of every reader
+log = logging.getLogger(__name__)
 
-
-class Article(NamedTuple):
-    title: str
-    text: str
+Files = dict[str, Callable[[], BinaryIO]]  # {name: what opens it}
+WIKITEXT_NAMES = {"train": "train", "validation": "valid", "test": "test"}
+HUB_CONFIG = "wikitext-103-raw-v1"
+FORMS = "wiki.{train,valid,test}.{tokens,raw}, the hub's {train,validation,test}-*.parquet, or UTF-8 text (*.txt)"
 
 
 @dataclass(frozen=True)
-class Source:
+class Corpus:
     """The `corpus` section of the config."""
 
     source: str
@@ -41,49 +45,77 @@ class Source:
     hub: str
     revision: str
     fraction: float
-    validation_articles: int
+    held_out_articles: int
 
     def articles(self, split: str) -> Iterator[Article]:
-        """The articles of `train` or `validation`, in order. `fraction` keeps the first ceil(fraction x n) of train."""
-        articles = self._all(split)
+        """The articles of a split, in order. `fraction` keeps the first ceil(fraction x n) of the n of train.
+
+        Raises PicollmError where the source can't be had or read.
+        """
+        articles = self.whole(split)
         if split == "train" and self.fraction < 1:
-            total = sum(1 for _ in self._all(split))
-            articles = (a for a, _ in zip(articles, range(math.ceil(self.fraction * total)), strict=False))
+            total = sum(1 for _ in self.whole(split))
+            kept = math.ceil(self.fraction * total - 1e-9)  # 0.1 x 30 is 3.0000000000000004
+            log.info("corpus.fraction = %s takes the first %d of the %d training articles", self.fraction, kept, total)
+            articles = islice(articles, kept)
         return articles
 
-    def _all(self, split: str) -> Iterator[Article]:
+    def whole(self, split: str) -> Iterator[Article]:
         if self.source == "enwiki-sample":
-            return held_out(enwiki_sample(), split, self.validation_articles)
+            return held_out(lambda: iter(enwiki_sample()), split, self.held_out_articles)
         if self.source == "wikitext-103":
-            return split_articles(hub_lines(self.hub, self.revision, split))
-        return self._local(Path(self.path or ""), split)
+            from picollm.data.hub import fetch  # needs a package that other sources don't
 
-    def _local(self, folder: Path, split: str) -> Iterator[Article]:
-        if not folder.is_dir():
-            raise PicollmError(f"corpus.path = {self.path}: no such folder; it must hold {LOCAL_FORMS}")
-        for suffix in ("tokens", "raw"):
-            if (file := folder / f"wiki.{SPLITS[split]}.{suffix}").exists():
-                return split_articles(text_lines(file))
-        if files := sorted(folder.rglob(f"{split}-*.parquet")):
-            return split_articles(parquet_lines(files))
-        if files := sorted(folder.glob("*.txt")):
-            articles = [article for file in files for article in split_articles(text_lines(file), file.stem)]
-            return held_out(articles, split, self.validation_articles)
-        raise PicollmError(f"corpus.path = {self.path}: nothing for the split {split}; it must hold {LOCAL_FORMS}")
+            folder = fetch(self.hub, self.revision, HUB_CONFIG)
+            parts = parquet_parts(find_files(folder), split, self.hub)
+            if not parts:
+                raise PicollmError(f"corpus.hub = {self.hub} has no {split} split in {HUB_CONFIG}: fetch it again")
+            return split_articles(parquet_lines(parts))
+        return self.local(find_files(Path(self.path or "")), split)
+
+    def local(self, found: Files, split: str) -> Iterator[Article]:
+        if any(wikitext_file(found, name, self.path) for name in SPLITS):
+            name = wikitext_file(found, split, self.path)
+            if name is None:
+                raise self.no_split(split, f"wiki.{WIKITEXT_NAMES[split]}.tokens (or .raw)")
+            return text_articles(name, found[name])
+        if any(parquet_parts(found, name, self.path) for name in SPLITS):
+            parts = parquet_parts(found, split, self.path)
+            if not parts:
+                raise self.no_split(split, f"{split}-00000-of-00001.parquet")
+            return split_articles(parquet_lines(parts))
+        if len(found) == 1 and (name := next(iter(found))).endswith(".parquet"):
+            return held_out(lambda: split_articles(parquet_lines(found)), split, self.held_out_articles)
+        names = sorted(found) if len(found) == 1 else sorted(name for name in found if name.endswith(".txt"))
+        if not names:
+            raise PicollmError(f"corpus.path = {self.path} holds none of what is read: {FORMS}")
+
+        def every() -> Iterator[Article]:
+            for name in names:
+                yield from text_articles(name, found[name])
+
+        return held_out(every, split, self.held_out_articles)
+
+    def no_split(self, split: str, file: str) -> PicollmError:
+        return PicollmError(f"corpus.path = {self.path} has no {split} split: {file} is missing")
 
 
-LOCAL_FORMS = "wiki.train.tokens and wiki.valid.tokens (or .raw), train-*.parquet and validation-*.parquet, or *.txt"
+def held_out(articles: Callable[[], Iterator[Article]], split: str, count: int) -> Iterator[Article]:
+    """Validation and test: `count` articles each, spread evenly over the corpus; train: the others.
 
-
-def held_out(articles: list[Article], split: str, count: int) -> Iterator[Article]:
-    """Validation: `count` articles spread evenly over the corpus; train: the others."""
-    if len(articles) <= count:
+    `articles` starts an iteration; there are two, so that none has to be kept. Raises PicollmError where too few are
+    there.
+    """
+    total = sum(1 for _ in articles())
+    if total <= 2 * count:
         raise PicollmError(
-            f"the corpus has {len(articles)} articles and corpus.validation_articles = {count}: "
-            "none would be left for training; lower it or add text (articles start at a heading line ' = Title = ')"
+            f"the corpus has {total} article{'s' * (total != 1)}, of which corpus.held_out_articles = {count} are "
+            "taken for validation and as many for test: lower it, or add text (an article starts at a heading "
+            "' = Title = ' between blank lines, or with a file)"
         )
-    chosen = {(2 * i + 1) * len(articles) // (2 * count) for i in range(count)}
-    return (article for i, article in enumerate(articles) if (i in chosen) == (split == "validation"))
+    taken = [(2 * i + 1) * total // (4 * count) for i in range(2 * count)]
+    chosen = {"validation": set(taken[::2]), "test": set(taken[1::2]), "train": set(range(total)) - set(taken)}[split]
+    return (article for i, article in enumerate(articles()) if i in chosen)
 
 
 @cache
@@ -105,111 +137,78 @@ def enwiki_sample() -> list[Article]:
     return articles
 
 
-HEADING = re.compile(r"^ ?= ([^=\s](?:[^=]*[^=\s])?) = ?$")
+# --- Files of the three forms
 
 
-def split_articles(lines: Iterable[str], title: str = "") -> Iterator[Article]:
-    """Cut lines (without line ends) at level-1 headings: ` = Title = ` between two blank lines.
+def wikitext_file(found: Files, split: str, where: str | None) -> str | None:
+    """wiki.SPLIT.tokens or .raw, at any depth. Raises PicollmError where there are several."""
+    wanted = {f"wiki.{WIKITEXT_NAMES[split]}.{suffix}" for suffix in ("tokens", "raw")}
+    names = sorted(name for name in found if PurePosixPath(name).name in wanted)
+    if len(names) > 1:
+        raise PicollmError(f"{where} holds several texts for {split} ({', '.join(names)}): name one version's folder")
+    return names[0] if names else None
 
-    Text before the first heading becomes an article called `title`.
+
+def parquet_parts(found: Files, split: str, where: str | None) -> Files:
+    """The parts of a split in the hub's layout, in order; none where there are none.
+
+    Raises PicollmError where parts are missing, or several folders have some and none is the hub's WikiText-103.
     """
-    current: list[str] = []
-    pending: str | None = None  # a heading that waits for the blank line after it
-    for line in lines:
-        if pending is not None:
-            if not line.strip():
-                if any(text.strip() for text in current):
-                    yield Article(title, "\n".join(current) + "\n")
-                current, title = [pending], HEADING.match(pending)[1]
-            else:
-                current.append(pending)
-            pending = None
-        if HEADING.match(line) and (not current or not current[-1].strip()):
-            pending = line
-        else:
-            current.append(line)
-    current += [] if pending is None else [pending]
-    if any(text.strip() for text in current):
-        yield Article(title, "\n".join(current) + "\n")
+    pattern = re.compile(rf"{split}-(\d+)-of-(\d+)\.parquet")
+    folders: dict[str, dict[int, str]] = {}
+    wholes = set()
+    for name in found:
+        if match := pattern.fullmatch(PurePosixPath(name).name):
+            folders.setdefault(str(PurePosixPath(name).parent), {})[int(match[1])] = name
+            wholes.add(int(match[2]))
+    chosen = [folder for folder in folders if PurePosixPath(folder).name == HUB_CONFIG] or list(folders)
+    if len(chosen) > 1:
+        raise PicollmError(f"{where} holds several texts for {split} ({', '.join(sorted(chosen))}): name one folder")
+    if not chosen:
+        return {}
+    parts = folders[chosen[0]]
+    if len(wholes) > 1 or sorted(parts) != list(range(max(wholes))):
+        count, whole = len(parts), " or ".join(map(str, sorted(wholes)))
+        raise PicollmError(f"{where} has {count} of the {whole} parquet files of {split}: fetch it again")
+    return {parts[i]: found[parts[i]] for i in sorted(parts)}
 
 
-def text_lines(path: Path) -> Iterator[str]:
-    """Raises PicollmError where the file is empty or not UTF-8."""
-    if path.stat().st_size == 0:
-        raise PicollmError(f"{path} is empty: put the text there or change corpus.path")
-    with open(path, encoding="utf-8", newline="\n") as file:
-        try:
+def text_articles(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[Article]:
+    """Text before the first heading is called after the file; a file without any heading is one article."""
+    title, headings = PurePosixPath(name).stem, 0
+    for article in split_articles(text_lines(name, open_file), title):
+        headings += article.text.startswith((f" = {article.title} =", f"= {article.title} ="))
+        yield article
+    if not headings:
+        log.warning("%s has no heading (a line ' = Title = ' between blank lines): it is one article", name)
+
+
+def text_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[str]:
+    """Lines of UTF-8 without their ends. Raises PicollmError where the file is empty or has another encoding."""
+    position = 0
+    try:
+        with open_file() as file:
             for line in file:
-                yield line.rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise PicollmError(f"{path} is not UTF-8 ({error.reason}): convert it first") from None
+                start = len(codecs.BOM_UTF8) if position == 0 and line.startswith(codecs.BOM_UTF8) else 0
+                yield line[start:].decode().rstrip("\r\n")
+                position += len(line)
+    except UnicodeDecodeError as error:
+        at = position + start + error.start
+        raise PicollmError(f"{name} is not UTF-8 at byte {at} ({error.reason}): convert it first") from None
+    except DAMAGE as error:
+        raise PicollmError(f"{name} can't be unpacked ({one_line(error)}): fetch the archive again") from None
+    if position == 0:
+        raise PicollmError(f"{name} is empty: put the text there or change corpus.path")
 
 
-def parquet_lines(paths: list[Path]) -> Iterator[str]:
+def parquet_lines(parts: Files) -> Iterator[str]:
     """The hub's layout: one column `text`, one line a row."""
-    for path in paths:
+    for name, open_file in parts.items():
         try:
-            for batch in pq.ParquetFile(path).iter_batches(columns=["text"]):
-                yield from (text.rstrip("\n") for text in batch.column("text").to_pylist())
-        except (pa.ArrowInvalid, OSError) as error:
-            raise PicollmError(f"{path} is damaged ({one_line(error)}): fetch it again") from None
+            with open_file() as file:
+                for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
+                    yield from (text.rstrip("\n") for text in batch.column("text").to_pylist())
+        except (pa.ArrowInvalid, OSError, UnicodeDecodeError, *DAMAGE) as error:
+            raise PicollmError(f"{name} is damaged ({one_line(error)}): fetch it again") from None
         except KeyError:
-            raise PicollmError(f"{path} has no column text: corpus.path must hold {LOCAL_FORMS}") from None
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def hub_lines(hub: str, revision: str, split: str) -> Iterator[str]:
-    """Stream WikiText-103 (raw) from the hub, or from a local folder with the hub repository's layout."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise PicollmError(
-            "corpus.source = wikitext-103 needs the package datasets: pip install 'picollm[hub]'"
-        ) from None
-    options = {} if Path(hub).is_dir() else {"revision": revision}
-    try:
-        rows = load_dataset(hub, "wikitext-103-raw-v1", split=split, streaming=True, **options)
-        yield from (row["text"].rstrip("\n") for row in rows)
-    except (OSError, ValueError) as error:  # `datasets` wraps every network and layout error in one of these
-        raise PicollmError(
-            f"{hub} can't be read ({one_line(error)[:160]}): check the network, or download it elsewhere and set "
-            "corpus.source: local and corpus.path, or corpus.source: enwiki-sample"
-        ) from None
-
-
-def write_articles(path: str | Path, articles: Iterable[Article]) -> dict[str, int]:
-    """Write parquet, one row per article, in constant memory; the counts of articles, words and UTF-8 bytes."""
-    counts = {"articles": 0, "words": 0, "bytes": 0}
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        batch: list[Article] = []
-        for article in articles:
-            batch.append(article)
-            counts["articles"] += 1
-            counts["words"] += len(article.text.split())
-            counts["bytes"] += len(article.text.encode())
-            if len(batch) == ROW_GROUP:
-                writer.write_batch(record_batch(batch))
-                batch = []
-        if batch:
-            writer.write_batch(record_batch(batch))
-        if not counts["words"]:
-            raise PicollmError(f"no text for {Path(path).stem}: the corpus is empty")
-    return counts
-
-
-def record_batch(articles: list[Article]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([[a.title for a in articles], [a.text for a in articles]], schema=SCHEMA)
-
-
-def read_articles(path: str | Path) -> Iterator[Article]:
-    """Raises PicollmError where the file is missing or damaged."""
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP):
-            yield from map(Article._make, zip(*(c.to_pylist() for c in batch.columns), strict=True))
-    except FileNotFoundError:
-        raise PicollmError(f"{path} is missing: run the rule prepare_corpus") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise PicollmError(f"{path} is damaged ({one_line(error)}): delete it and run prepare_corpus again") from None
+            raise PicollmError(f"{name} has no column text: {FORMS}") from None

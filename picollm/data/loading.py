@@ -1,4 +1,4 @@
-"""Read packed rows back: memory-mapped, proven against the manifest, in a seeded order."""
+"""Read packed rows back: memory-mapped, proven against the manifest, in a seeded order that can be resumed."""
 
 from __future__ import annotations
 
@@ -23,31 +23,98 @@ def open_manifest(path: str | Path) -> dict:
     return manifest
 
 
-def open_split(manifest_path: str | Path, split: str) -> np.ndarray:
-    """All rows of a split, [rows, context + 1] uint16; one shard is a zero-copy view of the mapped file.
+def open_column(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """The values of a file of `write_column`, a zero-copy view of the mapped file, flat; and its metadata."""
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    column = batch.column(0)
+    flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+    about = {key.decode(): value.decode() for key, value in batch.schema.metadata.items()}
+    return flat.to_numpy(zero_copy_only=True), about
+
+
+class Rows:
+    """Packed rows, [len, width] uint16, over the views of any number of shards.
+
+    `rows[numbers]` and `rows[start:stop]` copy just these, [n, width]; `np.asarray(rows)` copies nothing of one shard.
+    """
+
+    def __init__(self, shards: list[np.ndarray]) -> None:
+        self.shards = shards
+        self.starts = np.cumsum([0, *map(len, shards)])
+        self.width = shards[0].shape[1]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, numbers: slice | np.ndarray) -> np.ndarray:
+        if isinstance(numbers, slice):
+            numbers = np.arange(len(self))[numbers]
+        if len(self.shards) == 1:
+            return self.shards[0][numbers]
+        found = np.empty((len(numbers), self.width), self.shards[0].dtype)
+        shard_of = np.searchsorted(self.starts, numbers, side="right") - 1
+        for i in np.unique(shard_of):
+            at = shard_of == i
+            found[at] = self.shards[i][numbers[at] - self.starts[i]]
+        return found
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        whole = self.shards[0] if len(self.shards) == 1 else np.concatenate(self.shards)
+        return whole.astype(dtype or whole.dtype, copy=bool(copy))
+
+
+def open_split(manifest_path: str | Path, split: str) -> Rows:
+    """All rows of a split, context + 1 tokens wide.
 
     Every shard is hashed first (about 1 GB/s): training on a damaged one would be found out much later, or never.
     """
     manifest = open_manifest(manifest_path)
-    views = []
-    for shard in manifest["splits"][split]["shards"]:
-        path = prove(manifest_path, shard, "tokenize_pack")
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        flat = batch.column("input_ids").flatten().to_numpy(zero_copy_only=True)
-        views.append(flat.reshape(-1, manifest["context"] + 1))
-    return views[0] if len(views) == 1 else np.concatenate(views)
+    paths = [prove(manifest_path, shard, "tokenize_pack") for shard in manifest["splits"][split]["shards"]]
+    return Rows([open_column(path)[0].reshape(-1, manifest["context"] + 1) for path in paths])
 
 
-def batches(rows: np.ndarray, batch_rows: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless batches [batch_rows, context + 1] int64: a fresh seeded permutation each epoch, its last part dropped."""
-    if len(rows) < batch_rows:
-        raise PicollmError(
-            f"the training split has {len(rows)} rows, fewer than pretrain.batch_rows = {batch_rows}: "
-            "lower it, or take more text"
-        )
-    epoch = 0
-    while True:
-        order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-        for start in range(0, len(rows) - batch_rows + 1, batch_rows):
-            yield rows[order[start : start + batch_rows]].astype(np.int64)
-        epoch += 1
+class Order:
+    """Endless batches of row numbers [batch_rows]: a fresh seeded permutation each epoch, its last part dropped.
+
+    Of `ranks` processes each gets its own part of every step, so that two ranks of 8 rows train on the same batches as
+    one of 16. `state_dict` is where it stands; loaded, the next batch is the one that would have come.
+    """
+
+    def __init__(self, n_rows: int, batch_rows: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        """Raises PicollmError where the rows don't fill one step."""
+        if n_rows < batch_rows * ranks:
+            raise PicollmError(
+                f"the training split has {n_rows} rows, fewer than pretrain.batch_rows = {batch_rows}"
+                f"{f' on each of {ranks} processes' if ranks > 1 else ''}: lower it, or take more text"
+            )
+        self.n_rows, self.batch_rows, self.seed, self.rank, self.ranks = n_rows, batch_rows, seed, rank, ranks
+        self.epoch = self.step = 0  # of the next batch; steps count within the epoch
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        size = self.batch_rows * self.ranks
+        while True:
+            permutation = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_rows)
+            while self.step < self.n_rows // size:
+                start = self.step * size + self.rank * self.batch_rows
+                self.step += 1
+                yield permutation[start : start + self.batch_rows]
+            self.epoch, self.step = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """JSON-ready; the rank is left out, so that a step of as many rows can be resumed by other processes."""
+        return {
+            "n_rows": self.n_rows,
+            "step_rows": self.batch_rows * self.ranks,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Raises PicollmError where the state is of another order of rows."""
+        own = self.state_dict()
+        other = [key for key in ("n_rows", "step_rows", "seed") if state.get(key) != own[key]]
+        if other:
+            told = ", ".join(f"{key} {state.get(key)}, not {own[key]}" for key in other)
+            raise PicollmError(f"the saved place in the data is of another order ({told}): start training anew")
+        self.epoch, self.step = state["epoch"], state["step"]

@@ -38,6 +38,6 @@ def prove(manifest_path: str | Path, entry: dict, rule: str) -> Path:
 def clear(manifest_path: Path, *patterns: str) -> None:
     """Remove an earlier manifest, then the files of an earlier run beside it, so that none is left unnamed."""
     manifest_path.unlink(missing_ok=True)
-    for pattern in patterns:
+    for pattern in (*patterns, ".*.partial"):
         for old in manifest_path.parent.glob(pattern):
             old.unlink()

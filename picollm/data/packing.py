@@ -2,37 +2,85 @@
 
 The token stream of a split is every article followed by <|endoftext|>. Row r holds tokens [r*T, r*T + T], T + 1 of
 them, so that inputs and targets of one row need no other row; what remains at the end is dropped and counted.
-A shard is an uncompressed Arrow IPC file with one record batch and one column `input_ids`: FixedSizeList<uint16>[T+1].
+
+data/tokens/SPLIT-NNNNN.arrow      one record batch, one column `input_ids`: FixedSizeList<uint16>[T+1]
+data/tokens/SPLIT-doc-ends.arrow   one column `doc_ends`: uint64, the stream's length after each article
+data/tokens/manifest.json          written last
+
+All are uncompressed Arrow IPC files. Their bytes depend on the text, T and the shard size, on nothing else: neither
+the number of workers nor that of slices shows.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from picollm.data.corpora import Article, read_articles
+from picollm.data.articles import ArticleFile
 from picollm.data.files import atomic_path, sha256, write_json
 from picollm.data.manifest import clear, describe
 from picollm.data.tokenizer import END_OF_TEXT, FINGERPRINT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError
 
-FORMAT = 1
+FORMAT = 2
 
 
-def token_stream(articles: Iterable[Article], counts: dict[str, int]) -> Iterator[np.ndarray]:
-    """uint16 ids of one article after another, <|endoftext|> after each; adds to `counts` what went by."""
-    encode = encoding().encode_to_numpy
-    for article in articles:
-        ids = encode(article.text, disallowed_special=()).astype(np.uint16)
-        counts["articles"] += 1
-        counts["words"] += len(article.text.split())
-        counts["bytes"] += len(article.text.encode())
-        counts["tokens"] += len(ids) + 1
-        yield np.append(ids, np.uint16(END_OF_TEXT))
+def encode(texts: list[str]) -> np.ndarray:
+    """uint16 ids of all the texts, <|endoftext|> after each; a text that spells it gets ordinary ids."""
+    encode_one, end = encoding().encode_to_numpy, np.array([END_OF_TEXT], np.uint16)
+    ids = (part for text in texts for part in (encode_one(text, disallowed_special=()).astype(np.uint16), end))
+    return np.concatenate([np.empty(0, np.uint16), *ids])
+
+
+def token_stream(path: Path, workers: int, groups: range) -> Iterator[np.ndarray]:
+    """uint16 ids of a corpus file's row groups, in order.
+
+    Processes do it: two threads of tiktoken, though without the interpreter's lock, get in each other's way.
+    """
+    bar = tqdm(total=len(groups), desc=f"tokenize {path.stem}", unit=" MB", disable=None)
+    if workers == 1 or len(groups) < 2:
+        open_source(path)
+        for group in groups:
+            yield encode_group(group)
+            bar.update()
+        return
+    # Forked, as a new interpreter would run the rule's script once more.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent, (path,))
+    try:
+        for ids in pool.map(encode_group, groups):
+            yield ids
+            bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def open_source(path: Path) -> None:
+    global source
+    source = ArticleFile(path)
+
+
+def encode_group(group: int) -> np.ndarray:
+    return encode(source.texts(group))
+
+
+def end_with_parent(path: Path) -> None:
+    """Of a worker: it would wait for work for ever, and hold the run's lock, after its parent was killed."""
+
+    def watch() -> None:
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    open_source(path)
 
 
 def rows(stream: Iterable[np.ndarray], context: int, shard_rows: int) -> Iterator[np.ndarray]:
@@ -54,42 +102,78 @@ def windows(flat: np.ndarray, context: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(flat, context + 1)[::context]
 
 
-def write_shard(path: Path, block: np.ndarray) -> None:
-    width = block.shape[1]
-    values = pa.array(np.ascontiguousarray(block).reshape(-1), pa.uint16())
-    column = pa.FixedSizeListArray.from_arrays(values, width)
+def arrow(values: np.ndarray) -> pa.Array:
+    """The same memory; `pa.array` would import pandas first, a quarter of a second."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def write_column(path: Path, name: str, column: pa.Array, about: dict[str, object]) -> dict:
+    """An Arrow IPC file of one column, described by its own metadata too; its entry for the manifest."""
+    metadata = {"format": FORMAT, "tokenizer": FINGERPRINT, **about}
     schema = pa.schema(
-        [pa.field("input_ids", column.type, nullable=False)],
-        metadata={"format": str(FORMAT), "tokenizer": FINGERPRINT, "context": str(width - 1)},
+        [pa.field(name, column.type, nullable=False)], metadata={key: str(value) for key, value in metadata.items()}
     )
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays([column], schema=schema))
+    return {"rows": len(column), **describe(path)}
 
 
-def pack_split(source: Path, folder: Path, split: str, context: int, shard_rows: int) -> dict:
-    """Write data/tokens/SPLIT-NNNNN.arrow and return the split's entry of the manifest."""
-    counts = dict.fromkeys(("articles", "words", "bytes", "tokens"), 0)
+def write_split(stream: Iterable[np.ndarray], folder: Path, split: str, context: int, shard_rows: int) -> dict:
+    """Write the shards and document ends of one split; what the manifest says of them."""
+    doc_ends, tokens = [], 0
+
+    def watched() -> Iterator[np.ndarray]:
+        nonlocal tokens
+        for ids in stream:
+            doc_ends.append(np.flatnonzero(ids == END_OF_TEXT).astype(np.uint64) + np.uint64(tokens + 1))
+            tokens += len(ids)
+            yield ids
+
     shards = []
-    articles = tqdm(read_articles(source), desc=f"tokenize {split}", unit=" articles", disable=None)
-    for number, block in enumerate(rows(token_stream(articles, counts), context, shard_rows)):
-        path = folder / f"{split}-{number:05d}.arrow"
-        write_shard(path, block)
-        shards.append({"rows": len(block), **describe(path)})
-    if not shards:
+    for number, block in enumerate(rows(watched(), context, shard_rows)):
+        column = pa.FixedSizeListArray.from_arrays(arrow(np.ascontiguousarray(block).reshape(-1)), context + 1)
+        about = {"split": split, "context": context, "first_row": number * shard_rows}
+        shards.append(write_column(folder / f"{split}-{number:05d}.arrow", "input_ids", column, about))
+    n_rows = sum(shard["rows"] for shard in shards)
+    if not n_rows:
         raise PicollmError(
-            f"{source}: {counts['tokens']} tokens are fewer than one row of {context + 1}: "
+            f"the {split} split has {tokens} tokens, fewer than one row of {context + 1}: "
             "add text or lower tokens.context"
         )
-    n_rows = sum(shard["rows"] for shard in shards)
-    dropped = counts["tokens"] - (n_rows * context + 1)
-    return {"source_sha256": sha256(source), **counts, "rows": n_rows, "dropped_tokens": dropped, "shards": shards}
+    ends = arrow(np.concatenate(doc_ends))
+    return {
+        "tokens": tokens,
+        "rows": n_rows,
+        "dropped_tokens": tokens - (n_rows * context + 1),
+        "shards": shards,
+        "doc_ends": write_column(folder / f"{split}-doc-ends.arrow", "doc_ends", ends, {"split": split}),
+    }
 
 
-def tokenize_pack(sources: dict[str, Path], manifest_path: Path, *, context: int, shard_rows: int) -> dict:
-    """Pack every split beside `manifest_path` and write the manifest last. Foreign shards there are removed first."""
+def tokenize_pack(
+    sources: dict[str, Path],
+    manifest_path: Path,
+    *,
+    context: int,
+    shard_rows: int,
+    workers: int = 1,
+    slices: list[Path] | None = None,
+) -> dict:
+    """Pack every split beside `manifest_path` and write the manifest last. Foreign shards there are removed first.
+
+    With `slices`, files of `write_slice` in order, the training split is taken from these instead of being tokenized.
+    Raises PicollmError where a source is missing or damaged, or a split is shorter than a row.
+    """
     clear(manifest_path, "*.arrow")
-    folder = manifest_path.parent
-    splits = {split: pack_split(path, folder, split, context, shard_rows) for split, path in sources.items()}
+    splits = {}
+    for split, path in sources.items():
+        articles = ArticleFile(path)
+        sliced = slices and split == "train"
+        stream = read_slices(slices) if sliced else token_stream(path, workers, range(articles.groups))
+        packed = write_split(stream, manifest_path.parent, split, context, shard_rows)
+        if packed["doc_ends"]["rows"] != articles.counts["articles"]:
+            raise PicollmError(f"the slices are of another corpus than {path}: remove them and run again")
+        splits[split] = {"source_sha256": sha256(path), **articles.counts, **packed}
     manifest = {
         "format": FORMAT,
         "tokenizer": "gpt2",
@@ -101,3 +185,22 @@ def tokenize_pack(sources: dict[str, Path], manifest_path: Path, *, context: int
     }
     write_json(manifest_path, manifest)
     return manifest
+
+
+# --- Slices: the training split in several jobs
+
+
+def write_slice(path: Path, target: Path, number: int, of: int, workers: int = 1) -> None:
+    """Tokenize one of `of` slices of a corpus file, its share of the row groups in order, into a flat .npy file."""
+    count = ArticleFile(path).groups
+    groups = range(number * count // of, (number + 1) * count // of)
+    ids = np.concatenate([np.empty(0, np.uint16), *token_stream(path, workers, groups)])
+    with atomic_path(target) as temporary, open(temporary, "wb") as file:
+        np.save(file, ids)
+
+
+def read_slices(paths: list[Path]) -> Iterator[np.ndarray]:
+    """The token stream again, memory-mapped, in pieces that bound the reader's memory."""
+    for path in paths:
+        ids = np.load(path, mmap_mode="r")
+        yield from (ids[start : start + (1 << 20)] for start in range(0, len(ids), 1 << 20))

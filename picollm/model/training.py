@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from picollm.data.loading import batches
+from picollm.data.feeding import Feed
+from picollm.data.loading import Order, Rows
 from picollm.errors import PicollmError
 from picollm.model.compute import autocast, compiled
 from picollm.model.transformer import ModelConfig, Transformer
@@ -33,6 +34,7 @@ class TrainingConfig:
     length: int
     unit: str
     batch_rows: int
+    loading: str
     optimizer: str
     lr: float
     muon_lr: float
@@ -132,7 +134,7 @@ def negative_log_likelihood(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) 
 def train(
     model_config: ModelConfig,
     config: TrainingConfig,
-    train_rows: np.ndarray,
+    train_rows: Rows | np.ndarray,
     validation_rows: np.ndarray,
     device: torch.device,
     save_snapshot: Callable[[int, Transformer], None] = lambda step, model: None,
@@ -148,7 +150,7 @@ def train(
     steps = config.steps(len(train_rows))
     if steps < 1:
         raise PicollmError(f"the training split has fewer rows ({len(train_rows)}) than one step, {config.batch_rows}")
-    stream = batches(train_rows, config.batch_rows, config.seed)
+    stream = iter(Feed(train_rows, Order(len(train_rows), config.batch_rows, config.seed), device, config.loading))
     few = validation_rows[: config.validation_rows]
     counts = model.parameter_counts()
     log.info(
@@ -191,7 +193,7 @@ def one_step(
     model: Transformer,
     loss_of: Callable,
     used: list[torch.optim.Optimizer],
-    stream: Iterator[np.ndarray],
+    stream: Iterator[Tensor],
     config: TrainingConfig,
     rate: float,
     device: torch.device,
@@ -203,7 +205,7 @@ def one_step(
             batch = next(stream)
         waited = time.perf_counter() - start
         with ranges("h2d"):
-            ids = torch.from_numpy(batch).to(device, non_blocking=True)
+            ids = batch.to(device, non_blocking=True)
         with ranges("forward"):
             loss = loss_of(ids[:, :-1], ids[:, 1:])
         with ranges("backward"):

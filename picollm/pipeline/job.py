@@ -8,6 +8,7 @@ Everything logged or warned goes to the rule's log and, from INFO up, to the con
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -43,14 +44,15 @@ def job(snakemake) -> Iterator[None]:
     logging.getLogger("py.warnings").addHandler(file)
     lock = exclusive.job(Path.cwd())  # held as long as this process lives: a killed run's job is seen by the next run
     try:
-        check_before(snakemake.rule, snakemake.params)
+        check_before(snakemake.params)
         yield
         if "DVC_STAGE" in os.environ:
-            check_after(snakemake.rule, snakemake.params)
+            check_after(snakemake.params)
         file.stream.write(f"{RAN_ON}{json.dumps(surroundings())}\n")
     except (PicollmError, OSError) as error:
         file.stream.write(traceback.format_exc())
-        fail(snakemake.rule, str(error), path)
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        fail(snakemake.rule, f"{error}: make room where {Path.cwd()} lies, and run again" if full else str(error), path)
     except Exception as error:
         file.stream.write(traceback.format_exc())
         fail(snakemake.rule, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", path)
@@ -77,22 +79,24 @@ def surroundings() -> dict[str, str]:
     return found
 
 
-def code_now(rule: str) -> str:
-    return fingerprint(code_files(Path("workflow_scripts") / f"{rule}.py", Path()), Path())
+def code_now() -> str:
+    """Of the script that runs; rules may share one."""
+    script = Path("workflow_scripts") / Path(sys.modules["__main__"].__file__).name
+    return fingerprint(code_files(script, Path()), Path())
 
 
-def check_before(rule: str, params) -> None:
+def check_before(params) -> None:
     """Raises PicollmError where the code changed since Snakemake read it: the result would get a wrong name."""
-    if code_now(rule) != params.code:
+    if code_now() != params.code:
         raise PicollmError("its code was edited after the run began: start the run again")
 
 
-def check_after(rule: str, params) -> None:
+def check_after(params) -> None:
     """Raises PicollmError where config.yaml or the code changed while the job ran: DVC hashes both only afterwards."""
     config = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
     code_files.cache_clear()
     imported_modules.cache_clear()
-    if {section: config[section] for section in params.cfg} != params.cfg or code_now(rule) != params.code:
+    if {section: config[section] for section in params.cfg} != params.cfg or code_now() != params.code:
         raise PicollmError(
             "config.yaml or its code was edited while it ran, and DVC would file the result under the new values: "
             "start `dvc repro` again (a run of `snakemake` may be edited under)"

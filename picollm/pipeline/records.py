@@ -30,6 +30,7 @@ class Table:
     deps: dict[str, list[str]]
     outs: dict[str, list[str]]  # metrics included
     params: dict[str, list[str]]
+    rules: dict[str, list[str]]  # Snakemake's, that take part in a stage
 
     @property
     def maker(self) -> dict[str, str]:
@@ -72,7 +73,7 @@ def read_yaml(path: Path, mend: str) -> dict:
 
 def read_table(root: Path) -> Table:
     stages = read_yaml(root / "dvc.yaml", "run `picollm dvc-yaml`")["stages"]
-    table = Table({}, {}, {})
+    table = Table({}, {}, {}, {})
     waiting = dict(stages)
     written = {path for stage in stages.values() for path in paths(stage.get("outs", []) + stage.get("metrics", []))}
     done: set[str] = set()
@@ -84,6 +85,7 @@ def read_table(root: Path) -> Table:
             stage = waiting.pop(name)
             table.deps[name] = stage["deps"]
             table.outs[name] = paths(stage.get("outs", []) + stage.get("metrics", []))
+            table.rules[name] = stage["cmd"].partition(" --allowed-rules ")[2].partition(" -- ")[0].split()
             table.params[name] = [section for entry in stage["params"] for section in entry["config.yaml"]]
             done |= set(table.outs[name])
     return table

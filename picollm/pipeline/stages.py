@@ -26,6 +26,7 @@ class Stage:
     outputs: list[str]
     sections: list[str]
     code: list[str] = field(default_factory=list)
+    helpers: list[str] = field(default_factory=list)  # other rules that take part in making the outputs
 
 
 def artefact(path: str) -> str:
@@ -38,7 +39,8 @@ def entry_of(stage: Stage) -> dict:
     outs = sorted({artefact(path) for path in stage.outputs})
     metrics = [path for path in outs if path.startswith("reports/metrics/")]
     entry = {
-        "cmd": f"snakemake --cores all --quiet progress rules host reason --allowed-rules {stage.name} -- {stage.name}",
+        "cmd": "snakemake --cores all --quiet progress rules host reason --allowed-rules "
+        f"{' '.join([stage.name, *stage.helpers])} -- {stage.name}",
         "deps": deps,
         "params": [{"config.yaml": sorted(stage.sections)}],
         "outs": [path for path in outs if path not in metrics],

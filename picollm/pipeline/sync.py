@@ -54,7 +54,7 @@ class State:
     @cached_property
     def rows(self) -> dict[str, Row]:
         """Snakemake's view; asked when it matters only, as an answer takes 1.5 s."""
-        return records.summary(self.root)
+        return {rule: row for rule, row in records.summary(self.root).items() if rule in self.table.deps}
 
     def locked_elsewhere(self, stage: str) -> bool:
         """Whether git, not a run, changed the stage's entry in dvc.lock since the seal."""
@@ -254,7 +254,8 @@ def bless(state: State, ask: bool) -> list[str]:
     if ask:
         unknown = [stage for stage in proved if not (row := state.rows.get(stage)) or not row.current]
     if unknown:
-        touch = [*SNAKEMAKE, "--touch", "--forceall", "--quiet", "all", "--allowed-rules", *proved, "--", *proved]
+        rules = [rule for stage in proved for rule in state.table.rules[stage]]
+        touch = [*SNAKEMAKE, "--touch", "--forceall", "--quiet", "all", "--allowed-rules", *rules, "--", *proved]
         records.run(touch, state.root)
     return unknown
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from picollm.data.feeding import Feed
 from picollm.data.files import read_json
-from picollm.data.loading import batches, open_split
+from picollm.data.loading import Order, Rows, open_split
 from picollm.errors import PicollmError
 from picollm.model.checkpoint import load_config
 from picollm.model.compute import set_up
@@ -30,7 +31,7 @@ from picollm.profiling.nvtx import ranges
 def run(
     model_config: ModelConfig,
     training: TrainingConfig,
-    rows: np.ndarray,
+    rows: Rows | np.ndarray,
     device: torch.device,
     *,
     steps: int,
@@ -45,7 +46,7 @@ def run(
     model = Transformer(model_config).to(device).train()
     used = optimizers(model, training)
     loss_of, loss_path = loss_function(model, training, device)
-    stream = batches(rows, training.batch_rows, training.seed)
+    stream = iter(Feed(rows, Order(len(rows), training.batch_rows, training.seed), device, training.loading))
     with ranges("warmup"):
         for _ in range(warmup):
             one_step(model, loss_of, used, stream, training, 1.0, device)

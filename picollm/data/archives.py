@@ -1,0 +1,57 @@
+"""A folder, a zip archive or a single file, read the same way; nothing of an archive is unpacked to the disk."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from functools import partial
+from io import BufferedReader
+from pathlib import Path, PurePath, PurePosixPath
+from typing import BinaryIO
+
+from picollm.errors import PicollmError
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what reading a member may raise
+
+
+def find_files(path: Path) -> dict[str, Callable[[], BinaryIO]]:
+    """{name: what opens it for reading bytes} of everything below a folder, in a zip archive, or of the file itself.
+
+    Names begin with `path`, for people; hidden files are left out. Raises PicollmError where there is nothing, or the
+    archive is damaged, encrypted, or names files outside itself.
+    """
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if file.is_file() and not hidden(file.relative_to(path))]
+        return {file.as_posix(): partial(open, file, "rb") for file in found}
+    if not path.is_file():
+        raise PicollmError(f"{path} does not exist: put the text there or change corpus.path")
+    if path.suffix.lower() == ".zip":
+        return zip_members(path)
+    return {path.as_posix(): partial(open, path, "rb")}
+
+
+def hidden(path: PurePath) -> bool:
+    """Whether it is what an operating system leaves beside the data."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+def zip_members(path: Path) -> dict[str, Callable[[], BinaryIO]]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise PicollmError(f"{path} is no whole zip archive ({error}): fetch it again") from None
+    found = {}
+    for member in archive.infolist():
+        name = member.filename
+        if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
+            raise PicollmError(f"{path} names a file outside itself ({name!r}): it is not read; make a clean archive")
+        if member.flag_bits & 1:
+            raise PicollmError(f"{path}: {name} is encrypted: unpack it and name the folder")
+        if not member.is_dir() and not hidden(PurePosixPath(name)):
+            found[f"{path.as_posix()}/{name}"] = partial(open_member, archive, member)
+    return found
+
+
+def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
+    return BufferedReader(archive.open(member))  # ZipExtFile's own lines are slow

@@ -1,0 +1,124 @@
+"""Articles: cut from WikiText's lines, and kept as parquet, one row per article (title, text).
+
+The text of an article is in WikiText's style, its level-1 heading ` = Title = ` included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from picollm.data.files import atomic_path
+from picollm.errors import PicollmError
+
+SPLITS = ("train", "validation", "test")
+SCHEMA = pa.schema([pa.field("title", pa.string(), False), pa.field("text", pa.string(), False)])
+GROUP_BYTES = 1 << 20  # text in a parquet row group, which is what a reader holds at once and a worker gets
+UNITS = ("articles", "words", "bytes")  # counted in the file's own metadata
+
+
+class Article(NamedTuple):
+    title: str
+    text: str
+
+
+HEADING = re.compile(r"^ ?= ([^=\s](?:[^=]*[^=\s])?) = ?$")
+
+
+def split_articles(lines: Iterable[str], title: str = "") -> Iterator[Article]:
+    """Cut lines (without line ends) at level-1 headings: ` = Title = ` between two blank lines.
+
+    Text before the first heading becomes an article called `title`.
+    """
+    current: list[str] = []
+    pending: str | None = None  # a heading that waits for the blank line after it
+    for line in lines:
+        if pending is not None:
+            if not line.strip():
+                if any(text.strip() for text in current):
+                    yield Article(title, "\n".join(current) + "\n")
+                current, title = [pending], HEADING.match(pending)[1]
+            else:
+                current.append(pending)
+            pending = None
+        if HEADING.match(line) and (not current or not current[-1].strip()):
+            pending = line
+        else:
+            current.append(line)
+    current += [] if pending is None else [pending]
+    if any(text.strip() for text in current):
+        yield Article(title, "\n".join(current) + "\n")
+
+
+def write_articles(path: str | Path, articles: Iterable[Article]) -> dict[str, int]:
+    """Write parquet in constant memory; the counts of articles, words and UTF-8 bytes, which the file holds too.
+
+    Raises PicollmError where there is no text.
+    """
+    counts = dict.fromkeys(UNITS, 0)
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        group, size = [], 0
+        for article in articles:
+            group.append(article)
+            size += (length := len(article.text.encode()))
+            counts["articles"] += 1
+            counts["words"] += len(article.text.split())
+            counts["bytes"] += length
+            if size >= GROUP_BYTES:
+                writer.write_batch(record_batch(group))
+                group, size = [], 0
+        if group:
+            writer.write_batch(record_batch(group))
+        if not counts["words"]:
+            raise PicollmError(f"no text for {Path(path).stem}: the corpus is empty")
+        writer.add_key_value_metadata({unit: str(count) for unit, count in counts.items()})
+    return counts
+
+
+def record_batch(articles: list[Article]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([[a.title for a in articles], [a.text for a in articles]], schema=SCHEMA)
+
+
+class ArticleFile:
+    """A file of `write_articles`. Raises PicollmError wherever it turns out to be missing or damaged."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        try:
+            self.parquet = pq.ParquetFile(path)
+            self.counts = {unit: int(self.parquet.metadata.metadata[unit.encode()]) for unit in UNITS}
+        except FileNotFoundError:
+            raise PicollmError(f"{path} is missing: run the rule prepare_corpus") from None
+        except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+            raise self.damaged(error) from None
+
+    def damaged(self, error: Exception) -> PicollmError:
+        return PicollmError(f"{self.path} is damaged ({one_line(error)}): delete it and run prepare_corpus again")
+
+    @property
+    def groups(self) -> int:
+        """How many row groups it has."""
+        return self.parquet.metadata.num_row_groups
+
+    def texts(self, group: int) -> list[str]:
+        """The texts of one row group."""
+        return self.column(group, "text")
+
+    def column(self, group: int, name: str) -> list[str]:
+        try:
+            return self.parquet.read_row_group(group, columns=[name]).column(0).to_pylist()
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            raise self.damaged(error) from None
+
+    def __iter__(self) -> Iterator[Article]:
+        for group in range(self.groups):
+            yield from map(Article, self.column(group, "title"), self.texts(group))
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,79 @@
+"""Batches for training, in three ways that give the same ones in the same order.
+
+gather     rows are picked from the mapped files when they are asked for; no other process, the least code
+workers    torch's DataLoader: processes pick rows ahead of time, into pinned memory where there is a GPU
+resident   all rows lie on the device as uint16, and are picked there: the fastest where they fit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from picollm.data.loading import Order, Rows
+
+
+class Feed:
+    """Endless LongTensors [batch_rows, context + 1], for `device`: pinned where it is a GPU, there already if resident.
+
+    `rows` are [n, context + 1]. The state counts what was taken out, not what was read ahead.
+    """
+
+    def __init__(self, rows: Rows | np.ndarray, order: Order, device: torch.device, way: str, workers: int = 2) -> None:
+        self.rows, self.order, self.device, self.way, self.workers = rows, order, device, way, workers
+        self.state = order.state_dict()
+
+    def state_dict(self) -> dict[str, int]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.order.load_state_dict(state)
+        self.state = self.order.state_dict()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch, state in {"gather": self.gather, "workers": self.load, "resident": self.pick}[self.way]():
+            self.state = state
+            yield batch
+
+    def numbered(self) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
+        """Row numbers, and the place after them."""
+        return ((numbers, self.order.state_dict()) for numbers in self.order)
+
+    def gather(self) -> Iterator[tuple[Tensor, dict]]:
+        for numbers, state in self.numbered():
+            batch = torch.from_numpy(self.rows[numbers].astype(np.int64))
+            yield batch.pin_memory() if self.device.type == "cuda" else batch, state
+
+    def load(self) -> Iterator[tuple[Tensor, dict]]:
+        return iter(
+            DataLoader(
+                Gathering(self.rows),
+                sampler=self.numbered(),
+                batch_size=None,
+                num_workers=self.workers,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # it draws a seed: from its own, or dropout would see it
+            )
+        )
+
+    def pick(self) -> Iterator[tuple[Tensor, dict]]:
+        # int16 holds the same bits; torch picks no uint16 rows.
+        resident = torch.tensor(np.asarray(self.rows).view(np.int16), device=self.device)
+        for numbers, state in self.numbered():
+            taken = resident[torch.from_numpy(numbers).to(self.device)]
+            yield taken.long() & 0xFFFF, state
+
+
+class Gathering(Dataset):
+    """What a DataLoader's worker does: rows of one batch, whose numbers are the key."""
+
+    def __init__(self, rows: Rows | np.ndarray) -> None:
+        self.rows = rows
+
+    def __getitem__(self, key: tuple[np.ndarray, dict]) -> tuple[Tensor, dict]:
+        numbers, state = key
+        return torch.from_numpy(self.rows[numbers].astype(np.int64)), state

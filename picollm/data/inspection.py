@@ -1,0 +1,144 @@
+"""`picollm data inspect` and `picollm data verify`: what packed tokens are, and whether they are what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from picollm.data.articles import SPLITS, ArticleFile
+from picollm.data.files import sha256
+from picollm.data.loading import open_column, open_manifest
+from picollm.data.manifest import entries, prove
+from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
+from picollm.errors import PicollmError
+
+FORMS = "a manifest.json or its folder, a shard (.arrow), a file of document ends, or a corpus (.parquet)"
+SHOWN = 3  # sample rows or articles
+WIDTH = 100  # characters of each
+
+
+def inspect(path: Path) -> str:
+    """What a file holds, with decoded samples. Raises PicollmError where it is missing, damaged or of another kind."""
+    if path.is_dir():
+        path = path / "manifest.json"
+    if not path.exists():
+        raise PicollmError(f"{path} does not exist: name {FORMS}")
+    if path.name == "manifest.json":
+        return "\n".join(manifest_lines(path))
+    if path.suffix == ".parquet":
+        return "\n".join(corpus_lines(path))
+    if path.suffix == ".arrow":
+        return "\n".join(column_lines(path))
+    raise PicollmError(f"{path} is none of what can be shown: name {FORMS}")
+
+
+def manifest_lines(path: Path) -> Iterator[str]:
+    manifest = open_manifest(path)
+    if "splits" not in manifest:
+        raise PicollmError(f"{path} is no manifest of tokens: name {FORMS}")
+    yield f"{path}: {manifest['tokenizer']} tokens in rows of {manifest['context']} + 1"
+    for split, found in manifest["splits"].items():
+        shards = found["shards"]
+        yield f"  {split}: {found['articles']:,} articles, {found['words']:,} words, {found['bytes']:,} bytes of text"
+        yield f"    {found['tokens']:,} tokens in {found['rows']:,} rows, the last {found['dropped_tokens']} dropped"
+        yield f"    {len(shards)} shard{'s' * (len(shards) > 1)}, {sum(s['bytes'] for s in shards) / 1e6:,.1f} MB"
+        yield f"    from a corpus of sha256 {found['source_sha256']}"
+
+
+def corpus_lines(path: Path) -> Iterator[str]:
+    articles = ArticleFile(path)
+    counts = ", ".join(f"{count:,} {unit}" for unit, count in articles.counts.items())
+    yield f"{path}: {counts} in {articles.groups} row groups"
+    for article, _ in zip(articles, range(SHOWN), strict=False):
+        yield f"  {article.title}: {cut(article.text)}"
+
+
+def column_lines(path: Path) -> Iterator[str]:
+    try:
+        values, about = open_column(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PicollmError(f"{path} is damaged ({' '.join(str(error).split())}): run tokenize_pack again") from None
+    told = ", ".join(f"{key} {value}" for key, value in about.items() if key != "tokenizer")
+    if "context" not in about:
+        yield f"{path}: the ends of {len(values):,} documents ({told})"
+        yield f"  {', '.join(map(str, values[:SHOWN]))}, ..., {values[-1]}"
+        return
+    rows = values.reshape(-1, int(about["context"]) + 1)
+    yield f"{path}: {len(rows):,} rows ({told})"
+    for number in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int):
+        yield f"  row {number}: {cut(encoding().decode(rows[number].tolist()))}"
+
+
+def cut(text: str) -> str:
+    line = text.replace("\n", "⏎")
+    return line if len(line) <= WIDTH else f"{line[:WIDTH]}…"
+
+
+def verify(manifest_path: Path) -> tuple[list[str], str]:
+    """The problems of packed tokens, all of them, and a summary. Raises PicollmError where there is no manifest.
+
+    Every file is hashed; then rows are compared with their neighbours, the document ends and the counts.
+    """
+    manifest = open_manifest(manifest_path)
+    problems = foreign(manifest, manifest_path)
+    damaged = set()
+    for entry in entries(manifest):
+        try:
+            prove(manifest_path, entry, "tokenize_pack")
+        except PicollmError as error:
+            problems.append(str(error))
+            damaged.add(entry["file"])
+    for split, found in manifest["splits"].items():
+        source = manifest_path.parents[1] / "corpus" / f"{split}.parquet"
+        if source.exists() and sha256(source) != found["source_sha256"]:
+            problems.append(f"{split}: {source} is not the corpus that was tokenized: run tokenize_pack again")
+        if not damaged & {entry["file"] for entry in entries(found)}:
+            problems += [
+                f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest["context"], found)
+            ]
+    splits = manifest["splits"]
+    totals = [
+        ", ".join(f"{splits[name][unit]:,} {name}" for name in SPLITS if name in splits) for unit in ("tokens", "rows")
+    ]
+    return problems, f"tokens: {totals[0]}; rows: {totals[1]}"
+
+
+def foreign(manifest: dict, manifest_path: Path) -> list[str]:
+    known = {manifest_path.name, *(entry["file"] for entry in entries(manifest))}
+    strange = sorted(path.name for path in manifest_path.parent.iterdir() if path.name not in known)
+    return [f"{manifest_path.parent / name}: the manifest does not name it: move it away" for name in strange]
+
+
+def inconsistencies(folder: Path, context: int, found: dict) -> Iterator[str]:
+    """What contradicts itself although every file is the one that was written."""
+    shards, first_row = [], 0
+    for shard in found["shards"]:
+        values, about = open_column(folder / shard["file"])
+        if int(about["first_row"]) != first_row or int(about["context"]) != context:
+            yield f"{shard['file']} is not the shard of row {first_row}"
+        shards.append(values.reshape(-1, context + 1))
+        first_row += shard["rows"]
+    if [len(shard) for shard in shards] != [shard["rows"] for shard in found["shards"]] or first_row != found["rows"]:
+        yield "the shards have other numbers of rows than the manifest says"
+        return
+    if found["tokens"] != found["rows"] * context + 1 + found["dropped_tokens"]:
+        yield "tokens, rows and dropped tokens do not add up"
+    previous, first, breaks = shards[0][0, :1], 0, []
+    for shard in shards:
+        if shard.max() >= VOCAB_SIZE:
+            yield f"the token {shard.max()} is not in the vocabulary"
+        starts, ends = shard[:, 0], shard[:, -1]
+        if (starts != np.concatenate([previous, ends[:-1]])).any():
+            yield "a row does not begin with the last token of the one before"
+        breaks.append(np.flatnonzero(shard[:, :-1].ravel() == END_OF_TEXT) + first)
+        previous, first = ends[-1:], first + len(shard) * context
+    doc_ends, _ = open_column(folder / found["doc_ends"]["file"])
+    if len(doc_ends) != found["articles"] or (np.diff(doc_ends.astype(np.int64)) <= 0).any():
+        yield "the document ends are not one for each article, in order"
+        return
+    within = doc_ends[doc_ends <= first]  # the others end in the last token or in what was dropped
+    if not np.array_equal(np.concatenate(breaks) + 1, within):
+        yield "the document ends are not where the rows have <|endoftext|>"
