@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -46,24 +47,22 @@ def token_stream(path: Path, workers: int, groups: range) -> Iterator[np.ndarray
 
     Processes do it: two threads of tiktoken, though without the interpreter's lock, get in each other's way.
     """
-    bar = tqdm(total=len(groups), desc=f"tokenize {path.stem}", unit=" MB", disable=None)
+    bar = partial(tqdm, total=len(groups), desc=f"tokenize {path.stem}", unit=" MB", disable=None)
+    encoding()  # once, before the fork
     if workers == 1 or len(groups) < 2:
         open_source(path)
-        for group in groups:
-            yield encode_group(group)
-            bar.update()
+        yield from bar(map(encode_group, groups))
         return
     # Forked, as a new interpreter would run the rule's script once more.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent, (path,))
     try:
-        for ids in pool.map(encode_group, groups):
-            yield ids
-            bar.update()
+        yield from bar(pool.map(encode_group, groups))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def open_source(path: Path) -> None:
+    """Of the process that encodes: an open file can't be sent with each task."""
     global source
     source = ArticleFile(path)
 
