@@ -115,7 +115,7 @@ def chapters():
 
 
 def metrics():
-    data = {"train_articles": 1096, "train_tokens": 640_000, "validation_tokens": 70_000}
+    data = {"train_articles": 1096, "train_tokens": 640_000, "validation_tokens": 70_000, "test_tokens": 60_000}
     clusters = {"clusters": 4, "stable_clusters": 3, "rand_layers": 0.12, "rand_labels": 0.34}
     return {"data": data, "training": chapters()["training"], "clusters": clusters}
 
@@ -214,7 +214,7 @@ def test_what_a_chapter_lacks_is_an_error_not_a_gap(figures):
 
 def test_the_five_lines():
     data, model, heads, families, speed = lines(metrics(), chapters()["heads"], chapters()["benchmark"])
-    assert data == "Data: 1,096 articles, 640,000 training tokens, 70,000 held out."
+    assert data == "Data: 1,096 articles, 640,000 training tokens, 70,000 for validation, 60,000 for test."
     assert "35.3 M parameters after 61,440 tokens: validation loss 6.25 nats, better than a bigram (6.50; " in model
     assert heads == "Heads: of 4, 1 diagonal, 2 global, 1 sink (1 uncertain); in untrained models 75% come out global."
     assert "4 clusters, 3 of them stable" in families and "layers 0.12, with classes 0.34" in families

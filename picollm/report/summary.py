@@ -19,7 +19,7 @@ def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
     data, training = metrics["data"], metrics["training"]
     return [
         f"Data: {data['train_articles']:,} articles, {data['train_tokens']:,} training tokens, "
-        f"{data['validation_tokens']:,} held out.",
+        f"{data['validation_tokens']:,} for validation, {data['test_tokens']:,} for test.",
         training_line(training),
         heads_line(heads),
         families_line(metrics["clusters"]),
