@@ -118,6 +118,15 @@ def local_corpus_files():
     return files
 
 
+SLICES = ".snakemake/picollm/slices/{slice}.npy"
+
+
+def slices():
+    """The files that tokenize_pack puts together; none where it does the whole work itself."""
+    count = CONFIG["tokens"]["slices"]
+    return expand(SLICES, slice=range(count)) if count > 1 else []
+
+
 def guard():
     """Before a run: nobody else at work, and data, dvc.lock and Snakemake's records at one state; else `picollm sync`.
 

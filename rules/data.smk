@@ -4,14 +4,6 @@ REQUIRED INPUTS: none for the embedded sample; corpus.path for a local corpus.
 OUTPUTS: data/corpus/{train,validation,test}.parquet, data/tokens/manifest.json and the shards that it names.
 """
 
-SLICES = ".snakemake/picollm/slices/{slice}.npy"
-
-
-def slices():
-    """The files that tokenize_pack puts together; none where it does the whole work itself."""
-    count = CONFIG["tokens"]["slices"]
-    return expand(SLICES, slice=range(count)) if count > 1 else []
-
 
 rule prepare_corpus:
     """One row per article, from the corpus that config.yaml names."""
