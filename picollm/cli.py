@@ -86,7 +86,7 @@ def data(arguments: argparse.Namespace) -> None:
     if arguments.action == "inspect":
         print(inspection.inspect(path))
         return
-    problems, told = inspection.verify(path / "manifest.json" if path.is_dir() else path)
+    problems, told = inspection.verify(path)
     print("\n".join([*problems, f"{told}: {f'{len(problems)} problems' if problems else 'all as the manifest says'}"]))
     sys.exit(1 if problems else 0)
 

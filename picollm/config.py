@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -209,7 +209,7 @@ def load(path: str | Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: git checkout {path}, or cp presets/smoke.yaml {path}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PicollmError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise PicollmError(f"{path} is not YAML: {one_line(error)}") from None
     return check(values, str(path))
 
 

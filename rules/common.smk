@@ -15,27 +15,9 @@ from picollm.pipeline.stages import Stage, artefact, check_dvc_yaml, check_writa
 
 ROOT = Path(workflow.basedir)
 # Invocations that run no rule; they need no proof of the data, and `picollm sync` itself makes some of them.
-READERS = (
-    "--lint",
-    "--list",
-    "--dag",
-    "--rulegraph",
-    "--filegraph",
-    "--d3dag",
-    "--summary",
-    "-S",
-    "--detailed-summary",
-)
-READERS += (
-    "-D",
-    "--unlock",
-    "--touch",
-    "-t",
-    "--cleanup",
-    "--report",
-    "--archive",
-    "--print-compilation",
-    "--delete",
+READERS = tuple(
+    "--lint --list --dag --rulegraph --filegraph --d3dag --summary -S --detailed-summary -D --unlock --touch -t "
+    "--cleanup --report --archive --print-compilation --delete".split()
 )
 DRY = ("-n", "-np", "--dry-run", "--dryrun")
 

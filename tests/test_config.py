@@ -87,7 +87,10 @@ def test_there_is_a_preset_beside_the_configuration_in_force():
         ({"pretrain__seed": REMOVED}, ["pretrain.seed is missing", "presets/"]),
         ({"heads": REMOVED}, ["heads is missing", "presets/"]),
         # keys that must fit each other
-        ({"corpus__source": "local"}, ["corpus.path must name a folder, zip archive or file"]),
+        (
+            {"corpus__source": "local"},
+            ["corpus.path must name a folder, zip archive or file when corpus.source is local"],
+        ),
         ({"corpus__source": "local", "corpus__path": ""}, ["corpus.path must name a folder"]),
         ({"model__d_model": 30}, ["model.d_model = 30", "2 x model.n_heads = 14"]),
         ({"model__d_model": 21}, ["model.d_model = 21", "2 x model.n_heads = 14"]),

@@ -17,7 +17,7 @@ import pytest
 from refusals import refusal
 from test_corpora import TEXT, cut, source, write_hub_parquet
 
-REPOSITORY, REVISION, FOLDER = "Salesforce/wikitext", "b" * 40, "wikitext-103-raw-v1"
+REVISION, FOLDER = "b" * 40, "wikitext-103-raw-v1"
 FILES = [f"{FOLDER}/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")]
 CARD = """---
 configs:

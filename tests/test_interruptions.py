@@ -55,8 +55,9 @@ def finish(copy: workspace.Workspace, driver: tuple[str, ...]) -> None:
 KILLS = [
     (driver, when, rule, whom)
     for driver in (SNAKEMAKE, REPRO)
-    for when, whom in (("before", "GROUP"), ("within", "GROUP"), ("within", "JOB"), ("after", "GROUP"))
+    for when in ("before", "within", "after")
     for rule in ("cluster_heads",)
+    for whom in ("GROUP", "JOB")
 ]
 FEW = {(SNAKEMAKE, "within", "cluster_heads", "GROUP")}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 
 CATEGORIES = (
     "simple",
@@ -36,7 +36,7 @@ def load_sentences(path: str | Path) -> dict[str, Category]:
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: attention.sentences must name a YAML file of sentences") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PicollmError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise PicollmError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise PicollmError(f"{path} must hold the ten categories {', '.join(CATEGORIES)}")
     for name in document:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from picollm.data.files import atomic_path
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 
 SPLITS = ("train", "validation", "test")
 SCHEMA = pa.schema([pa.field("title", pa.string(), False), pa.field("text", pa.string(), False)])
@@ -118,7 +118,3 @@ class ArticleFile:
     def __iter__(self) -> Iterator[Article]:
         for group in range(self.groups):
             yield from map(Article, self.column(group, "title"), self.texts(group))
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from picollm.data.archives import DAMAGE, find_files
-from picollm.data.articles import SPLITS, Article, one_line, split_articles
-from picollm.errors import PicollmError
+from picollm.data.articles import SPLITS, Article, split_articles
+from picollm.errors import PicollmError, one_line
 
 log = logging.getLogger(__name__)
 

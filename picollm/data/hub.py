@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from picollm.data.files import sha256
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 
 log = logging.getLogger(__name__)
 PATIENCE = 5  # seconds until a silent hub counts as unreachable; left to itself the library tries for 24 s
@@ -41,11 +41,10 @@ def fetch(repository: str, revision: str, folder: str) -> Path:
             refuse_silence(constants.ENDPOINT)
             local = snapshot_download(**wanted, etag_timeout=PATIENCE)
         except (OSError, ValueError) as error:  # the library's own errors are of these classes
-            reason = " ".join(str(error).split())[:160]
             raise PicollmError(
-                f"{repository} can't be fetched from {constants.ENDPOINT} ({reason}): check the network and "
-                f"corpus.revision, or copy its folder {folder} here and set corpus.source: local and corpus.path, or "
-                "take corpus.source: enwiki-sample"
+                f"{repository} can't be fetched from {constants.ENDPOINT} ({one_line(error)[:160]}): check the network "
+                f"and corpus.revision, or copy its folder {folder} here and set corpus.source: local and corpus.path, "
+                "or take corpus.source: enwiki-sample"
             ) from None
     files = sorted(path for path in Path(local, folder).rglob("*") if path.is_file())
     for file in files:

@@ -13,7 +13,7 @@ from picollm.data.files import sha256
 from picollm.data.loading import open_column, open_manifest
 from picollm.data.manifest import entries, prove
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 
 FORMS = "a manifest.json or its folder, a shard (.arrow), a file of document ends, or a corpus (.parquet)"
 SHOWN = 3  # sample rows or articles
@@ -22,8 +22,7 @@ WIDTH = 100  # characters of each
 
 def inspect(path: Path) -> str:
     """What a file holds, with decoded samples. Raises PicollmError where it is missing, damaged or of another kind."""
-    if path.is_dir():
-        path = path / "manifest.json"
+    path = manifest_of(path)
     if not path.exists():
         raise PicollmError(f"{path} does not exist: name {FORMS}")
     if path.name == "manifest.json":
@@ -33,6 +32,11 @@ def inspect(path: Path) -> str:
     if path.suffix == ".arrow":
         return "\n".join(column_lines(path))
     raise PicollmError(f"{path} is none of what can be shown: name {FORMS}")
+
+
+def manifest_of(path: Path) -> Path:
+    """The manifest of a folder; any other path as it is."""
+    return path / "manifest.json" if path.is_dir() else path
 
 
 def manifest_lines(path: Path) -> Iterator[str]:
@@ -60,7 +64,7 @@ def column_lines(path: Path) -> Iterator[str]:
     try:
         values, about = open_column(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise PicollmError(f"{path} is damaged ({' '.join(str(error).split())}): run tokenize_pack again") from None
+        raise PicollmError(f"{path} is damaged ({one_line(error)}): run tokenize_pack again") from None
     told = ", ".join(f"{key} {value}" for key, value in about.items() if key != "tokenizer")
     if "context" not in about:
         yield f"{path}: the ends of {len(values):,} documents ({told})"
@@ -77,11 +81,12 @@ def cut(text: str) -> str:
     return line if len(line) <= WIDTH else f"{line[:WIDTH]}…"
 
 
-def verify(manifest_path: Path) -> tuple[list[str], str]:
-    """The problems of packed tokens, all of them, and a summary. Raises PicollmError where there is no manifest.
+def verify(path: Path) -> tuple[list[str], str]:
+    """The problems of packed tokens, all of them, and a summary; `path` is their manifest or folder.
 
-    Every file is hashed; then rows are compared with their neighbours, the document ends and the counts.
+    Raises PicollmError where there is no manifest. Every file is hashed; then rows are compared with their neighbours, the document ends and the counts.
     """
+    manifest_path = manifest_of(path)
     manifest = open_manifest(manifest_path)
     problems = foreign(manifest, manifest_path)
     damaged = set()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from picollm.engine.tensorrt import TORCH, load_torch_tensorrt
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 from picollm.hardware import cxx_compiler, describe_gpu
 from picollm.model.transformer import Transformer
 
@@ -107,7 +107,7 @@ def load_openvino(subject: Subject, precision: str) -> Run | str:
     try:
         request = core.compile_model(path, "CPU", options).create_infer_request()
     except RuntimeError as error:
-        raise PicollmError(f"OpenVINO can't read {path}: {' '.join(str(error).split())[:300]}") from None
+        raise PicollmError(f"OpenVINO can't read {path}: {one_line(error)[:300]}") from None
 
     def run(ids: np.ndarray) -> np.ndarray:
         return request.infer([ids])[0]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import yaml
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 from picollm.pipeline import exclusive
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
 
@@ -55,7 +55,7 @@ def job(snakemake) -> Iterator[None]:
         fail(snakemake.rule, f"{error}: make room where {Path.cwd()} lies, and run again" if full else str(error), path)
     except Exception as error:
         file.stream.write(traceback.format_exc())
-        fail(snakemake.rule, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", path)
+        fail(snakemake.rule, f"{type(error).__name__}: {one_line(error)[:300]}", path)
     finally:
         if lock:
             lock.close()

@@ -9,7 +9,7 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -42,4 +42,4 @@ def dvc_repo(root: Path) -> Iterator[Repo]:
             yield repo
     except DvcException as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise PicollmError(f"DVC: {' '.join(f'{error}{cause}'.split())}") from None
+        raise PicollmError(f"DVC: {one_line(f'{error}{cause}')}") from None
