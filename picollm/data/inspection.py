@@ -84,7 +84,8 @@ def cut(text: str) -> str:
 def verify(path: Path) -> tuple[list[str], str]:
     """The problems of packed tokens, all of them, and a summary; `path` is their manifest or folder.
 
-    Raises PicollmError where there is no manifest. Every file is hashed; then rows are compared with their neighbours, the document ends and the counts.
+    Raises PicollmError where there is no manifest. Every file is hashed; then rows are compared with
+    their neighbours, the document ends and the counts.
     """
     manifest_path = manifest_of(path)
     manifest = open_manifest(manifest_path)
