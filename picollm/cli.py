@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +92,52 @@ def data(arguments: argparse.Namespace) -> None:
     sys.exit(1 if problems else 0)
 
 
+def generate(arguments: argparse.Namespace) -> None:
+    """Let a trained model go on with a text, one token after another. The same seed gives the same text."""
+    from picollm.model.generation import continuation
+
+    model = trained(arguments.model)
+    print(arguments.prompt, end="", flush=True)
+    how = {"tokens": arguments.tokens, "temperature": arguments.temperature, "top_k": arguments.top_k}
+    for text in continuation(model, arguments.prompt, **how, seed=arguments.seed):
+        print(text, end="", flush=True)
+    print()
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """How well a trained model predicts a text: loss, perplexity per token and per word, bits per byte."""
+    from picollm.data.corpora import articles_in
+    from picollm.hardware import usable_cores
+    from picollm.model.compute import set_up
+    from picollm.model.evaluation import perplexity
+
+    device = set_up("auto", usable_cores())
+    model = trained(arguments.model).to(device)
+    found = perplexity(model, articles_in(Path(arguments.corpus), arguments.split), device)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(", ".join(f"{found[unit]:,} {unit}" for unit in ("articles", "tokens", "words", "bytes")))
+    print(f"loss             {found['loss']:.4f} nats per token")
+    print(f"perplexity       {found['perplexity']:,.1f} per token, {found['word_perplexity']:,.1f} per word")
+    print(f"bits per byte    {found['bits_per_byte']:.4f}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same parts)."""
+    from picollm.model.exchange import export
+
+    export(trained(arguments.model), Path(arguments.folder))
+    print(f"AutoModelForCausalLM.from_pretrained({arguments.folder!r})")
+
+
+def trained(folder: str):
+    """The model in a folder of ours."""
+    from picollm.model.checkpoint import load_model
+
+    return load_model(Path(folder) / "model.safetensors", Path(folder) / "config.json")
+
+
 def summary(arguments: argparse.Namespace) -> None:
     """What the last run learned, in five lines."""
     from picollm.report.summary import five_lines
@@ -115,6 +162,24 @@ def parser() -> argparse.ArgumentParser:
     add = options["data"].add_argument
     add("action", choices=("inspect", "verify"))
     add("path", nargs="?", default="data/tokens", help="data/tokens, a file in it, or a corpus (%(default)s)")
+    for name in ("generate", "evaluate", "export"):
+        options[name].add_argument("--model", default="data/model", help="a model's folder (%(default)s)")
+    add = options["generate"].add_argument
+    add("--prompt", default="", help="the beginning; without one a new article begins")
+    add("--tokens", type=int, default=100, help="at most so many (%(default)s)")
+    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time (%(default)s)")
+    add("--top-k", type=int, default=50, help="draw from so many likeliest tokens (%(default)s)")
+    add("--seed", type=int, default=1)
+    add = options["evaluate"].add_argument
+    add(
+        "corpus",
+        nargs="?",
+        default="data/corpus/test.parquet",
+        help="text in any form that corpus.path takes (%(default)s)",
+    )
+    add("--split", default="test", choices=("train", "validation", "test"), help="where it has splits (%(default)s)")
+    add("--json", action="store_true", help="as JSON, with all digits")
+    options["export"].add_argument("folder", help="written into it: model.safetensors, config.json")
     add = options["compare"].add_argument
     add("old", help="a commit, tag or branch")
     add("new", help="another one, or `workspace` for the files as they lie here")
@@ -124,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
 
 COMMANDS = {
     "dvc-yaml": dvc_yaml, "track": track, "sync": sync, "verify": verify, "show": show, "compare": compare,
-    "data": data, "summary": summary,
+    "data": data, "generate": generate, "evaluate": evaluate, "export": export, "summary": summary,
 }  # fmt: skip
 
 

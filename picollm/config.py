@@ -62,6 +62,7 @@ class Model(Section):
     tied: bool
     rope_theta: Annotated[float, Field(gt=1, allow_inf_nan=False)]
     rope_cache: Positive  # positions
+    checkpoint: str | None  # folder of a trained model to take instead of training one
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> Model:
@@ -75,7 +76,9 @@ class Model(Section):
 class Pretrain(Section):
     length: Positive  # in `unit`
     unit: Literal["steps", "epochs"]
-    batch_rows: Positive  # rows a step
+    batch_rows: Positive  # rows a step, of all processes
+    accumulate: Positive  # parts that a process computes its rows in
+    processes: Annotated[int, Field(ge=1, le=1024)]  # of torchrun, in all
     loading: Literal["gather", "workers", "resident"]
     optimizer: Literal["adamw", "muon"]
     lr: Rate  # AdamW's peak
@@ -84,10 +87,13 @@ class Pretrain(Section):
     warmup: Share  # of the steps
     final_lr: Share  # of the peak
     clip: Annotated[float, Field(gt=0)]  # gradient norm
+    head_common: Count  # commonest tokens that the training loss always compares
+    head_sampled: Count  # of the others, drawn anew each step; 0: the whole vocabulary
     autocast: Literal["all", "head", "none"]
     compile: Literal["all", "head", "none"]
     validate_every: Positive  # steps
-    validation_rows: Positive
+    patience: Count  # validations without a better one before it stops; 0: never
+    checkpoint_every: Positive  # steps
     snapshots: bool
     seed: Count
 

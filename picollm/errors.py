@@ -4,6 +4,8 @@
 class PicollmError(Exception):
     """What is wrong, where, what is allowed and what to do, in one line."""
 
+    exit_code = 1
+
 
 def one_line(error: object) -> str:
     """The text of somebody else's error without its line breaks."""

@@ -100,6 +100,20 @@ def local_corpus_files():
     return files
 
 
+def foreign_model():
+    """The files of model.checkpoint, so that both tools see another one there."""
+    folder = CONFIG["model"]["checkpoint"]
+    if folder is None:
+        return []
+    files = [Path(folder) / name for name in ("model.safetensors", "config.json")]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        stop(
+            f"model.checkpoint = {folder}: {missing[0]} is missing; name a folder with both, or null to train a model"
+        )
+    return [str(file) for file in files]
+
+
 SLICES = ".snakemake/picollm/slices/{slice}.npy"
 
 

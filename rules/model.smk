@@ -9,8 +9,10 @@ rule pretrain:
     """Train the model from a seed; nothing else runs beside it."""
     input:
         tokens="data/tokens/manifest.json",
+        checkpoint=foreign_model(),
     output:
         weights="data/model/model.safetensors",
+        last="data/model/last.safetensors",
         config="data/model/config.json",
         snapshots="data/model/snapshots/manifest.json",
         report="reports/training.json",

@@ -9,7 +9,8 @@ import torch
 from refusals import refusal
 from safetensors.torch import load_file
 
-from picollm.model.checkpoint import Snapshots, load_config, load_model, save_model
+from picollm.model.checkpoint import load_config, load_model, save_model, save_snapshots
+from picollm.model.resume import Checkpoints
 from picollm.model.transformer import ModelConfig, Transformer, rope_tables, rotate
 
 SMALL = {
@@ -276,15 +277,15 @@ def test_a_config_with_other_fields_is_refused_by_name(saved):
 
 
 def test_snapshots_are_bfloat16_and_replace_the_run_before(tmp_path):
-    manifest = tmp_path / "manifest.json"
+    manifest = tmp_path / "snapshots" / "manifest.json"
     for last in (4, 2):
-        snapshots, model = Snapshots(manifest), make(seed=last)
-        assert not manifest.exists() and not list(tmp_path.iterdir())
+        model, store = make(seed=last), Checkpoints(tmp_path / "checkpoints", {"run": last})
         for step in (0, last):
-            snapshots.save(step, model)
-        snapshots.finish()
+            store.snapshot(step, model)
+        save_snapshots(store.snapshots(), manifest)
         entries = json.loads(manifest.read_text())["snapshots"]
         assert [entry["step"] for entry in entries] == [0, last]
-        stored = load_file(tmp_path / entries[1]["file"])
+        stored = load_file(manifest.parent / entries[1]["file"])
         assert torch.equal(stored["embedding.weight"], model.embedding.weight.bfloat16())
-        assert {path.name for path in tmp_path.iterdir()} == {entry["file"] for entry in entries} | {"manifest.json"}
+        names = {path.name for path in manifest.parent.iterdir()}
+        assert names == {entry["file"] for entry in entries} | {"manifest.json"}

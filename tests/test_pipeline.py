@@ -41,6 +41,27 @@ def test_summary_is_five_lines(project):
     assert len(project.picollm("summary").splitlines()) == 5
 
 
+def test_the_trained_model_writes_is_evaluated_and_leaves(project):
+    text = project.picollm("generate", "--prompt", "The city", "--tokens", "12", "--seed", "2")
+    assert text.startswith("The city") and text == project.picollm(
+        "generate", "--prompt", "The city", "--tokens", "12", "--seed", "2"
+    )
+    training = json.loads((project.path / "reports/training.json").read_text())
+    found = json.loads(project.picollm("evaluate", "--json"))
+    assert found["loss"] == pytest.approx(training["test_loss"], rel=1e-3)  # the split's tail is not in the packed rows
+    assert "bits per byte" in project.picollm("evaluate", "data/corpus/validation.parquet")
+    assert "empty.txt is empty" in refused(project, "evaluate", "empty.txt")
+    project.picollm("export", "exported")
+    assert {path.name for path in (project.path / "exported").iterdir()} == {"config.json", "model.safetensors"}
+    again = project.picollm("evaluate", "--json", "--model", "exported", ok=False)
+    assert "exported/config.json" in again and len(again.strip().splitlines()) == 1
+
+
+def refused(project, *command):
+    (project.path / "empty.txt").write_text("")
+    return project.picollm(*command, ok=False)
+
+
 def test_no_artefact_holds_the_path_of_the_project(project):
     needle = str(project.path).encode()
     artefacts = [p for folder in ("data", "reports") for p in (project.path / folder).rglob("*") if p.is_file()]

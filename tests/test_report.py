@@ -64,7 +64,11 @@ def chapters():
         "model": {"n_layers": 2, "n_heads": 2}, "parameters": 35_318_080, "parameters_non_embedding": 12_802_944,
         "tokens": 61_440, "steps": 30, "train_loss": 6.5, "validation_loss": 6.25, "validation_perplexity": 518.0,
         "validation_word_perplexity": 9000.0, "validation_bits_per_byte": 2.1, "unigram_loss": 7.75, "bigram_loss": 6.5,
-        "tokens_per_second": 900.0, "data_wait_share": 0.2, "loss_path": "eager",
+        "tokens_per_second": 900.0, "data_wait_share": 0.2, "loss_path": "eager", "imported": None,
+        "test_loss": 6.28, "test_bigram_loss": 6.6,
+        "best_step": 20, "flop_per_second": 2e11, "gemm_flop_per_second": 4e11, "gemm_share": 0.5,
+        "peak_memory_mib": 900.0, "phases": [{"from": 11.0, "to": 5.0, "tokens": 6144},
+                                             {"from": 5.0, "to": 4.2, "tokens": None}],
     }  # fmt: skip
     heads = {
         "n_layers": 2, "n_heads": 2, "heads": [head(h) for h in range(4)], "raw_labels": count | {"mixed": 4},

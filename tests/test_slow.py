@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +42,7 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path):
     (text / "wiki.test.tokens").write_text(wikitext(6, 200))
     project.set("corpus", source="local", path="text")
     # The model, its context and its precision are the preset's; only lengths shrink.
-    project.set("pretrain", length=2, unit="steps", batch_rows=2, compile="none", validation_rows=2)
+    project.set("pretrain", length=2, unit="steps", batch_rows=2, compile="none")
     project.set("heads", bootstraps=100, null_models=1)
     project.set("clusters", bootstraps=2)
     project.set("engine", compute_capabilities=["8.9"], max_batch=1)
@@ -78,6 +81,56 @@ def test_without_a_compiler_and_without_tensorrt_it_says_so_and_goes_on(tmp_path
     text = project.snakemake("trt_compile", PATH=path, CXX="")
     assert "no C++ compiler found" in text and "no TensorRT engine" in text
     training = json.loads(Path(project.path, "reports/training.json").read_text())
-    assert training["loss_path"] == "eager (no C++ compiler)"
+    assert training["loss_path"].startswith("eager (no C++ compiler), each target against 1,024 common and 512 sampled")
     engine = json.loads(Path(project.path, "data/engine/manifest.json").read_text())
     assert engine["engine"] is None and [file["file"] for file in engine["files"]] == ["model.fp32.onnx"]
+
+
+def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
+    project = workspace.create(tmp_path / "foreign")
+    project.snakemake("pretrain")
+    project.picollm("export", "elsewhere")
+    trained = json.loads((project.path / "reports/training.json").read_text())
+    project.set("model", checkpoint="elsewhere")
+    project.picollm("dvc-yaml")
+    project.snakemake("reports/final.html")
+    imported = json.loads((project.path / "reports/training.json").read_text())
+    assert (imported["imported"], imported["steps"]) == ("elsewhere", 0)
+    for name in ("parameters", "validation_loss", "test_loss", "bigram_loss"):
+        assert imported[name] == pytest.approx(trained[name], rel=1e-6)
+    assert "Nothing was trained" in (project.path / "reports/final.html").read_text()
+    assert project.planned() == project.changed() == set()
+    weights = project.path / "elsewhere/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    assert "pretrain" in project.planned() & project.changed()
+    shutil.rmtree(project.path / "elsewhere")
+    refused = project.run("snakemake", "-n", ok=False)
+    assert "model.checkpoint = elsewhere: elsewhere/model.safetensors is missing" in refused
+
+
+@pytest.mark.parametrize("driver", [("snakemake", "--cores", "all", "pretrain"), ("dvc", "repro", "pretrain")])
+def test_a_run_that_is_ended_in_training_goes_on_from_its_checkpoint(tmp_path, driver):
+    """Both drivers remove what an unfinished rule wrote; the checkpoints are not among that."""
+    project = workspace.create(tmp_path / "ended")
+    project.set("pretrain", length=60, checkpoint_every=3, validate_every=30)
+    undisturbed = project.copy(tmp_path / "undisturbed")
+    environment = workspace.ENVIRONMENT | {"PYTHONPATH": str(project.path)}
+    for number, words in ((signal.SIGTERM, "run again to go on"), (signal.SIGKILL, "")):
+        before = set(project.path.glob("checkpoints/*/step-*.json"))
+        process = subprocess.Popen(driver, cwd=project.path, env=environment, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while set(project.path.glob("checkpoints/*/step-*.json")) <= before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        assert process.wait() != 0 and not (project.path / "data/model/model.safetensors").exists()
+        while words not in (project.path / "logs/pretrain.log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)  # DVC ends before its job
+        assert words in (project.path / "logs/pretrain.log").read_text()
+    project.run(*driver)
+    training = json.loads((project.path / "reports/training.json").read_text())
+    assert len(training["resumed_at"]) == 2 and training["steps"] == 60
+    assert not list(project.path.glob("checkpoints/*")), "they go when the result is written"
+    undisturbed.run(*driver)
+    for file in ("data/model/model.safetensors", "data/model/last.safetensors", "data/model/snapshots/manifest.json"):
+        assert (project.path / file).read_bytes() == (undisturbed.path / file).read_bytes()
+    assert "pretrain" not in project.planned() | project.changed()

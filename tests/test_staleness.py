@@ -35,12 +35,17 @@ OF_SECTION = {
     "report": ENDS,
 }
 SMOKE = (ROOT / "presets" / "smoke.yaml").read_text()
-LEAVES = [(section, key, value) for section, values in yaml.safe_load(SMOKE).items() for key, value in values.items()]
+LEAVES = [
+    (section, key, value)
+    for section, values in yaml.safe_load(SMOKE).items()
+    for key, value in values.items()
+    if key != "checkpoint"  # it brings files as deps: test_slow.py
+]
 # Where neither "one more" nor "a tenth less" is an allowed value.
 OTHER = {
     "corpus.source": "wikitext-103", "corpus.path": "text", "corpus.hub": "other/wikitext", "corpus.revision": "0" * 40,
     "corpus.fraction": 0.5, "compute.device": "cpu", "model.d_model": 56, "model.n_heads": 2, "model.dropout": 0.25,
-    "pretrain.unit": "epochs", "pretrain.optimizer": "muon", "pretrain.autocast": "all", "pretrain.compile": "all",
+    "pretrain.unit": "epochs", "pretrain.optimizer": "adamw", "pretrain.autocast": "all", "pretrain.compile": "all",
     "pretrain.warmup": 0.2, "engine.precision": "fp16", "engine.compute_capabilities": ["7.5"],
     "benchmark.backends": ["eager-fp32"], "benchmark.batches": [2], "profile.tool": "nsys", "report.title": "other",
     "attention.sentences": "other.yaml", "pretrain.loading": "workers",

@@ -7,15 +7,18 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from picollm.data.feeding import Feed
 from picollm.data.loading import Order
 from picollm.data.ngram import ngram_losses
 from picollm.errors import PicollmError
 from picollm.hardware import cxx_compiler
-from picollm.model import compute
+from picollm.model import compute, objective
 from picollm.model.compute import autocast, compiled, set_up
-from picollm.model.training import TrainingConfig, evaluate, train
+from picollm.model.objective import SampledSoftmax, evaluate
+from picollm.model.resume import Checkpoints
+from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig, Transformer
 
 V, CONTEXT, CPU = 97, 16, torch.device("cpu")
@@ -24,9 +27,10 @@ SHAPE = {
     "dropout": 0.0, "tied": True, "rope_theta": 10000.0, "rope_cache": 32,
 }  # fmt: skip
 RECIPE = {
-    "length": 6, "unit": "steps", "batch_rows": 4, "loading": "gather", "optimizer": "adamw", "lr": 0.01,
-    "muon_lr": 0.02, "weight_decay": 0.1, "warmup": 0.1, "final_lr": 0.1, "clip": 1.0, "autocast": "none",
-    "compile": "none", "validate_every": 3, "validation_rows": 5, "snapshots": False, "seed": 1,
+    "length": 6, "unit": "steps", "batch_rows": 4, "accumulate": 1, "processes": 1, "loading": "gather",
+    "optimizer": "adamw", "lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1, "warmup": 0.1, "final_lr": 0.1, "clip": 1.0,
+    "head_common": 0, "head_sampled": 0, "autocast": "none", "compile": "none", "validate_every": 3, "patience": 0,
+    "checkpoint_every": 3, "snapshots": False, "seed": 1,
 }  # fmt: skip
 
 
@@ -55,11 +59,12 @@ def chain_rows(n, seed=0):
     return rows.astype(np.uint16)
 
 
-def run(rows=None, validation=None, save=None, shape=None, **edits):
+def run(rows=None, validation=None, checkpoints=None, shape=None, **edits):
+    """A finished trainer."""
     rows = random_rows(24) if rows is None else rows
-    validation = random_rows(7, seed=1) if validation is None else validation
-    arguments = (ModelConfig(**SHAPE | (shape or {})), recipe(**edits), rows, validation, CPU)
-    return train(*arguments) if save is None else train(*arguments, save)
+    trainer = Trainer(ModelConfig(**SHAPE | (shape or {})), recipe(**edits), rows, CPU)
+    train(trainer, random_rows(7, seed=1) if validation is None else validation, checkpoints)
+    return trainer
 
 
 def bits(model):
@@ -70,46 +75,63 @@ def losses(result):
     return [(row["loss"], row["grad_norm"], row["validation_loss"]) for row in result.curve]
 
 
-@pytest.mark.parametrize("edits", [{}, {"optimizer": "muon"}, {"shape": {"dropout": 0.2}}, {"autocast": "all"}])
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {},
+        {"optimizer": "muon"},
+        {"shape": {"dropout": 0.2}},
+        {"autocast": "all"},
+        {"head_common": 20, "head_sampled": 10},
+    ],
+)
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(edits):
     first, second, other = run(**edits), run(**edits), run(**edits, seed=2)
     assert bits(first.model) == bits(second.model) and losses(first) == losses(second)
     assert bits(first.model) != bits(other.model) and losses(first) != losses(other)
 
 
+@pytest.mark.parametrize("head", [{}, {"head_common": 0, "head_sampled": 48}], ids=["whole", "sampled"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_what_can_be_learnt_is_learnt(optimizer):
+def test_what_can_be_learnt_is_learnt(optimizer, head):
     validation = chain_rows(40, seed=1)
-    result = run(chain_rows(400), validation, length=150, batch_rows=16, optimizer=optimizer, validate_every=90)
-    assert result.curve[0]["loss"] == pytest.approx(math.log(V), abs=0.1)
+    result = run(chain_rows(400), validation, length=150, batch_rows=16, optimizer=optimizer, validate_every=90, **head)
+    assert result.curve[0]["loss"] == pytest.approx(math.log(V), abs=0.1 if not head else 0.3)
     unigram = ngram_losses(chain_rows(400), validation, V)["unigram"]
     assert unigram > 4.5, "single tokens say nothing"
-    assert result.summary["validation_loss"] < unigram / 2
-    assert result.summary["validation_loss"] == evaluate(result.model, validation, CPU)
-    assert not result.model.training
+    assert result.best["loss"] < unigram / 2
+    assert result.curve[-1]["validation_loss"] == evaluate(result.model, validation, CPU)
 
 
 def test_the_curve_holds_what_was_measured():
     result = run(length=7, validate_every=3)
     assert [row["step"] for row in result.curve] == list(range(7))
     assert [row["tokens"] for row in result.curve] == [(step + 1) * 4 * CONTEXT for step in range(7)]
-    assert [row["validation_loss"] is not None for row in result.curve] == [
-        True,
-        False,
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
-    fresh = fresh_model()
-    assert result.curve[0]["validation_loss"] == pytest.approx(evaluate(fresh, random_rows(7, seed=1)[:5], CPU))
-    summary = result.summary
-    assert summary["validation_loss"] == result.curve[-1]["validation_loss"]
-    assert summary["validation_perplexity"] == pytest.approx(math.exp(summary["validation_loss"]))
-    assert (summary["steps"], summary["tokens"]) == (7, 7 * 4 * CONTEXT)
-    assert summary["parameters"] == fresh.parameter_counts()["total"]
+    assert [row["step"] for row in result.curve if row["validation_loss"] is not None] == [2, 5, 6]
+    assert result.curve[-1]["validation_loss"] == evaluate(result.model, random_rows(7, seed=1), CPU)
+    assert result.best["loss"] == min(row["validation_loss"] for row in result.curve if row["validation_loss"])
     assert all(0 <= row["data_wait"] <= 1 and row["tokens_per_second"] > 0 for row in result.curve)
+
+
+def test_the_best_weights_are_kept_and_patience_ends_a_run():
+    """Random tokens can be learnt by heart, which makes other random tokens ever more surprising."""
+    validation = random_rows(7, seed=1)
+    long = run(validation=validation, length=60, validate_every=5)
+    assert long.best["step"] < 30 < long.step
+    best = run(validation=validation, length=60, validate_every=5, patience=2)
+    assert best.step == best.best["step"] + 2 * 5 and best.best == long.best
+    assert losses(best) == losses(long)[: best.step]
+    model = fresh_model()
+    model.load_state_dict(best.best_weights, strict=False)
+    assert evaluate(model, validation, CPU) == best.best["loss"]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_step_in_parts_is_the_same_step(parts):
+    whole, several = run(length=4), run(length=4, accumulate=parts)
+    assert [row["loss"] for row in several.curve] == pytest.approx([row["loss"] for row in whole.curve], rel=1e-5)
+    with pytest.raises(PicollmError, match="pretrain.batch_rows = 4.*multiple of 3"):
+        run(accumulate=3)
 
 
 def fresh_model(seed=1, **shape):
@@ -139,45 +161,43 @@ def test_the_rate_is_the_one_that_is_used():
 
 
 def test_each_step_is_one_gradient_of_one_batch_at_its_rate():
-    taken, rows = {}, random_rows(24)
-
-    def save(step, model):
-        taken[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-    result = run(rows, save=save, length=10, warmup=1.0, snapshots=True, seed=3)
-    model, stream = fresh_model(), iter(Feed(rows, Order(len(rows), 4, 3), torch.device("cpu"), "gather"))
+    rows = random_rows(24)
+    trainer = Trainer(ModelConfig(**SHAPE), recipe(length=10, warmup=1.0, seed=3), rows, CPU)
+    model, stream = fresh_model(), iter(Feed(rows, Order(len(rows), 4, 3), CPU, "gather"))
     for step in range(3):
-        model.load_state_dict(taken[step])
+        model.load_state_dict(trainer.model.state_dict())
+        before = trainer.model.norm.weight.detach().clone()
+        trainer.advance()
         model.zero_grad()
         ids = next(stream)
         loss = model.loss(ids[:, :-1], ids[:, 1:])
         loss.backward()
         norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
-        assert (result.curve[step]["loss"], result.curve[step]["grad_norm"]) == pytest.approx((loss.item(), norm))
-    # The first step of Adam moves every weight by the rate, whatever the gradient; norms do not decay.
-    moved = (taken[1]["norm.weight"] - taken[0]["norm.weight"]).abs()
-    assert moved.numpy() == pytest.approx(RECIPE["lr"] / 10, rel=1e-3)
+        assert (trainer.curve[step]["loss"], trainer.curve[step]["grad_norm"]) == pytest.approx((loss.item(), norm))
+        if step == 0:  # Adam moves every weight by the rate at first; norms do not decay
+            moved = (trainer.model.norm.weight - before).abs().detach()
+            assert moved.numpy() == pytest.approx(RECIPE["lr"] / 10, rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("length", "expected"), [(1, [0, 1]), (5, [0, 1, 2, 4, 5]), (8, [0, 1, 2, 4, 8]), (9, [0, 1, 2, 4, 8, 9])]
 )
-def test_snapshots_at_powers_of_two_and_at_the_end(length, expected):
-    taken = {}
-    result = run(length=length, seed=5, snapshots=True, save=lambda step, model: taken.update({step: bits(model)}))
+def test_snapshots_at_powers_of_two_and_at_the_end(tmp_path, length, expected):
+    store = Checkpoints(tmp_path, {})
+    result = run(length=length, seed=5, snapshots=True, checkpoints=store)
+    taken = {step: load_file(path) for step, path in store.snapshots().items()}
     assert list(taken) == expected
-    assert taken[0] == bits(fresh_model(seed=5)) and taken[length] == bits(result.model)
-    assert len(set(map(str, taken.values()))) == len(taken)
-
-
-def test_no_snapshots_unless_asked_for_and_they_change_nothing():
-    assert bits(run(snapshots=True, save=lambda *_: None).model) == bits(run(save=pytest.fail).model)
+    for step, model in ((0, fresh_model(seed=5)), (length, result.model)):
+        assert all(torch.equal(taken[step][name], p.bfloat16()) for name, p in model.named_parameters())
+    assert len({path.read_bytes() for path in store.snapshots().values()}) == len(expected)
+    none = Checkpoints(tmp_path / "none", {})
+    assert bits(run(length=length, seed=5, checkpoints=none).model) == bits(result.model) and not none.snapshots()
 
 
 def test_epochs_count_whole_batches():
     result = run(random_rows(10), length=3, unit="epochs", batch_rows=4)
-    assert result.summary["steps"] == len(result.curve) == 6
-    with pytest.raises(PicollmError, match="fewer rows \\(3\\) than one step, 4"):
+    assert result.steps == len(result.curve) == 6
+    with pytest.raises(PicollmError, match="pretrain.batch_rows = 4"):
         run(random_rows(3), unit="epochs")
     with pytest.raises(PicollmError, match="pretrain.batch_rows = 4"):
         run(random_rows(3))
@@ -188,16 +208,17 @@ def test_a_loss_that_is_no_number_stops_the_run(length):
     with pytest.raises(PicollmError) as caught:
         run(length=length, lr=1e30, validate_every=100)
     text = str(caught.value)
-    assert len(text.splitlines()) == 1 and "at step 1" in text and "lower pretrain.lr" in text
+    assert len(text.splitlines()) == 1 and "at step 1:" in text and "lower pretrain.lr" in text
 
 
-@pytest.mark.parametrize(("vocab", "n", "batch_rows"), [(V, 7, 3), (V, 1, 16), (V, 16, 16), (9001, 5, 2)])
-def test_evaluation_is_the_mean_over_all_tokens(vocab, n, batch_rows):
+@pytest.mark.parametrize(("vocab", "n", "at_once"), [(V, 7, 3), (V, 1, 16), (V, 16, 16), (9001, 5, 2)])
+def test_evaluation_is_the_mean_over_all_tokens(monkeypatch, vocab, n, at_once):
+    monkeypatch.setattr(objective, "EVALUATION_TOKENS", at_once * CONTEXT)
     model = fresh_model(vocab_size=vocab, dropout=0.3, tied=False).train()
     with torch.no_grad():
         model.head.weight.mul_(30)  # far from uniform
     rows = random_rows(n, vocab)
-    found = evaluate(model, rows, CPU, batch_rows=batch_rows)
+    found = evaluate(model, rows, CPU)
     assert model.training
     model.eval().double()
     total = 0.0
@@ -207,6 +228,36 @@ def test_evaluation_is_the_mean_over_all_tokens(vocab, n, batch_rows):
         total -= np.log(probabilities[np.arange(CONTEXT), row[1:]]).mean()
     assert found == pytest.approx(total / n, rel=1e-5)
     assert abs(found - math.log(vocab)) > 0.3
+
+
+def test_the_sampled_loss_is_that_of_its_definition():
+    counts = np.random.default_rng(0).integers(0, 50, V)
+    head = SampledSoftmax(counts, common=20, sampled=15, seed=7)
+    x, weight = torch.randn(40, 8), torch.randn(V, 8)
+    targets, candidates = torch.arange(40), head.candidates(3)
+    common, drawn = candidates[:20].tolist(), candidates[20:].tolist()
+    assert sorted(counts[common]) == sorted(counts)[-20:] and len(set(common + drawn)) == 35
+    assert drawn != head.candidates(4)[20:].tolist() and torch.equal(candidates, head.candidates(3))
+    expected = []
+    for row, target in zip(x.double(), targets.tolist(), strict=True):
+        terms = (weight.double() @ row).exp().tolist()
+        total = terms[target] + sum(terms[i] for i in common if i != target)
+        total += sum(terms[i] for i in drawn if i != target) * (V - 20) / 15
+        expected.append(math.log(total) - math.log(terms[target]))
+    assert head.loss(x, weight, targets, candidates).item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_the_sampled_normaliser_is_right_on_average_and_exact_with_all_rows():
+    x, weight, targets = torch.randn(30, 8), torch.randn(V, 8), torch.arange(30)
+    whole = torch.nn.functional.cross_entropy(x @ weight.T, targets).item()
+    every = SampledSoftmax(np.arange(V), common=0, sampled=V, seed=1)
+    assert every.loss(x, weight, targets, every.candidates(0)).item() == pytest.approx(whole, rel=1e-5)
+    some = SampledSoftmax(np.arange(V), common=30, sampled=30, seed=1)
+    sums = [some.loss(x[:1], weight, targets[:1], some.candidates(step)).double().exp() for step in range(4000)]
+    exact = torch.nn.functional.cross_entropy(x[:1].double() @ weight.T.double(), targets[:1]).exp()
+    spread = torch.stack(sums).std() / math.sqrt(len(sums))
+    # Where the target itself is drawn, its place goes to nobody: a bias of a 1 / sampled part of the rare terms.
+    assert abs(torch.stack(sums).mean() - exact) < 4 * spread + exact / 30
 
 
 def slow_ngrams(train_rows, test_rows, vocab):
@@ -247,7 +298,7 @@ def test_without_a_compiler_training_runs_eagerly_and_says_so(monkeypatch, tmp_p
     assert "no C++ compiler found" in caplog.text
     for part in ("all", "head"):
         result = run(length=2, compile=part)
-        assert result.summary["loss_path"] == "eager (no C++ compiler)"
+        assert result.objective.how == "eager (no C++ compiler)"
         assert bits(result.model) == bits(run(length=2).model)
 
 

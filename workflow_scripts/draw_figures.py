@@ -25,7 +25,9 @@ with job(snakemake):
     names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
 
     with open(inputs.curve, encoding="utf-8") as file:
-        gallery.add("training.svg", measurement.loss_curve(list(csv.DictReader(file)), training), "Loss over tokens")
+        curve = list(csv.DictReader(file))
+    if curve:  # there is none of an imported model
+        gallery.add("training.svg", measurement.loss_curve(curve, training), "Loss over tokens")
     gallery.add("classes.svg", attention.class_pie(report["labels"]), "Share of each class of heads, with intervals")
     gallery.add("grid.svg", attention.class_grid(heads), "Class and confidence of every head; pale means uncertain")
     arrays = np.load(inputs.arrays)

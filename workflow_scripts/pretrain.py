@@ -1,7 +1,5 @@
 """pretrain: packed tokens -> the trained model, its snapshots, the loss curve and its summary."""
 
-import csv
-import io
 import logging
 import math
 from pathlib import Path
@@ -9,46 +7,56 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from picollm.data.files import write_json, write_text
+from picollm.data.articles import SPLITS
+from picollm.data.files import write_csv, write_json
 from picollm.data.loading import open_manifest, open_split
 from picollm.data.ngram import ngram_losses
-from picollm.model.checkpoint import Snapshots, save_model
+from picollm.hardware import describe_hardware
+from picollm.model.checkpoint import save_model, save_snapshots, save_weights
 from picollm.model.compute import set_up
-from picollm.model.training import TrainingConfig, train
-from picollm.model.transformer import ModelConfig
+from picollm.model.costs import gemm_rate
+from picollm.model.objective import evaluate
+from picollm.model.pretraining import Run, imported, pretrain
+from picollm.model.training import CURVE
 from picollm.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake):
-    cfg, output = snakemake.params.cfg, snakemake.output
+    cfg, output, tokens = snakemake.params.cfg, snakemake.output, snakemake.input.tokens
+    model, checkpoint = dict(cfg["model"]), cfg["model"]["checkpoint"]
+    del model["checkpoint"]
+    run = Run(model, cfg["pretrain"], cfg["compute"], tokens, snakemake.params.code)
+    result = imported(run, Path(checkpoint)) if checkpoint else pretrain(run)
+
     device = set_up(**cfg["compute"])
-    manifest = open_manifest(snakemake.input.tokens)
-    rows, validation_rows = (open_split(snakemake.input.tokens, split) for split in ("train", "validation"))
-    validation_rows = np.asarray(validation_rows)
-    shape = ModelConfig(vocab_size=manifest["vocab_size"], context=manifest["context"], **cfg["model"])
-    snapshots = Snapshots(Path(output.snapshots))
-
-    result = train(shape, TrainingConfig(**cfg["pretrain"]), rows, validation_rows, device, snapshots.save)
-
-    counts = manifest["splits"]["validation"]
-    loss = result.summary["validation_loss"]
-    baselines = ngram_losses(np.asarray(rows), validation_rows, manifest["vocab_size"])
+    manifest, shape = open_manifest(tokens), run.shape()
+    counts, loss = manifest["splits"]["validation"], result.summary["validation_loss"]
+    train_rows, validation_rows, test_rows = (np.asarray(open_split(tokens, split)) for split in SPLITS)
+    baselines, test_baselines = (
+        ngram_losses(train_rows, rows, manifest["vocab_size"]) for rows in (validation_rows, test_rows)
+    )
     summary = result.summary | {
         "validation_word_perplexity": math.exp(loss * counts["tokens"] / counts["words"]),
         "validation_bits_per_byte": loss * counts["tokens"] / counts["bytes"] / math.log(2),
+        "test_loss": evaluate(result.best.to(device), test_rows, device),
         "unigram_loss": baselines["unigram"],
         "bigram_loss": baselines["bigram"],
+        "test_bigram_loss": test_baselines["bigram"],
     }
+    gemm = gemm_rate(cfg["pretrain"]["batch_rows"] * shape.context, shape, device)
+    if not checkpoint:
+        summary["gemm_share"] = summary["flop_per_second"] / gemm
     logging.info("validation loss %.3f nats (unigram %.3f, bigram %.3f)", loss, *baselines.values())
 
-    table = io.StringIO()
-    writer = csv.DictWriter(table, result.curve[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(result.curve)
-    write_text(output.curve, table.getvalue())
-    write_json(output.report, {"model": shape.to_dict(), "device": device.type, **summary})
-    write_json(output.metrics, {name: value for name, value in summary.items() if not isinstance(value, str)})
-    save_model(result.model, output.weights, output.config)
-    snapshots.finish()
+    hardware = describe_hardware(device=device.type, threads=cfg["compute"]["threads"])
+    whole = {"model": shape.to_dict(), **summary, "gemm_flop_per_second": gemm, "hardware": hardware}
+    write_csv(output.curve, CURVE, result.curve)
+    write_json(output.report, whole)
+    numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+    write_json(output.metrics, {name: value for name, value in numbers.items() if name != "first_loss"})
+    save_model(result.best, output.weights, output.config)
+    save_weights(result.last, output.last)
+    save_snapshots(run.checkpoints().snapshots(), Path(output.snapshots))
+    run.checkpoints().remove()

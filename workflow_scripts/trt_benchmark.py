@@ -1,7 +1,5 @@
 """trt_benchmark: accuracy and latency of every configured backend, on this machine, with the raw samples."""
 
-import csv
-import io
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from picollm.data.files import write_json, write_text
+from picollm.data.files import write_csv, write_json
 from picollm.data.loading import open_split
 from picollm.engine.backends import Subject
 from picollm.engine.benchmark import Protocol, benchmark, metrics
@@ -43,10 +41,6 @@ with job(snakemake):
         logging.info("%s, batch %d: p50 %.2f ms, %s", row["backend"], row["batch"], row["latency_ms"]["p50"],
                      ", ".join(over) or "baseline")  # fmt: skip
 
-    table = io.StringIO()
-    writer = csv.DictWriter(table, ("backend", "batch", "round", "ms"), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(samples)
-    write_text(output.samples, table.getvalue())
+    write_csv(output.samples, ("backend", "batch", "round", "ms"), samples)
     write_json(output.report, report)
     write_json(output.metrics, metrics(report))

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from picollm.data.archives import DAMAGE, find_files
-from picollm.data.articles import SPLITS, Article, split_articles
+from picollm.data.articles import SCHEMA, SPLITS, Article, ArticleFile, split_articles
 from picollm.errors import PicollmError, one_line
 
 log = logging.getLogger(__name__)
@@ -100,12 +100,21 @@ class Corpus:
         return PicollmError(f"corpus.path = {self.path} has no {split} split: {file} is missing")
 
 
+def articles_in(path: Path, split: str) -> Iterator[Article]:
+    """The articles of any local text, or of the split where it has splits; also of a file in data/corpus/."""
+    if path.suffix == ".parquet" and pq.ParquetFile(path).schema_arrow.equals(SCHEMA):
+        return iter(ArticleFile(path))
+    return Corpus("local", str(path), hub="", revision="", fraction=1.0, held_out_articles=0).whole(split)
+
+
 def held_out(articles: Callable[[], Iterator[Article]], split: str, count: int) -> Iterator[Article]:
     """Validation and test: `count` articles each, spread evenly over the corpus; train: the others.
 
     `articles` starts an iteration; there are two, so that none has to be kept. Raises PicollmError where too few are
-    there.
+    there. With a count of 0 every split is the whole.
     """
+    if not count:
+        return articles()
     total = sum(1 for _ in articles())
     if total <= 2 * count:
         raise PicollmError(

@@ -30,24 +30,24 @@ def weights(model: Transformer, dtype: torch.dtype) -> bytes:
 
 def save_model(model: Transformer, weights_path: str | Path, config_path: str | Path) -> None:
     """Float32 weights, then the shape with their sha256: safetensors itself can't tell a flipped bit from a weight."""
-    write_bytes(weights_path, weights(model, torch.float32))
+    save_weights(model, weights_path)
     write_json(config_path, model.config.to_dict() | {PROOF: sha256(weights_path)})
 
 
-class Snapshots:
-    """Collects the snapshots of one run in the manifest's folder, after removing those of the run before."""
+def save_weights(model: Transformer, path: str | Path) -> None:
+    """Float32 weights alone."""
+    write_bytes(path, weights(model, torch.float32))
 
-    def __init__(self, manifest_path: Path) -> None:
-        self.path, self.entries = manifest_path, []
-        clear(self.path, "step-*.safetensors")
 
-    def save(self, step: int, model: Transformer) -> None:
-        file = self.path.parent / f"step-{step:06d}.safetensors"
-        write_bytes(file, weights(model, torch.bfloat16))
-        self.entries.append({"step": step, **describe(file)})
-
-    def finish(self) -> None:
-        write_json(self.path, {"format": 1, "snapshots": self.entries})
+def save_snapshots(files: dict[int, Path], manifest_path: Path) -> None:
+    """Copy a run's snapshots {step: file} beside their manifest, after removing those of the run before."""
+    clear(manifest_path, "step-*.safetensors")
+    entries = []
+    for step, source in files.items():
+        file = manifest_path.parent / source.name
+        write_bytes(file, source.read_bytes())
+        entries.append({"step": step, **describe(file)})
+    write_json(manifest_path, {"format": 1, "snapshots": entries})
 
 
 def load_config(path: str | Path) -> ModelConfig:

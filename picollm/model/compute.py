@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ def set_up(device: str, threads: int) -> torch.device:
 
     Raises PicollmError where `cuda` is asked for and missing.
     """
+    keep_memory()
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler too, 5 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every fresh tensor
@@ -26,6 +28,19 @@ def set_up(device: str, threads: int) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed, where it is glibc.
+
+    It gives blocks of more than 32 MB back to the system at once, and a step frees and wants such blocks all the time:
+    on a virtual machine of two cores the new pages cost a third of an eager step (docs/benchmarks.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:

@@ -1,7 +1,8 @@
 """Pre-training: one readable loop over packed rows, from a seed to a trained model.
 
 Every number that is reported is measured here: losses, gradient norms, tokens per second, the share of the time that
-was spent waiting for data. The same seed, device, threads and software give the same bytes.
+was spent waiting for data. The same seed, device, threads, processes and software give the same bytes, whether or not
+the run was killed in between: each step's random numbers come from its own seed, and the rest is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,20 @@ from tqdm import tqdm
 from picollm.data.feeding import Feed
 from picollm.data.loading import Order, Rows
 from picollm.errors import PicollmError
-from picollm.model.compute import autocast, compiled
+from picollm.model.costs import peak_memory_mib
+from picollm.model.distributed import ALONE, World
+from picollm.model.interruption import Interruption, Stopped
+from picollm.model.objective import Objective, SampledSoftmax, evaluate
+from picollm.model.resume import Checkpoints
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.profiling.nvtx import ranges
 
 log = logging.getLogger(__name__)
+
+# Steps between readings of the loss. A GPU would stand still at each, as the next step is not queued by then.
+READ_EVERY = {"cpu": 1, "cuda": 16}
+# The curve's columns: losses in nats per token (validation's or None), norm before clipping, waiting's share of time.
+CURVE = ("step", "tokens", "loss", "validation_loss", "lr", "grad_norm", "tokens_per_second", "data_wait")
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class TrainingConfig:
     length: int
     unit: str
     batch_rows: int
+    accumulate: int
+    processes: int
     loading: str
     optimizer: str
     lr: float
@@ -42,10 +54,13 @@ class TrainingConfig:
     warmup: float
     final_lr: float
     clip: float
+    head_common: int
+    head_sampled: int
     autocast: str
     compile: str
     validate_every: int
-    validation_rows: int
+    patience: int
+    checkpoint_every: int
     snapshots: bool
     seed: int
 
@@ -59,13 +74,6 @@ class TrainingConfig:
             return (step + 1) / warmup
         progress = (step - warmup) / max(1, steps - warmup)
         return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass
-class Result:
-    model: Transformer
-    curve: list[dict]  # one row a step
-    summary: dict
 
 
 def optimizers(model: Transformer, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -85,163 +93,212 @@ def optimizers(model: Transformer, config: TrainingConfig) -> list[torch.optim.O
     return found
 
 
-def loss_function(model: Transformer, config: TrainingConfig, device: torch.device) -> tuple[Callable, str]:
-    """(ids, targets) -> mean loss, with autocast and torch.compile where the config wants them; and what runs.
+class Trainer:
+    """A model on its way: everything that a step changes, and the step itself."""
 
-    On a CPU the best of a small model is a float32 body and a compiled bf16 head: the casts of a narrow body cost
-    more than bf16 gains, while softmax over 50,257 words is bound by memory unless it is fused.
+    def __init__(
+        self,
+        shape: ModelConfig,
+        config: TrainingConfig,
+        rows: Rows | np.ndarray,
+        device: torch.device,
+        world: World = ALONE,
+    ) -> None:
+        """`rows` are [n, context + 1] uint16. Raises PicollmError where they don't fill a step."""
+        if config.batch_rows % (world.size * config.accumulate):
+            raise PicollmError(
+                f"pretrain.batch_rows = {config.batch_rows} can't be shared by {world.size} processes in "
+                f"{config.accumulate} parts each: make it a multiple of {world.size * config.accumulate}"
+            )
+        self.config, self.device, self.world = config, device, world
+        order = Order(len(rows), config.batch_rows // world.size, config.seed, world.rank, world.size)
+        self.feed = Feed(rows, order, device, config.loading)
+        self.stream = iter(self.feed)
+        self.steps = config.steps(len(rows))
+        torch.manual_seed(config.seed)
+        self.model = Transformer(shape).to(device)
+        sampled = None
+        if config.head_sampled:
+            counts = np.bincount(np.asarray(rows)[:, 1:].ravel(), minlength=shape.vocab_size)
+            sampled = SampledSoftmax(counts, config.head_common, config.head_sampled, config.seed)
+        self.objective = Objective(self.model, config.autocast, config.compile, sampled, device)
+        self.shared = world.share(self.objective, device)
+        self.optimizers = optimizers(self.model, config)
+        self.curve: list[dict] = []  # one row a step
+        self.unread: list[dict] = []  # rows whose loss is still on its way
+        self.read_at = time.perf_counter()
+        self.best: dict = {"step": 0, "loss": None}
+        self.best_weights: dict[str, Tensor] = {}
+        self.resumed_at: list[int] = []
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.curve) + len(self.unread)
+
+    def advance(self) -> None:
+        """One optimizer step; its row is in `curve` after the next `read`."""
+        number = self.step
+        start = time.perf_counter()
+        with ranges("step"):
+            with ranges("data_wait"):
+                batch = next(self.stream)
+            waited = time.perf_counter() - start
+            with ranges("h2d"):
+                ids = batch.to(self.device, non_blocking=True)
+            loss = self.gradient(number, ids)
+            with ranges("optimizer"):
+                norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                rate = self.config.rate(number, self.steps)
+                for optimizer in self.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * group["peak_lr"]
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            tokens = ids[:, 1:].numel() * self.world.size
+            self.unread.append({"loss": loss, "norm": norm, "rate": rate, "tokens": tokens, "waited": waited})
+            if len(self.unread) == READ_EVERY[self.device.type]:
+                self.read()
+
+    def gradient(self, number: int, ids: Tensor) -> Tensor:
+        """Leave the gradient of the mean loss over this process's rows in the parameters; that loss."""
+        parts = ids.chunk(self.config.accumulate)
+        total = torch.zeros((), device=self.device)
+        for i, part in enumerate(parts):
+            # Dropout's own seed, a function of the step: nothing to save, and nothing that a resumed run could miss.
+            torch.manual_seed(derived(self.config.seed, number, i, self.world.rank))
+            waits = self.world.size == 1 or i == len(parts) - 1
+            with nullcontext() if waits else self.shared.no_sync():
+                with ranges("forward"):
+                    loss = self.shared(part[:, :-1], part[:, 1:], number) / len(parts)
+                with ranges("backward"):
+                    loss.backward()
+            total += loss.detach()
+        return total
+
+    def read(self) -> None:
+        """Wait for the device, and write down what the steps since the last reading measured.
+
+        Raises PicollmError where a loss is no number, or says that the model knows less than nothing.
+        """
+        if not self.unread:
+            return
+        values = self.world.mean(torch.stack([torch.stack([row["loss"], row["norm"]]) for row in self.unread])).tolist()
+        now = time.perf_counter()
+        seconds = (now - self.read_at) / len(self.unread)
+        self.read_at = now
+        unread, self.unread = self.unread, []
+        for row, (loss, norm) in zip(unread, values, strict=True):
+            step = len(self.curve)
+            refuse_divergence(loss, step, self.model.config.vocab_size)
+            tokens, lr = (step + 1) * row["tokens"], row["rate"] * self.config.lr
+            measured = (row["tokens"] / seconds, row["waited"] / seconds)
+            self.curve.append(dict(zip(CURVE, (step, tokens, loss, None, lr, norm, *measured), strict=True)))
+
+    def validate(self, rows: Rows | np.ndarray) -> float:
+        """The loss over all rows, noted in the curve; the best weights so far are kept."""
+        self.read()
+        loss = evaluate(self.model, rows, self.device)
+        refuse_divergence(loss, self.step, self.model.config.vocab_size)
+        self.curve[-1]["validation_loss"] = loss
+        if self.best["loss"] is None or loss < self.best["loss"]:
+            self.best = {"step": self.step, "loss": loss}
+            self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.named_parameters()}
+        self.read_at = time.perf_counter()
+        return loss
+
+    def tired(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        since = sum(row["validation_loss"] is not None for row in self.curve[self.best["step"] :])
+        return 0 < self.config.patience <= since
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """Tensors and the rest, JSON-ready: all that later steps and the result depend on."""
+        self.read()
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.named_parameters()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
+        for k, optimizer in enumerate(self.optimizers):
+            for i, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{k}.{i}.{name}": value for name, value in values.items()}
+        return tensors, {
+            "feed": self.feed.state_dict(),
+            "curve": self.curve,
+            "best": self.best,
+            "resumed_at": self.resumed_at,
+            "loss_path": self.objective.how,
+            "peak_memory_mib": peak_memory_mib(self.device),
+        }
+
+    def load_state(self, tensors: dict[str, Tensor], state: dict) -> None:
+        """What `state` gave, before the first step."""
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[f"model.{name}"])
+        self.best_weights = {name: tensors[f"best.{name}"].to(self.device) for name in own if f"best.{name}" in tensors}
+        for k, optimizer in enumerate(self.optimizers):
+            found = optimizer.state_dict()
+            for name, tensor in tensors.items():
+                if name.startswith(f"optimizer.{k}."):
+                    _, _, i, key = name.split(".")
+                    found["state"].setdefault(int(i), {})[key] = tensor
+            optimizer.load_state_dict(found)
+        self.feed.load_state_dict(state["feed"])
+        self.curve, self.best = state["curve"], state["best"]
+        self.resumed_at = [*state["resumed_at"], self.step]
+
+
+def derived(*numbers: int) -> int:
+    """A seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def refuse_divergence(loss: float, step: int, vocab_size: int) -> None:
+    if not loss < 2 * math.log(vocab_size):  # twice that of a model that knows nothing; also where it is no number
+        raise PicollmError(
+            f"the loss is {loss:.3g} at step {step}: training diverged; lower pretrain.lr or pretrain.muon_lr"
+        )
+
+
+def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Checkpoints | None = None) -> None:
+    """From the newest checkpoint, or from scratch, to the last step; the last checkpoint holds the result.
+
+    Raises Stopped after SIGTERM or Ctrl-C, with the state saved; PicollmError where the loss diverges, with the
+    checkpoints before left as they are.
     """
-
-    def head(x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        with autocast(device, config.autocast != "none"):
-            return model.head_loss(x_BTD, targets_BT)
-
-    head_used, how = compiled(head, device) if config.compile == "head" else (head, "eager")
-
-    def loss(ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with autocast(device, config.autocast == "all"):
-            x_BTD = model.hidden(ids_BT)
-        return head_used(x_BTD, targets_BT)
-
-    if config.compile == "all":
-        return compiled(loss, device)
-    return loss, how
-
-
-@torch.no_grad()
-def evaluate(model: Transformer, rows: np.ndarray, device: torch.device, batch_rows: int = 16) -> float:
-    """Mean loss in nats per token over all rows [rows, context + 1], float32, evaluation mode."""
-    was_training = model.training
-    model.eval()
-    total = 0.0
-    for start in range(0, len(rows), batch_rows):
-        ids = torch.from_numpy(rows[start : start + batch_rows].astype(np.int64)).to(device)
-        x_ND = model.hidden(ids[:, :-1]).flatten(0, 1)
-        total += negative_log_likelihood(x_ND, model.head.weight[: model.config.vocab_size], ids[:, 1:].flatten())
-    model.train(was_training)
-    return total / rows[:, 1:].size
-
-
-def negative_log_likelihood(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> float:
-    """Sum of cross-entropies in nats, over slices of the vocabulary that stay in the cache.
-
-    The full logits of 2,048 tokens are 412 MB: on two cores this is 3.5 times as fast as F.cross_entropy on them.
-    """
-    log_sums = [torch.logsumexp(x_ND @ slice_SD.T, -1) for slice_SD in weight_VD.split(4096)]
-    return (torch.logsumexp(torch.stack(log_sums), 0) - (x_ND * weight_VD[targets_N]).sum(-1)).sum().item()
-
-
-def train(
-    model_config: ModelConfig,
-    config: TrainingConfig,
-    train_rows: Rows | np.ndarray,
-    validation_rows: np.ndarray,
-    device: torch.device,
-    save_snapshot: Callable[[int, Transformer], None] = lambda step, model: None,
-) -> Result:
-    """Train from scratch on rows [n, context + 1] uint16; `save_snapshot` gets the steps 0, 1, 2, 4, ... and the last.
-
-    Raises PicollmError where the loss stops being a number.
-    """
-    torch.manual_seed(config.seed)
-    model = Transformer(model_config).to(device)
-    used = optimizers(model, config)
-    loss_of, how = loss_function(model, config, device)
-    steps = config.steps(len(train_rows))
-    if steps < 1:
-        raise PicollmError(f"the training split has fewer rows ({len(train_rows)}) than one step, {config.batch_rows}")
-    stream = iter(Feed(train_rows, Order(len(train_rows), config.batch_rows, config.seed), device, config.loading))
-    few = validation_rows[: config.validation_rows]
-    counts = model.parameter_counts()
-    log.info(
-        "%s parameters (%s without embedding), %d steps of %d tokens, loss by %s",
-        f"{counts['total']:,}", f"{counts['non_embedding']:,}", steps, config.batch_rows * model_config.context, how,
-    )  # fmt: skip
-
-    model.train()
-    curve: list[dict] = []
-    bar = tqdm(total=steps, desc="pretrain", unit=" steps", disable=None)
-    for step in range(steps):
-        if config.snapshots and is_snapshot(step):
-            save_snapshot(step, model)
-        validation = evaluate(model, few, device) if step % config.validate_every == 0 else None
-        row = one_step(model, loss_of, used, stream, config, config.rate(step, steps), device)
-        curve.append({"step": step, "tokens": (step + 1) * config.batch_rows * model_config.context, **row,
-                      "validation_loss": validation})  # fmt: skip
-        bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_second']:,.0f}", refresh=False)
-        bar.update()
-        refuse_divergence(row["loss"], step)
-    bar.close()
-    final = evaluate(model, validation_rows, device)
-    refuse_divergence(final, steps)
-    curve[-1]["validation_loss"] = final
-    if config.snapshots:
-        save_snapshot(steps, model)
-    return Result(model.eval(), curve, summary(curve, final, counts, steps, how))
-
-
-def refuse_divergence(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise PicollmError(f"the loss is {loss} at step {step}: lower pretrain.lr or pretrain.muon_lr")
+    config, world, found = trainer.config, trainer.world, checkpoints and checkpoints.newest()
+    if found:
+        trainer.load_state(*found)
+        log.info("going on after step %d of %d, from a checkpoint", trainer.step, trainer.steps)
+    store = checkpoints if world.rank == 0 else None
+    quiet = None if world.rank == 0 else True  # None: no bar where there is no terminal
+    with (
+        Interruption() as interruption,
+        tqdm(total=trainer.steps, initial=trainer.step, desc="pretrain", unit=" steps", disable=quiet) as bar,
+    ):
+        trainer.model.train()
+        if store and config.snapshots and trainer.step == 0:
+            store.snapshot(0, trainer.model)
+        trainer.read_at = time.perf_counter()
+        while trainer.step < trainer.steps and not trainer.tired():
+            trainer.advance()
+            done, last = trainer.step, trainer.step == trainer.steps
+            if trainer.curve:
+                row = trainer.curve[-1]
+                bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_second']:,.0f}", refresh=False)
+            bar.update()
+            if done % config.validate_every == 0 or last:
+                log.info("step %d: validation loss %.3f", done, trainer.validate(validation_rows))
+            if store and config.snapshots and (is_snapshot(done) or last or trainer.tired()):
+                store.snapshot(done, trainer.model)
+            stop = not trainer.unread and world.any(interruption.asked, trainer.device)
+            if store and (done % config.checkpoint_every == 0 or last or stop or trainer.tired()):
+                store.save(done, *trainer.state())
+                trainer.read_at = time.perf_counter()
+            if stop and not last:
+                raise Stopped(done, trainer.steps, saved=checkpoints is not None)
+    world.wait()  # until the last checkpoint is there
 
 
 def is_snapshot(step: int) -> bool:
     return step & (step - 1) == 0  # 0 and the powers of two
-
-
-def one_step(
-    model: Transformer,
-    loss_of: Callable,
-    used: list[torch.optim.Optimizer],
-    stream: Iterator[Tensor],
-    config: TrainingConfig,
-    rate: float,
-    device: torch.device,
-) -> dict:
-    """One optimizer step; what it measured."""
-    start = time.perf_counter()
-    with ranges("step"):
-        with ranges("data_wait"):
-            batch = next(stream)
-        waited = time.perf_counter() - start
-        with ranges("h2d"):
-            ids = batch.to(device, non_blocking=True)
-        with ranges("forward"):
-            loss = loss_of(ids[:, :-1], ids[:, 1:])
-        with ranges("backward"):
-            loss.backward()
-        with ranges("optimizer"):
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            for optimizer in used:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["peak_lr"]
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        value, norm = loss.item(), norm.item()  # waits for the device, so the time below is the step's
-    seconds = time.perf_counter() - start
-    return {
-        "loss": value,
-        "lr": rate * config.lr,
-        "grad_norm": norm,
-        "tokens_per_second": ids[:, 1:].numel() / seconds,
-        "data_wait": waited / seconds,
-    }
-
-
-def summary(curve: list[dict], final: float, counts: dict[str, int], steps: int, how: str) -> dict:
-    """Throughput is the median over steps, so that compilation in the first one does not count."""
-    speeds = sorted(row["tokens_per_second"] for row in curve)
-    tail = [row["loss"] for row in curve[-max(1, steps // 20) :]]
-    return {
-        "parameters": counts["total"],
-        "parameters_non_embedding": counts["non_embedding"],
-        "steps": steps,
-        "tokens": curve[-1]["tokens"],
-        "first_loss": curve[0]["loss"],
-        "train_loss": sum(tail) / len(tail),
-        "validation_loss": final,
-        "validation_perplexity": math.exp(final),
-        "tokens_per_second": speeds[len(speeds) // 2],
-        "data_wait_share": sorted(row["data_wait"] for row in curve)[len(curve) // 2],
-        "loss_path": how,
-    }

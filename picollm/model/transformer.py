@@ -86,10 +86,16 @@ class Attention(nn.Module):
         B, H, T, K = z_BHTK.shape
         return self.out(z_BHTK.transpose(1, 2).reshape(B, T, H * K))
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None = None) -> Tensor:
+        """`past` holds keys and values [B, H, T', K] of the tokens before, and gets those of these; see `Cache`."""
         q, k, v = self.heads(x_BTD, cos, sin)
+        if past is not None:
+            if past:
+                k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+            past[:] = k, v
         dropout = self.dropout if self.training else 0.0
-        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout))
+        causal = q.shape[2] > 1  # one new token sees all that came before
+        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout))
 
     def explicit(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The same output as `forward` in evaluation, and the weights [B, H, query, key]."""
@@ -123,14 +129,21 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), cos, sin))
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None = None) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), cos, sin, past))
         return x_BTD + self.dropout(self.mlp(self.norm_mlp(x_BTD)))
 
     def explicit(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         z_BTD, weights_BHTT = self.attention.explicit(self.norm_attention(x_BTD), cos, sin)
         x_BTD = x_BTD + self.dropout(z_BTD)
         return x_BTD + self.dropout(self.mlp(self.norm_mlp(x_BTD))), weights_BHTT
+
+
+class Cache:
+    """Keys and values of every layer for `length` tokens, so that generation computes each token once."""
+
+    def __init__(self, n_layers: int) -> None:
+        self.length, self.layers = 0, [[] for _ in range(n_layers)]
 
 
 class Transformer(nn.Module):
@@ -159,11 +172,11 @@ class Transformer(nn.Module):
             for linear in (module.attention.out, module.mlp.down):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
 
-    def _start(self, ids_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        T = ids_BT.shape[1]
-        if T > self.config.rope_cache:
-            raise PicollmError(f"a sequence of {T} tokens: the model accepts at most {self.config.rope_cache}")
-        return self.dropout(self.embedding(ids_BT)), self.cos[:T], self.sin[:T]
+    def _start(self, ids_BT: Tensor, before: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        end = before + ids_BT.shape[1]
+        if end > self.config.rope_cache:
+            raise PicollmError(f"a sequence of {end} tokens: the model accepts at most {self.config.rope_cache}")
+        return self.dropout(self.embedding(ids_BT)), self.cos[before:end], self.sin[before:end]
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """The normed residual stream before the vocabulary head, [B, T, D]."""
@@ -171,6 +184,14 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x_BTD = block(x_BTD, cos, sin)
         return self.norm(x_BTD)
+
+    def next_logits(self, ids_BT: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, V] after these tokens, which follow those in the cache: the whole prompt at first, then one."""
+        x_BTD, cos, sin = self._start(ids_BT, cache.length)
+        for block, past in zip(self.blocks, cache.layers, strict=True):
+            x_BTD = block(x_BTD, cos, sin, past)
+        cache.length += ids_BT.shape[1]
+        return self.logits(self.norm(x_BTD[:, -1]))
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         return self.head(x_BTD)[..., : self.config.vocab_size]

@@ -51,8 +51,10 @@ def job(snakemake) -> Iterator[None]:
         file.stream.write(f"{RAN_ON}{json.dumps(surroundings())}\n")
     except (PicollmError, OSError) as error:
         file.stream.write(traceback.format_exc())
-        full = getattr(error, "errno", None) == errno.ENOSPC
-        fail(snakemake.rule, f"{error}: make room where {Path.cwd()} lies, and run again" if full else str(error), path)
+        text = str(error)
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            text += f": make room where {Path.cwd()} lies, and run again"
+        fail(snakemake.rule, text, path, getattr(error, "exit_code", 1))
     except Exception as error:
         file.stream.write(traceback.format_exc())
         fail(snakemake.rule, f"{type(error).__name__}: {one_line(error)[:300]}", path)
@@ -61,9 +63,9 @@ def job(snakemake) -> Iterator[None]:
             lock.close()
 
 
-def fail(rule: str, reason: str, log: Path) -> None:
+def fail(rule: str, reason: str, log: Path, code: int = 1) -> None:
     logging.getLogger().error("FAILED: %s (log: %s)", reason, log)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def surroundings() -> dict[str, str]:

@@ -49,10 +49,8 @@ def configured(entry: dict) -> dict[str, object]:
 
 
 def hardware_of(report: object) -> dict:
-    """What a report says of the machine it was measured on: training its device alone, most chapters nothing."""
-    if not isinstance(report, dict):
-        return {}
-    return report.get("hardware") or {key: report[key] for key in ("device",) if key in report}
+    """What a report says of the machine it was measured on; most chapters nothing."""
+    return report.get("hardware", {}) if isinstance(report, dict) else {}
 
 
 def machine(hardware: dict) -> str:

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from picollm.data.feeding import Feed
 from picollm.data.files import read_json
-from picollm.data.loading import Order, Rows, open_split
+from picollm.data.loading import Rows, open_split
 from picollm.errors import PicollmError
 from picollm.model.checkpoint import load_config
 from picollm.model.compute import set_up
-from picollm.model.training import TrainingConfig, loss_function, one_step, optimizers
-from picollm.model.transformer import ModelConfig, Transformer
+from picollm.model.training import Trainer, TrainingConfig
+from picollm.model.transformer import ModelConfig
 from picollm.profiling.nvtx import ranges
 
 
@@ -42,21 +41,20 @@ def run(
 
     Returns which loss ran (torch.compile or eager).
     """
-    torch.manual_seed(training.seed)
-    model = Transformer(model_config).to(device).train()
-    used = optimizers(model, training)
-    loss_of, loss_path = loss_function(model, training, device)
-    stream = iter(Feed(rows, Order(len(rows), training.batch_rows, training.seed), device, training.loading))
+    trainer = Trainer(model_config, training, rows, device)
+    trainer.model.train()
     with ranges("warmup"):
         for _ in range(warmup):
-            one_step(model, loss_of, used, stream, training, 1.0, device)
+            trainer.advance()
+        trainer.read()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) if trace else nullcontext() as profiler:
         for _ in range(steps):
-            one_step(model, loss_of, used, stream, training, 1.0, device)
+            trainer.advance()
+        trainer.read()
     if trace:
         profiler.export_chrome_trace(str(trace))
-    return loss_path
+    return trainer.objective.how
 
 
 def main() -> None:

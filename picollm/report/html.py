@@ -39,8 +39,6 @@ def render(template: Path, figures: Path, chapters: dict[str, dict], metrics: di
     for entry in pictures.values():
         if entry["group"]:
             groups.setdefault(entry["group"], []).append(entry)
-    # The bound on what perfect data loading could give: a share x of the time becomes nothing.
-    wait = chapters["training"]["data_wait_share"]
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         **chapters,
         metrics=metrics,
@@ -49,5 +47,4 @@ def render(template: Path, figures: Path, chapters: dict[str, dict], metrics: di
         groups=groups,
         lines=lines(metrics, chapters["heads"], chapters["benchmark"]),
         colours=LABEL_COLOURS,
-        loading_bound=1 / (1 - wait) - 1,
     )

@@ -30,8 +30,9 @@ def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
 def training_line(training: dict) -> str:
     loss, bigram = training["validation_loss"], training["bigram_loss"]
     verdict = "better" if loss < bigram else "worse"
+    trained = f"after {training['tokens']:,} tokens" if training["steps"] else "from elsewhere"
     return (
-        f"Model: {training['parameters'] / 1e6:.1f} M parameters after {training['tokens']:,} tokens: validation loss "
+        f"Model: {training['parameters'] / 1e6:.1f} M parameters {trained}: validation loss "
         f"{loss:.2f} nats, {verdict} than a bigram ({bigram:.2f}; unigram {training['unigram_loss']:.2f})."
     )
 

@@ -1,0 +1,50 @@
+"""What training costs: arithmetic, counted; the machine's own rate, measured; memory, as the system saw it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from statistics import median
+
+import torch
+
+from picollm.model.transformer import ModelConfig
+
+
+def flops_per_token(shape: ModelConfig, head_rows: int | None = None) -> int:
+    """Floating-point operations of forward and backward for one token in a row of `context`, matrix products alone.
+
+    A multiply-add is two; backward is twice forward. Causal attention sees half of the row on average. `head_rows`:
+    rows of the vocabulary head that the loss compares (all of them by default, without the padding).
+    """
+    weights = shape.n_layers * shape.d_model * (4 * shape.d_model + 3 * shape.d_ff)
+    weights += shape.d_model * (shape.vocab_size if head_rows is None else head_rows)
+    attention = shape.n_layers * shape.context * shape.d_model  # scores and mix, each context / 2 * d_model
+    return 3 * 2 * (weights + attention)
+
+
+def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, seconds: float = 0.5) -> float:
+    """FLOP/s of a bfloat16 matrix product with the vocabulary head's shape, [tokens, d_model] x [d_model, vocabulary].
+
+    The median of as many products as fit into `seconds`, at least three, after one that counts for nothing.
+    """
+    x = torch.randn(tokens, shape.d_model, device=device).bfloat16()
+    weight = torch.randn(shape.padded_vocab_size, shape.d_model, device=device).bfloat16()
+    out = torch.empty(tokens, shape.padded_vocab_size, device=device, dtype=torch.bfloat16)
+    times, begin = [], time.perf_counter()
+    while len(times) < 4 or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        torch.matmul(x, weight.T, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * tokens * shape.d_model * shape.padded_vocab_size / median(times[1:])
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process has held: on a GPU torch's, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

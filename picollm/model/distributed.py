@@ -1,0 +1,65 @@
+"""Several processes that train one model: what torchrun tells each, and the two things that they share.
+
+NCCL between GPUs, one a process; gloo between CPUs. Without torchrun there is one process, and nothing is shared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process, `rank`, among `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """The module, whose gradients are the mean over the processes after each backward."""
+        if self.size == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes, in each of them."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is up in any process: all of them stop after the same step."""
+        return bool(flag) if self.size == 1 else self.mean(torch.tensor(float(flag), device=device)).item() > 0
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+@contextmanager
+def world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """The world that torchrun's environment describes, joined; and this process's own device."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield ALONE, device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()

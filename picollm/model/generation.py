@@ -1,0 +1,47 @@
+"""Text from the model, a token at a time."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+
+import torch
+
+from picollm.data.tokenizer import END_OF_TEXT, encoding
+from picollm.errors import PicollmError
+from picollm.model.transformer import Cache, Transformer
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer, ids: list[int], tokens: int, temperature: float, top_k: int, seed: int
+) -> Iterator[int]:
+    """Up to `tokens` ids after `ids`, ending before <|endoftext|>; temperature 0 takes the likeliest each time.
+
+    Raises PicollmError where prompt and answer don't fit the positions that the model accepts.
+    """
+    if len(ids) + tokens > model.config.rope_cache:
+        raise PicollmError(
+            f"{len(ids)} tokens of prompt and {tokens} to generate: the model accepts {model.config.rope_cache} in all"
+        )
+    random, cache, new = torch.Generator().manual_seed(seed), Cache(len(model.blocks)), torch.tensor([ids])
+    for _ in range(tokens):
+        logits_V = model.next_logits(new, cache)[0].float()
+        if temperature == 0:
+            chosen = int(logits_V.argmax())
+        else:
+            best = logits_V.topk(min(top_k, len(logits_V)))
+            chosen = int(best.indices[torch.multinomial((best.values / temperature).softmax(-1), 1, generator=random)])
+        if chosen == END_OF_TEXT:
+            return
+        yield chosen
+        new = torch.tensor([[chosen]])
+
+
+def continuation(model: Transformer, prompt: str, **how) -> Iterator[str]:
+    """The text in pieces, as they come. An empty prompt begins a new article."""
+    ids = encoding().encode_ordinary(prompt) or [END_OF_TEXT]
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
+    for token in generate(model, ids, **how):
+        yield decoder.decode(encoding().decode_single_token_bytes(token))
+    yield decoder.decode(b"", final=True)

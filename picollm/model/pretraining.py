@@ -1,0 +1,254 @@
+"""A whole training run: in this process, or in several that torchrun starts; its last checkpoint is the result.
+
+    torchrun --nproc-per-node 2 -m picollm.model.pretraining run.json
+
+run.json is what `Run` holds. Each process trains its share of every step; the first one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import IO
+
+import numpy as np
+import torch
+
+from picollm.data.files import read_json, sha256, write_json
+from picollm.data.loading import open_manifest, open_split
+from picollm.errors import PicollmError, one_line
+from picollm.model.compute import set_up
+from picollm.model.costs import flops_per_token
+from picollm.model.distributed import world
+from picollm.model.exchange import load_foreign
+from picollm.model.interruption import Interruption, Stopped
+from picollm.model.objective import evaluate
+from picollm.model.resume import Checkpoints
+from picollm.model.training import Trainer, TrainingConfig, train
+from picollm.model.transformer import ModelConfig, Transformer
+
+log = logging.getLogger(__name__)
+
+# The training loss of the notebook that this replaces, by its own account: 11 to 5, to 4.2, to 3.8 - 4.0 at the end.
+ORIGINAL_PHASES = ((11.0, 5.0), (5.0, 4.2), (4.2, 3.8))
+LAUNCHER = "PICOLLM_TORCHRUN"
+LOG, SAID = "torchrun.log", "picollm: "
+ERROR = "error.json"  # beside the checkpoints: what a process of torchrun's could not do
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides a run, JSON-ready: the config's sections, the manifest of the tokens, a fingerprint of the code."""
+
+    model: dict
+    pretrain: dict
+    compute: dict
+    tokens: str
+    code: str
+    folder: str = "checkpoints"
+
+    def shape(self) -> ModelConfig:
+        manifest = open_manifest(self.tokens)
+        return ModelConfig(vocab_size=manifest["vocab_size"], context=manifest["context"], **self.model)
+
+    def checkpoints(self) -> Checkpoints:
+        """Keyed by all but the number of processes: a run may go on with more or fewer of them."""
+        identity = asdict(self) | {"tokens": sha256(self.tokens), "torch": torch.__version__}
+        identity["pretrain"] = {key: value for key, value in self.pretrain.items() if key != "processes"}
+        del identity["folder"]
+        return Checkpoints(Path(self.folder), identity)
+
+
+@dataclass
+class Result:
+    """Models in evaluation mode on the CPU, and what their training measured."""
+
+    best: Transformer
+    last: Transformer
+    curve: list[dict]
+    summary: dict
+
+
+def pretrain(run: Run) -> Result:
+    """Train, from the run's newest checkpoint if it has one. Raises PicollmError and Stopped as `train` does."""
+    if run.pretrain["processes"] == 1:
+        work(run)
+    else:
+        launch(run)
+    return result(run)
+
+
+def work(run: Run) -> None:
+    """This process's share: all of the work without torchrun."""
+    with world(set_up(**run.compute)) as (own, device):
+        if own.size != run.pretrain["processes"]:
+            raise PicollmError(f"{own.size} processes were started, pretrain.processes is {run.pretrain['processes']}")
+        rows, validation_rows = (open_split(run.tokens, split) for split in ("train", "validation"))
+        try:
+            trainer = Trainer(run.shape(), TrainingConfig(**run.pretrain), rows, device, own)
+            if own.rank == 0:
+                announce(trainer)
+            train(trainer, validation_rows, run.checkpoints())
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in str(error) and not isinstance(error, MemoryError):
+                raise
+            raise PicollmError(
+                f"out of memory ({one_line(error)[:120]}): raise pretrain.accumulate (parts of a step, "
+                f"now {run.pretrain['accumulate']}) or lower pretrain.batch_rows ({run.pretrain['batch_rows']})"
+            ) from None
+
+
+def imported(run: Run, folder: Path) -> Result:
+    """A trained model from elsewhere in the place of a run's result. Raises PicollmError where it does not fit."""
+    shape, device = run.shape(), set_up(**run.compute)
+    model = load_foreign(folder, shape)
+    loss = evaluate(model.to(device), open_split(run.tokens, "validation"), device)
+    counts = model.parameter_counts()
+    log.info("%s parameters from %s, nothing is trained", f"{counts['total']:,}", folder)
+    return Result(
+        best=model,
+        last=model,
+        curve=[],
+        summary={
+            "parameters": counts["total"],
+            "parameters_non_embedding": counts["non_embedding"],
+            "imported": str(folder),
+            "steps": 0,
+            "tokens": 0,
+            "validation_loss": loss,
+            "validation_perplexity": math.exp(loss),
+        },
+    )
+
+
+def announce(trainer: Trainer) -> None:
+    counts, context = trainer.model.parameter_counts(), trainer.model.config.context
+    log.info(
+        "%s parameters (%s without embedding), %d steps of %d tokens, loss by %s",
+        f"{counts['total']:,}", f"{counts['non_embedding']:,}", trainer.steps, trainer.config.batch_rows * context,
+        trainer.objective.how,
+    )  # fmt: skip
+
+
+def launch(run: Run) -> None:
+    """The processes, under torchrun; signals are passed on to them.
+
+    They are on this machine, unless PICOLLM_TORCHRUN has another command, such as an `srun torchrun --nnodes ...`.
+    """
+    folder, count = run.checkpoints().folder, run.pretrain["processes"]
+    write_json(folder / "run.json", asdict(run))
+    (folder / ERROR).unlink(missing_ok=True)
+    here = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    process = subprocess.Popen(
+        [*(shlex.split(os.environ.get(LAUNCHER, "")) or here), "-m", "picollm.model.pretraining", folder / "run.json"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(run.compute["threads"])},
+    )
+    threading.Thread(target=relay, args=(process.stderr, folder / LOG), daemon=True).start()
+    with Interruption() as interruption:
+        while (code := process.poll()) is None:
+            if interruption.asked:
+                process.terminate()
+                code = process.wait()
+                break
+            time.sleep(0.2)
+    if (folder / ERROR).exists():
+        told = read_json(folder / ERROR)
+        raise Stopped(*told["stopped"], saved=True) if told["stopped"] else PicollmError(told["error"])
+    if code:
+        raise PicollmError(f"one of {count} training processes ended (torchrun's exit code {code}): see {folder / LOG}")
+
+
+def relay(stream: IO[str], path: Path) -> None:
+    """All that torchrun and its processes say goes to a file; what is meant for a person, on."""
+    with open(path, "w", encoding="utf-8") as file:
+        for line in stream:
+            file.write(line)
+            if line.startswith(SAID):
+                log.info(line.removeprefix(SAID).rstrip())
+
+
+def result(run: Run) -> Result:
+    """From the run's last checkpoint."""
+    found = run.checkpoints().newest()
+    if found is None:
+        raise PicollmError(f"{run.checkpoints().folder} holds no whole checkpoint: run pretrain again")
+    tensors, state = found
+    shape, curve = run.shape(), state["curve"]
+    models = []
+    for name in ("best", "model"):
+        model = Transformer(shape)
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        model.load_state_dict(own, strict=False)  # a tied head is stored once
+        models.append(model.eval())
+    return Result(*models, curve, summary(shape, run, state, models[0].parameter_counts()))
+
+
+def summary(shape: ModelConfig, run: Run, state: dict, counts: dict[str, int]) -> dict:
+    """Throughput is the median over steps, so that compilation in the first one does not count."""
+    curve, best = state["curve"], state["best"]
+    tail = [row["loss"] for row in curve[-max(1, len(curve) // 20) :]]
+    sampled = run.pretrain["head_sampled"]
+    flops = flops_per_token(shape, run.pretrain["head_common"] + sampled if sampled else None)
+    speed = median(row["tokens_per_second"] for row in curve)
+    return {
+        "imported": None,
+        "parameters": counts["total"],
+        "parameters_non_embedding": counts["non_embedding"],
+        "steps": len(curve),
+        "tokens": curve[-1]["tokens"],
+        "first_loss": curve[0]["loss"],
+        "train_loss": sum(tail) / len(tail),
+        "validation_loss": best["loss"],
+        "validation_perplexity": math.exp(best["loss"]),
+        "best_step": best["step"],
+        "last_validation_loss": curve[-1]["validation_loss"],
+        "tokens_per_second": speed,
+        "flop_per_second": speed * flops,
+        "data_wait_share": median(row["data_wait"] for row in curve),
+        "peak_memory_mib": state["peak_memory_mib"],
+        "resumed_at": state["resumed_at"],
+        "loss_path": state["loss_path"],
+        "phases": phases(curve),
+    }
+
+
+def phases(curve: list[dict]) -> list[dict]:
+    """The tokens after which the training loss, a mean over 2 % of the steps, first was at the end of each phase."""
+    window = max(1, len(curve) // 50)
+    smooth = np.convolve([row["loss"] for row in curve], np.full(window, 1 / window), "valid")
+    found = []
+    for start, end in ORIGINAL_PHASES:
+        at = np.flatnonzero(smooth <= end)
+        tokens = curve[int(at[0]) + window - 1]["tokens"] if len(at) else None
+        found.append({"from": start, "to": end, "tokens": tokens})
+    return found
+
+
+def main() -> None:
+    """One of torchrun's processes."""
+    path = Path(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format=f"{SAID}%(message)s")
+    try:
+        work(Run(**json.loads(path.read_text())))
+    except PicollmError as error:
+        stopped = [error.step, error.steps] if isinstance(error, Stopped) else None
+        if not (path.parent / ERROR).exists():  # a process that torchrun stops for another's error has nothing to say
+            write_json(path.parent / ERROR, {"error": str(error), "stopped": stopped})
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

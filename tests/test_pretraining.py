@@ -1,0 +1,160 @@
+"""A whole run from packed tokens: in one process, in several under torchrun, stopped and gone on with."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from test_training import RECIPE, SHAPE
+
+from picollm.data.articles import Article, write_articles
+from picollm.data.files import write_json
+from picollm.data.loading import open_split
+from picollm.data.packing import tokenize_pack
+from picollm.errors import PicollmError
+from picollm.model.compute import set_up
+from picollm.model.objective import evaluate
+from picollm.model.pretraining import LAUNCHER, Run, pretrain, result
+
+MODEL = {key: value for key, value in SHAPE.items() if key not in ("vocab_size", "context")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    set_up("cpu", 1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens")
+    sources = {}
+    for split, n in (("train", 60), ("validation", 9), ("test", 9)):
+        sources[split] = folder / f"{split}.parquet"
+        texts = [f" = Mill {split} {i} = \n\n The mill turned {i * 7 % 11} times in {i} days . \n" for i in range(n)]
+        write_articles(sources[split], [Article(f"Mill {i}", text) for i, text in enumerate(texts)])
+    manifest = folder / "tokens" / "manifest.json"
+    tokenize_pack(sources, manifest, context=16, shard_rows=64)
+    return str(manifest)
+
+
+@pytest.fixture
+def run(tokens, tmp_path):
+    def make(**edits):
+        pretrain = RECIPE | {"length": 6, "checkpoint_every": 2, "batch_rows": 8, "snapshots": True} | edits
+        compute = {"device": "cpu", "threads": 1}
+        return Run(MODEL, pretrain, compute, tokens, code="c", folder=str(tmp_path / "checkpoints"))
+
+    return make
+
+
+def losses(found):
+    return [row["loss"] for row in found.curve]
+
+
+def test_a_run_gives_its_best_and_last_model_and_their_numbers(run, tokens):
+    found = pretrain(run(lr=0.1, final_lr=1.0, validate_every=1))  # too fast: the last is not the best
+    summary = found.summary
+    validation = open_split(tokens, "validation")
+    assert summary["best_step"] < summary["steps"] == 6
+    for model, name in ((found.best, "validation_loss"), (found.last, "last_validation_loss")):
+        assert not model.training
+        assert summary[name] == evaluate(model, validation, torch.device("cpu"))
+    assert summary["validation_loss"] < summary["last_validation_loss"]
+    assert summary["tokens"] == 6 * 8 * 16 and summary["peak_memory_mib"] > 50
+    assert result(run(lr=0.1, final_lr=1.0, validate_every=1)).summary == summary, "its last checkpoint holds all of it"
+    with pytest.raises(PicollmError, match="no whole checkpoint"):
+        result(run(seed=9))
+
+
+def test_two_processes_train_like_one_and_either_goes_on_with_the_others_run(run):
+    together = pretrain(run(processes=2, head_common=50, head_sampled=100))
+    alone = run(head_common=50, head_sampled=100)
+    newest = alone.checkpoints().marks()[0]
+    assert newest.name == "step-000006.json"
+    newest.unlink()
+    continued = pretrain(alone)
+    assert continued.summary["resumed_at"] == [4] and losses(continued)[:4] == losses(together)[:4]
+    alone.checkpoints().remove()
+    whole = pretrain(alone)
+    for found in (together, continued):
+        assert losses(found) == pytest.approx(losses(whole), rel=1e-5)
+        assert found.summary["validation_loss"] == pytest.approx(whole.summary["validation_loss"], rel=1e-5)
+    assert losses(together) != losses(pretrain(run(head_common=50, head_sampled=100, seed=2)))
+
+
+def test_what_a_process_can_not_do_is_said_by_the_one_that_started_it(run):
+    with pytest.raises(PicollmError, match="pretrain.batch_rows = 8 can't be shared by 2 processes in 3 parts"):
+        pretrain(run(processes=2, accumulate=3))
+
+
+@pytest.mark.slow
+def test_two_machines_train_like_one(run, tmp_path, monkeypatch):
+    """Two of torchrun's agents that find each other by address, as on two nodes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = tmp_path / "launch"
+    agent = f"{sys.executable} -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d"
+    agent += f" --rdzv-endpoint 127.0.0.1:{port} --rdzv-id test"
+    script.write_text(f'#!/bin/sh\n{agent} "$@" &\n{agent} "$@"\ncode=$?\nwait\nexit $code\n')
+    script.chmod(0o755)
+    monkeypatch.setenv(LAUNCHER, str(script))
+    together = pretrain(run(processes=2))
+    monkeypatch.delenv(LAUNCHER)
+    assert losses(together) == pytest.approx(losses(pretrain(run(seed=1, checkpoint_every=3))), rel=1e-5)
+
+
+def test_a_launcher_that_starts_another_number_is_refused(run, monkeypatch):
+    monkeypatch.setenv(LAUNCHER, f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 1")
+    with pytest.raises(PicollmError, match="1 processes were started, pretrain.processes is 2"):
+        pretrain(run(processes=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
+def test_a_stopped_run_goes_on(run, tmp_path, before, after):
+    """SIGTERM to the process that was started, as a cluster's manager sends it."""
+    length = {"length": 4000, "checkpoint_every": 5, "validate_every": 1000}
+    first = run(processes=before, **length)
+    spec = tmp_path / "spec.json"
+    write_json(spec, asdict(first))
+    program = (
+        "import json, sys; from picollm.errors import PicollmError\n"
+        "from picollm.model.pretraining import Run, pretrain\n"
+        "try: pretrain(Run(**json.load(open(sys.argv[1]))))\n"
+        "except PicollmError as error: print(error); sys.exit(error.exit_code)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, spec], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not first.checkpoints().marks() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and "the checkpoint is saved, run again to go on" in said
+    step = len(first.checkpoints().newest()[1]["curve"])
+    second = replace(first, pretrain=first.pretrain | {"processes": after})
+    assert second.checkpoints().folder == first.checkpoints().folder and 5 <= step < 4000
+
+
+def test_too_little_memory_names_the_knobs(run, tmp_path):
+    """An address space in which the logits of a step have no room."""
+    spec = tmp_path / "spec.json"
+    write_json(spec, asdict(run(batch_rows=64)))
+    program = (
+        "import json, resource, sys; from picollm.errors import PicollmError\n"
+        "from picollm.model.pretraining import Run, work\n"
+        "import psutil; used = psutil.Process().memory_info().vms\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), -1))\n"
+        "try: work(Run(**json.load(open(sys.argv[1]))))\n"
+        "except PicollmError as error: sys.exit(str(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, spec], capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "out of memory" in done.stderr and "raise pretrain.accumulate" in done.stderr
