@@ -1,0 +1,147 @@
+"""Which recipe makes the most of the default's minutes: each one trained for the same time, with several seeds.
+
+    python benchmarks/recipes.py --seconds 170 --seeds 3                  # every recipe; hours
+    python benchmarks/recipes.py --seconds 170 --seeds 1 --only muon      # those whose name has `muon`
+
+A recipe is a set of edits to config.yaml. Needed: a run's tokens (`snakemake --cores all data/tokens/manifest.json`).
+Its speed is measured first, in this run, and gives its number of steps; a run's own time is printed beside its results.
+Printed: the loss over the whole validation split beside a unigram and a Witten-Bell bigram, and how many of the heads
+leave the class `global`, in which all heads of an untrained model are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from picollm.attention.extraction import attention_maps
+from picollm.attention.labels import LABELS, Thresholds, assign, in_force, percentiles_99
+from picollm.attention.null import null_values
+from picollm.attention.sentences import load_sentences
+from picollm.attention.statistics import macro_mean, sentence_sums
+from picollm.data.loading import open_manifest, open_split
+from picollm.data.ngram import ngram_losses
+from picollm.data.packing import windows
+from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
+from picollm.model.compute import set_up
+from picollm.model.training import Trainer, TrainingConfig, train
+from picollm.model.transformer import ModelConfig
+
+MANIFEST = "data/tokens/manifest.json"
+HEAD = {"head_common": 4096, "head_sampled": 2048}
+MUON = {"optimizer": "muon"}
+RECIPES: dict[str, dict[str, dict]] = {
+    "shipped": {},
+    "adamw": {"pretrain": {"optimizer": "adamw", "lr": 0.004, "head_sampled": 0, "head_common": 0}},
+    "adamw sampled": {"pretrain": {"optimizer": "adamw", "lr": 0.004, **HEAD}},
+    "adamw sampled .01": {"pretrain": {"optimizer": "adamw", "lr": 0.01, **HEAD}},
+    "muon .02": {"pretrain": {**MUON, "lr": 0.004, "muon_lr": 0.02, "head_sampled": 0, "head_common": 0}},
+    "muon .02 sampled": {"pretrain": {**MUON, "lr": 0.004, "muon_lr": 0.02, **HEAD}},
+    "muon .02 sampled .01": {"pretrain": {**MUON, "lr": 0.01, "muon_lr": 0.02, **HEAD}},
+    "muon .1 sampled .01": {"pretrain": {**MUON, "lr": 0.01, "muon_lr": 0.1, **HEAD}},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=170)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="recipes whose name has this in it")
+    parser.add_argument("--recipe", action="append", default=[], help='another one: NAME={"pretrain": {"lr": 0.01}}')
+    arguments = parser.parse_args()
+    recipes = RECIPES | {name: json.loads(edits) for name, edits in (text.split("=", 1) for text in arguments.recipe)}
+    recipes = {name: edits for name, edits in recipes.items() if arguments.only in name}
+    found: dict[str, list[dict]] = {name: [] for name in recipes}
+    for seed in range(1, arguments.seeds + 1):
+        for name, edits in recipes.items():
+            found[name].append(measure(configured(edits, seed), arguments.seconds))
+            print(name, seed, json.dumps(found[name][-1]), flush=True)
+    print(table(found))
+
+
+def configured(edits: dict[str, dict], seed: int) -> dict[str, dict]:
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    for section, values in edits.items():
+        config[section] |= values
+    config["pretrain"] |= {"seed": seed, "unit": "steps", "length": 1_000_000, "snapshots": False}
+    return config
+
+
+def measure(config: dict[str, dict], seconds: float) -> dict:
+    """Train for about `seconds`; losses in nats per token, counts of heads."""
+    device = set_up(**config["compute"])
+    context = config["tokens"]["context"]
+    rows = {split: cut(split, context) for split in ("train", "validation")}
+    model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
+    shape = ModelConfig(vocab_size=VOCAB_SIZE, context=context, **model)
+    trial = Trainer(shape, TrainingConfig(**config["pretrain"]), rows["train"], device)
+    trial.model.train()
+    times = []
+    while len(times) < 10:
+        start = time.perf_counter()
+        trial.advance()
+        times.append(time.perf_counter() - start)
+    step = statistics.median(times[2:])
+    length = max(1, round((seconds - times[0] + step) / step))  # the first step compiles
+    config["pretrain"] |= {"length": length, "validate_every": length}
+    trainer = Trainer(shape, TrainingConfig(**config["pretrain"]), rows["train"], device)
+    start = time.perf_counter()
+    train(trainer, rows["validation"])
+    return {
+        "steps": length,
+        "tokens": trainer.curve[-1]["tokens"],
+        "seconds": round(time.perf_counter() - start),
+        "loss": trainer.curve[-1]["validation_loss"],
+        **ngram_losses(rows["train"], rows["validation"], VOCAB_SIZE),
+        **heads(trainer, config, device),
+    }
+
+
+def cut(split: str, context: int) -> np.ndarray:
+    """The packed stream in rows of another context."""
+    rows, packed = open_split(MANIFEST, split), open_manifest(MANIFEST)["context"]
+    return windows(np.asarray(rows)[:, :packed].reshape(-1), context)
+
+
+def heads(trainer: Trainer, config: dict[str, dict], device) -> dict[str, int]:
+    """Heads by label, by the pipeline's rule and thresholds, with one untrained model as the null."""
+    encode, ids, number = encoding().encode_ordinary, [], []
+    for c, category in enumerate(load_sentences(config["attention"]["sentences"]).values()):
+        ids += [[END_OF_TEXT, *encode(text)] for text in category.sentences]
+        number += [c] * len(category.sentences)
+    heads = config["heads"]
+    maps = list(attention_maps(trainer.model.eval(), ids, device))
+    values = {n: v[0] for n, v in macro_mean(sentence_sums(maps, number, window=heads["window"])).items()}
+    null = null_values(trainer.model.config, ids, number, window=heads["window"], models=1, seed=1, device=device)
+    names = ("kappa", "content", "broad", "sink")
+    labels = assign(values, in_force(Thresholds(*(heads[name] for name in names)), percentiles_99(null)))
+    return {LABELS[k]: int((labels == k).sum()) for k in range(len(LABELS))}
+
+
+def table(found: dict[str, list[dict]]) -> str:
+    """Markdown: mean, and the smallest and largest of the seeds."""
+    lines = [
+        "| recipe | steps | validation loss | less than a bigram's | heads that are not global |",
+        "|---|---|---|---|---|",
+    ]
+    for name, runs in sorted(found.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
+        loss = [run["loss"] for run in runs]
+        gain = [run["bigram"] - run["loss"] for run in runs]
+        left = [sum(run[label] for label in LABELS) - run["global"] for run in runs]
+        steps = [run["steps"] for run in runs]
+        lines.append(f"| {name} | {spread(steps, 0)} | {spread(loss, 3)} | {spread(gain, 3)} | {spread(left, 0)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()
