@@ -72,7 +72,8 @@ class Checkpoints:
 
     def others(self) -> Iterator[str]:
         """Why the checkpoints of another run don't serve this one."""
-        for mark in sorted(self.root.glob("*/step-*.json")):
+        for folder in sorted(self.root.glob("*")):
+            mark = max(folder.glob("step-*.json"), default=folder / "none")
             try:
                 found = read_json(mark)
             except PicollmError:
