@@ -32,3 +32,16 @@ def built(tmp_path_factory):
     repository.run("git", "checkout", "-q", "main")
     repository.picollm("sync")
     return repository
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch with one thread: the tests' models are too small for two, and equal bits need equal threads."""
+    import torch  # heavy, and most tests need none
+
+    from picollm.model.compute import set_up
+
+    threads = torch.get_num_threads()
+    set_up("cpu", 1)
+    yield
+    torch.set_num_threads(threads)

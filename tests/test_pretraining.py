@@ -16,19 +16,12 @@ from picollm.data.files import write_json
 from picollm.data.loading import open_split
 from picollm.data.packing import tokenize_pack
 from picollm.errors import PicollmError
-from picollm.model.compute import set_up
 from picollm.model.objective import evaluate
 from picollm.model.pretraining import LAUNCHER, Run, pretrain, result
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = {key: value for key, value in SHAPE.items() if key not in ("vocab_size", "context")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    set_up("cpu", 1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

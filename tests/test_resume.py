@@ -13,23 +13,15 @@ import torch
 from test_training import CPU, SHAPE, random_rows, recipe
 
 from picollm.errors import PicollmError
-from picollm.model.compute import set_up
 from picollm.model.interruption import Stopped
 from picollm.model.resume import KEEP, Checkpoints
 from picollm.model.training import Trainer, train
 from picollm.model.transformer import ModelConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, EVERY = 9, 3
 EDITS = {"length": STEPS, "checkpoint_every": EVERY, "validate_every": 4, "snapshots": True, "optimizer": "muon"}
 DROPOUT = SHAPE | {"dropout": 0.2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    set_up("cpu", 1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trainer(**edits):
@@ -48,7 +40,7 @@ def outcome(trained, store):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(one_thread, tmp_path_factory):
     store, trained = Checkpoints(tmp_path_factory.mktemp("undisturbed"), {}), trainer()
     train(trained, random_rows(7, seed=1), store)
     return outcome(trained, store)
@@ -58,9 +50,10 @@ PROGRAM = f"""
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_resume import Checkpoints, random_rows, set_up, train, trainer
+from test_resume import Checkpoints, random_rows, train, trainer
 from picollm.data import files
 from picollm.model import resume
+from picollm.model.compute import set_up
 set_up("cpu", 1)
 when, folder = sys.argv[1], Path(sys.argv[2])
 def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)

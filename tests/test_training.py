@@ -21,6 +21,8 @@ from picollm.model.resume import Checkpoints
 from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig, Transformer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 V, CONTEXT, CPU = 97, 16, torch.device("cpu")
 SHAPE = {
     "vocab_size": V, "context": CONTEXT, "d_model": 28, "n_layers": 2, "n_heads": 7, "d_ff": 36,
@@ -32,15 +34,6 @@ RECIPE = {
     "head_common": 0, "head_sampled": 0, "autocast": "none", "compile": "none", "validate_every": 3, "patience": 0,
     "checkpoint_every": 3, "snapshots": False, "seed": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    set_up("cpu", 1)  # the model is too small for two
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 def recipe(**edits):
