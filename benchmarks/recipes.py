@@ -3,16 +3,18 @@
     python benchmarks/recipes.py --seconds 170 --seeds 3                  # every recipe; hours
     python benchmarks/recipes.py --seconds 170 --seeds 1 --only muon      # those whose name has `muon`
 
-A recipe is a set of edits to config.yaml. Needed: a run's tokens (`snakemake --cores all data/tokens/manifest.json`).
-Its speed is measured first, in this run, and gives its number of steps; a run's own time is printed beside its results.
-Printed: the loss over the whole validation split beside a unigram and a Witten-Bell bigram, and how many of the heads
-leave the class `global`, in which all heads of an untrained model are.
+A recipe is a set of edits to config.yaml, or to the preset that --config names. Needed: a run's tokens
+(`snakemake --cores all data/tokens/manifest.json`). Its speed is measured first, in this run, and gives its number of
+steps; a run's own time is printed beside its results. Printed: the best loss over the whole validation split beside a
+unigram and a Witten-Bell bigram, and how many of the last model's heads leave the class `global`, in which all heads of
+an untrained model are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -38,6 +40,12 @@ HEAD = {"head_common": 4096, "head_sampled": 2048}
 MUON = {"optimizer": "muon"}
 RECIPES: dict[str, dict[str, dict]] = {
     "shipped": {},
+    "muon .02 .02": {"pretrain": {"muon_lr": 0.02}},
+    "muon .03 .01": {"pretrain": {"muon_lr": 0.03, "lr": 0.01}},
+    "context 256, 8 rows": {"tokens": {"context": 256}, "pretrain": {"batch_rows": 8}},
+    "168 wide": {"model": {"d_model": 168, "d_ff": 222}},
+    "8 rows": {"pretrain": {"batch_rows": 8}},
+    "whole head": {"pretrain": {"head_sampled": 0, "head_common": 0}},
     "adamw": {"pretrain": {"optimizer": "adamw", "lr": 0.004, "head_sampled": 0, "head_common": 0}},
     "adamw sampled": {"pretrain": {"optimizer": "adamw", "lr": 0.004, **HEAD}},
     "adamw sampled .01": {"pretrain": {"optimizer": "adamw", "lr": 0.01, **HEAD}},
@@ -52,6 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=170)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"))
+    parser.add_argument("--validations", type=int, default=1, help="a run; the best counts")
     parser.add_argument("--only", default="", help="recipes whose name has this in it")
     parser.add_argument("--recipe", action="append", default=[], help='another one: NAME={"pretrain": {"lr": 0.01}}')
     arguments = parser.parse_args()
@@ -60,20 +70,22 @@ def main() -> None:
     found: dict[str, list[dict]] = {name: [] for name in recipes}
     for seed in range(1, arguments.seeds + 1):
         for name, edits in recipes.items():
-            found[name].append(measure(configured(edits, seed), arguments.seconds))
+            found[name].append(
+                measure(configured(arguments.config, edits, seed), arguments.seconds, arguments.validations)
+            )
             print(name, seed, json.dumps(found[name][-1]), flush=True)
     print(table(found))
 
 
-def configured(edits: dict[str, dict], seed: int) -> dict[str, dict]:
-    config = yaml.safe_load(Path("config.yaml").read_text())
+def configured(path: Path, edits: dict[str, dict], seed: int) -> dict[str, dict]:
+    config = yaml.safe_load(path.read_text())
     for section, values in edits.items():
         config[section] |= values
     config["pretrain"] |= {"seed": seed, "unit": "steps", "length": 1_000_000, "snapshots": False}
     return config
 
 
-def measure(config: dict[str, dict], seconds: float) -> dict:
+def measure(config: dict[str, dict], seconds: float, validations: int) -> dict:
     """Train for about `seconds`; losses in nats per token, counts of heads."""
     device = set_up(**config["compute"])
     context = config["tokens"]["context"]
@@ -89,7 +101,7 @@ def measure(config: dict[str, dict], seconds: float) -> dict:
         times.append(time.perf_counter() - start)
     step = statistics.median(times[2:])
     length = max(1, round((seconds - times[0] + step) / step))  # the first step compiles
-    config["pretrain"] |= {"length": length, "validate_every": length}
+    config["pretrain"] |= {"length": length, "validate_every": math.ceil(length / validations)}
     trainer = Trainer(shape, TrainingConfig(**config["pretrain"]), rows["train"], device)
     start = time.perf_counter()
     train(trainer, rows["validation"])
@@ -97,7 +109,8 @@ def measure(config: dict[str, dict], seconds: float) -> dict:
         "steps": length,
         "tokens": trainer.curve[-1]["tokens"],
         "seconds": round(time.perf_counter() - start),
-        "loss": trainer.curve[-1]["validation_loss"],
+        "loss": trainer.best["loss"],
+        "losses": [row["validation_loss"] for row in trainer.curve if row["validation_loss"] is not None],
         **ngram_losses(rows["train"], rows["validation"], VOCAB_SIZE),
         **heads(trainer, config, device),
     }

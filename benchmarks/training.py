@@ -180,8 +180,7 @@ def speed(size: str, rounds: int) -> None:
         gemm.append(gemm_rate(tokens, shape, device, seconds=2))
     for system in served.values():
         system.process.communicate()
-    sampled = recipe.head_sampled
-    flops = flops_per_token(shape, recipe.head_common + sampled if sampled else None)
+    flops = flops_per_token(shape, recipe.head_rows)
     print(f"\n{size}: {shape.d_model} wide, {recipe.batch_rows} x {shape.context} tokens a step, {rounds} rounds")
     print("| system | tokens/s | picollm is ... times as fast | most memory, MiB |\n|---|---|---|---|")
     for name, rates in found.items():

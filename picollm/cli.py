@@ -132,10 +132,10 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def trained(folder: str):
-    """The model in a folder of ours."""
-    from picollm.model.checkpoint import load_model
+    """The model in a folder, ours or Hugging Face's."""
+    from picollm.model.exchange import load_folder
 
-    return load_model(Path(folder) / "model.safetensors", Path(folder) / "config.json")
+    return load_folder(Path(folder))
 
 
 def summary(arguments: argparse.Namespace) -> None:
@@ -163,7 +163,9 @@ def parser() -> argparse.ArgumentParser:
     add("action", choices=("inspect", "verify"))
     add("path", nargs="?", default="data/tokens", help="data/tokens, a file in it, or a corpus (%(default)s)")
     for name in ("generate", "evaluate", "export"):
-        options[name].add_argument("--model", default="data/model", help="a model's folder (%(default)s)")
+        options[name].add_argument(
+            "--model", default="data/model", help="a model's folder, also an exported one (%(default)s)"
+        )
     add = options["generate"].add_argument
     add("--prompt", default="", help="the beginning; without one a new article begins")
     add("--tokens", type=int, default=100, help="at most so many (%(default)s)")

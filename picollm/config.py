@@ -58,7 +58,7 @@ class Model(Section):
     n_layers: Positive
     n_heads: Positive
     d_ff: Positive
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Annotated[float, Field(ge=0, le=0.9)]
     tied: bool
     rope_theta: Annotated[float, Field(gt=1, allow_inf_nan=False)]
     rope_cache: Positive  # positions
@@ -217,6 +217,37 @@ def load(path: str | Path) -> dict[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PicollmError(f"{path} is not YAML: {one_line(error)}") from None
     return check(values, str(path))
+
+
+def corpus_files(corpus: dict[str, Any]) -> list[str]:
+    """The `corpus` section's own files, or those of a hub that is a folder: both tools must see an edit of one.
+
+    Raises PicollmError where a local corpus has none.
+    """
+    key = {"local": "path", "wikitext-103": "hub"}.get(corpus["source"])
+    if key is None:
+        return []
+    path = Path(corpus[key])
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if not files and corpus["source"] == "local":
+        raise PicollmError(
+            f"corpus.path = {path}: no such file or folder, or an empty one; put the text there or change corpus.source"
+        )
+    return [str(file) for file in files]
+
+
+def model_files(model: dict[str, Any]) -> list[str]:
+    """The files of model.checkpoint, for the same reason. Raises PicollmError where one is missing."""
+    folder = model["checkpoint"]
+    if folder is None:
+        return []
+    files = [Path(folder) / name for name in ("model.safetensors", "config.json")]
+    for file in files:
+        if not file.is_file():
+            raise PicollmError(
+                f"model.checkpoint = {folder}: {file} is missing; name a folder with both, or null to train a model"
+            )
+    return [str(file) for file in files]
 
 
 def refuse_overrides(merged: dict[str, Any], path: str = "config.yaml") -> None:

@@ -32,6 +32,8 @@ def stop(error):
 try:
     picollm_config.refuse_overrides(dict(config))
     CONFIG = picollm_config.check(dict(config))
+    CORPUS_FILES = picollm_config.corpus_files(CONFIG["corpus"])
+    MODEL_FILES = picollm_config.model_files(CONFIG["model"])
 except PicollmError as error:
     stop(error)
 
@@ -79,39 +81,6 @@ def stages():
         for rule in rules
         if not any(path in temporary for path in rule.output)
     ]
-
-
-def local_corpus_files():
-    """corpus.path, or every file below it, so that both tools see an edited corpus; a local hub's files too."""
-    source = CONFIG["corpus"]["source"]
-    key = {"local": "path", "wikitext-103": "hub"}.get(source)
-    if key is None:
-        return []
-    path = Path(CONFIG["corpus"][key])
-    files = (
-        [str(path)]
-        if path.is_file()
-        else sorted(str(file) for file in path.rglob("*") if file.is_file())
-    )
-    if not files and source == "local":
-        stop(
-            f"corpus.path = {path}: no such file or folder, or an empty one; put the text there or change corpus.source"
-        )
-    return files
-
-
-def foreign_model():
-    """The files of model.checkpoint, so that both tools see another one there."""
-    folder = CONFIG["model"]["checkpoint"]
-    if folder is None:
-        return []
-    files = [Path(folder) / name for name in ("model.safetensors", "config.json")]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        stop(
-            f"model.checkpoint = {folder}: {missing[0]} is missing; name a folder with both, or null to train a model"
-        )
-    return [str(file) for file in files]
 
 
 SLICES = ".snakemake/picollm/slices/{slice}.npy"

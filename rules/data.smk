@@ -8,7 +8,7 @@ OUTPUTS: data/corpus/{train,validation,test}.parquet, data/tokens/manifest.json 
 rule prepare_corpus:
     """One row per article, from the corpus that config.yaml names."""
     input:
-        local=local_corpus_files(),
+        local=CORPUS_FILES,
     output:
         train="data/corpus/train.parquet",
         validation="data/corpus/validation.parquet",

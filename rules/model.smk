@@ -9,7 +9,7 @@ rule pretrain:
     """Train the model from a seed; nothing else runs beside it."""
     input:
         tokens="data/tokens/manifest.json",
-        checkpoint=foreign_model(),
+        checkpoint=MODEL_FILES,
     output:
         weights="data/model/model.safetensors",
         last="data/model/last.safetensors",

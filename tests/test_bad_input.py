@@ -29,6 +29,7 @@ def fresh_config(project):
         ("pretrain", {"lr": "4e-3"}, ["pretrain.lr", "'4e-3'", "number"]),
         ("corpus", {"source": "books"}, ["corpus.source", "'books'", "enwiki-sample"]),
         ("corpus", {"source": "local", "path": "nowhere"}, ["corpus.path", "nowhere"]),
+        ("model", {"checkpoint": "nowhere"}, ["model.checkpoint", "nowhere/model.safetensors is missing"]),
         ("model", {"d_model": 30}, ["model.d_model", "30", "14"]),
     ],
 )

@@ -72,7 +72,7 @@ def test_there_is_a_preset_beside_the_configuration_in_force():
         ({"heads": [1]}, ["heads = [1] (list)", "dictionary"]),
         # out of range
         ({"model__d_ff": 0}, ["model.d_ff = 0 (int)", "greater than 0"]),
-        ({"model__dropout": 1.0}, ["model.dropout = 1.0", "less than 1"]),
+        ({"model__dropout": 1.0}, ["model.dropout = 1.0", "less than or equal to 0.9"]),
         ({"model__rope_theta": float("inf")}, ["model.rope_theta = inf", "finite"]),
         ({"corpus__fraction": 0.0}, ["corpus.fraction = 0.0", "greater than 0"]),
         ({"corpus__fraction": 1.01}, ["corpus.fraction = 1.01", "less than or equal to 1"]),

@@ -11,7 +11,7 @@ from refusals import refusal
 from safetensors.torch import load_file, save_file
 
 from picollm.model.checkpoint import save_model
-from picollm.model.exchange import export, load_foreign
+from picollm.model.exchange import export, load_folder, load_foreign
 from picollm.model.transformer import ModelConfig, Transformer
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +56,9 @@ def test_a_model_comes_back_from_both_layouts(tmp_path, ids, tied):
         wanted = replace(model.config, rope_cache=64, dropout=0.0)
         again = load_foreign(tmp_path / name, wanted)
         assert again.config == wanted and not again.training and torch.equal(again(ids), model(ids))
+        alone = load_folder(tmp_path / name)  # which tells its shape itself
+        assert not alone.training and torch.equal(alone(ids), model(ids))
+        assert alone.config.rope_cache == model.config.rope_cache and alone.config.tied == tied
 
 
 def test_what_does_not_fit_is_named_field_by_field(tmp_path):
@@ -74,6 +77,9 @@ def test_what_does_not_fit_is_named_field_by_field(tmp_path):
                   "partial_rotary_factor is 0.25, the config asks for 1.0"):  # fmt: skip
         assert words in text
     assert "d_ff" not in text
+    del values["hidden_size"]
+    config.write_text(json.dumps(values))
+    assert "does not say d_model" in refusal(load_folder, tmp_path)
     config.write_text(json.dumps(values | {"model_type": "llama"}))
     assert "model_type is llama, the config asks for stablelm" in refusal(load_foreign, tmp_path, model.config)
     save_model(model, tmp_path / "model.safetensors", config)

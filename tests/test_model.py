@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from picollm.model.checkpoint import load_config, load_model, save_model, save_snapshots
 from picollm.model.resume import Checkpoints
-from picollm.model.transformer import ModelConfig, Transformer, rope_tables, rotate
+from picollm.model.transformer import Dropout, ModelConfig, Transformer, rope_tables, rotate
 
 SMALL = {
     "vocab_size": 97, "context": 16, "d_model": 24, "n_layers": 3, "n_heads": 3, "d_ff": 20,
@@ -107,6 +107,27 @@ def test_attention_maps_are_taken_without_dropout_and_leave_the_mode():
     model.train()
     torch.testing.assert_close(model.attention_maps(ids)[1], expected, rtol=1e-5, atol=1e-6)
     assert model.training and not torch.allclose(model(ids), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_takes_its_share_at_random_and_keeps_the_mean(p):
+    dropped = round(256 * p) / 256
+    dropout, x = Dropout(p), torch.ones(301, 403, requires_grad=True)
+    torch.manual_seed(1)
+    out = dropout(x)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x), out) and not torch.equal(dropout(x), out)
+    kept = out > 0
+    torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / (1 - dropped)))
+    tolerance = 4 * math.sqrt(dropped * (1 - dropped) / x.numel())
+    assert 1 - kept.float().mean().item() == pytest.approx(dropped, abs=tolerance)
+    flat = kept.flatten().float() - (1 - dropped)
+    for lag in range(1, 17):  # eight values come from one random word
+        correlation = (flat[lag:] * flat[:-lag]).mean() / (dropped * (1 - dropped))
+        assert abs(correlation) < 5 / math.sqrt(x.numel()), lag
+    out.sum().backward()
+    assert torch.equal(x.grad > 0, kept)
+    assert torch.equal(dropout.eval()(x), x) and torch.equal(Dropout(0.0)(x), x)
 
 
 def test_a_later_token_changes_nothing_before_it():

@@ -87,11 +87,27 @@ def export(model: Transformer, folder: Path) -> None:
     )  # fmt: skip
 
 
+def load_folder(folder: Path) -> Transformer:
+    """The model in a folder of either layout, whatever its shape, in evaluation mode."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    values = read_json(config)
+    if not is_foreign(values):
+        return load_model(weights, config).eval()
+    values = theirs(values)
+    length = values.get("max_position_embeddings")
+    kept = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rope_theta")
+    shape = {"context": length, "rope_cache": length, "dropout": 0.0} | {name: values.get(name) for name in kept}
+    missing = [name for name, value in shape.items() if value is None]
+    if missing:
+        raise PicollmError(f"{config} is no StableLM's: it does not say {', '.join(missing)}")
+    return load_foreign(folder, ModelConfig(**shape))
+
+
 def load_foreign(folder: Path, wanted: ModelConfig) -> Transformer:
     """The model in a folder, in evaluation mode. Raises PicollmError naming each field that differs from `wanted`."""
     weights, config = folder / "model.safetensors", folder / "config.json"
     values = read_json(config)
-    foreign = "model_type" in values or "architectures" in values
+    foreign = is_foreign(values)
     told = sorted(disagreements(theirs(values) if foreign else values, MEANING if foreign else {}, wanted))
     if told:
         raise PicollmError(f"{folder} does not fit the config: {'; '.join(told)}")
@@ -104,6 +120,10 @@ def load_foreign(folder: Path, wanted: ModelConfig) -> Transformer:
     except (OSError, SafetensorError) as error:
         raise PicollmError(f"{weights} can't be read ({error})") from None
     return assemble(tensors, wanted, weights)
+
+
+def is_foreign(values: dict) -> bool:
+    return "model_type" in values or "architectures" in values
 
 
 def theirs(values: dict) -> dict:

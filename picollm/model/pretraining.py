@@ -200,8 +200,7 @@ def summary(shape: ModelConfig, run: Run, state: dict, counts: dict[str, int]) -
     """Throughput is the median over steps, so that compilation in the first one does not count."""
     curve, best = state["curve"], state["best"]
     tail = [row["loss"] for row in curve[-max(1, len(curve) // 20) :]]
-    sampled = run.pretrain["head_sampled"]
-    flops = flops_per_token(shape, run.pretrain["head_common"] + sampled if sampled else None)
+    flops = flops_per_token(shape, TrainingConfig(**run.pretrain).head_rows)
     speed = median(row["tokens_per_second"] for row in curve)
     return {
         "imported": None,

