@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-vers
 # Two tests at a time: many wait for the tools that they start.
 PYTEST := python -m pytest -n 2 --dist worksteal
 
-.PHONY: report test test-slow lint setup clean
+.PHONY: report test test-slow test-all lint setup clean
 
 report: setup
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
@@ -22,7 +22,10 @@ test: $(VENV)/dev lint
 	@$(RUN) $(PYTEST)
 
 test-slow: $(VENV)/dev
-	@$(RUN) $(PYTEST) -m slow
+	@$(RUN) $(PYTEST) -m 'slow and not exhaustive' --durations 15
+
+test-all: $(VENV)/dev lint
+	@$(RUN) $(PYTEST) -m ''
 
 lint: $(VENV)/dev
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules

@@ -62,11 +62,16 @@ KILLS = [
 FEW = {(SNAKEMAKE, "within", "cluster_heads", "GROUP")}
 
 
+def marks(kill: tuple) -> list:
+    _, when, _, whom = kill
+    rare = whom == "JOB" and when != "within"  # as when the whole group is killed there
+    return [] if kill in FEW else [pytest.mark.exhaustive if rare else pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
     ("driver", "when", "rule", "whom"),
-    [pytest.param(*kill, id="-".join([kill[0][0], *kill[1:]]), marks=[] if kill in FEW else [pytest.mark.slow])
-     for kill in KILLS],
-)  # fmt: skip
+    [pytest.param(*kill, id="-".join([kill[0][0], *kill[1:]]), marks=marks(kill)) for kill in KILLS],
+)
 def test_killed_at_any_moment_it_goes_on_to_the_right_bytes(edited, driver, when, rule, whom):
     before = locked(edited)
     wish(edited, when, rule, {"GROUP": GROUP, "JOB": JOB}[whom])

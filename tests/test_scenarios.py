@@ -46,6 +46,19 @@ class Row:
     fast: bool = False  # runs in `make test` too
 
 
+# Close relatives of other rows, which CI leaves to `make test-all`.
+EXHAUSTIVE = {
+    "a parameter of the report", "slices and back", "keys in another order", "a module of the report",
+    "the command line", "the report's template", "code of another branch and back", "a branch with dvc checkout",
+    "another branch's data and back", "a clone with dvc pull and edited code", "a clone with dvc pull and a lost file",
+    "outputs wiped, dvc checkout", "one output wiped", "Snakemake's records wiped", "cache wiped", "a longer shard",
+    "a lost shard", "a foreign file in data", "a report edited by hand", "a metric edited by hand",
+    "a lost artefact that no cache has", "a lost report that no cache has", "a missing cache object",
+    "a value, dvc repro, the value back", "dvc repro of one stage", "outputs a day older", "an input a day newer",
+    "snakemake --touch by hand", "the first rule again",
+}  # fmt: skip
+
+
 def closed(workspace: Workspace) -> set[str]:
     """DVC's changed stages and everything below them in dvc.yaml."""
     return standin.downstream(workspace.path, workspace.changed())
@@ -270,9 +283,15 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "row", [pytest.param(row, id=row.name, marks=[] if row.fast else [pytest.mark.slow]) for row in ROWS]
-)
+def marks(row: Row) -> list:
+    return [] if row.fast else [pytest.mark.exhaustive if row.name in EXHAUSTIVE else pytest.mark.slow]
+
+
+def test_each_exhaustive_row_is_a_row():
+    assert EXHAUSTIVE <= {row.name for row in ROWS if not row.fast}
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks(row)) for row in ROWS])
 def test_both_tools_agree_and_end_with_the_right_bytes(built, tmp_path, row):
     with ThreadPoolExecutor() as pool:
         drives = [pool.submit(drive, built.copy(tmp_path / driver), row, driver) for driver in ("snakemake", "dvc")]

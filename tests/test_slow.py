@@ -108,7 +108,13 @@ def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
     assert "model.checkpoint = elsewhere: elsewhere/model.safetensors is missing" in refused
 
 
-@pytest.mark.parametrize("driver", [("snakemake", "--cores", "all", "pretrain"), ("dvc", "repro", "pretrain")])
+@pytest.mark.parametrize(
+    "driver",
+    [
+        ("snakemake", "--cores", "all", "pretrain"),
+        pytest.param(("dvc", "repro", "pretrain"), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_run_that_is_ended_in_training_goes_on_from_its_checkpoint(tmp_path, driver):
     """Both drivers remove what an unfinished rule wrote; the checkpoints are not among that."""
     project = workspace.create(tmp_path / "ended")

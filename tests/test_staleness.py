@@ -131,7 +131,12 @@ def test_the_rules_depend_on_what_their_scripts_import():
 
 
 @pytest.mark.parametrize(
-    "module", [pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in [*FEW, *MODULES[::6]]]
+    "module",
+    [
+        *FEW,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in MODULES[::18]),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in MODULES[6::18] + MODULES[12::18]),
+    ],
 )
 def test_a_module_makes_exactly_the_importing_rules_stale(copy, module):
     file = copy.path / module
