@@ -36,23 +36,18 @@ from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig
 
 MANIFEST = "data/tokens/manifest.json"
-HEAD = {"head_common": 4096, "head_sampled": 2048}
-MUON = {"optimizer": "muon"}
+WHOLE = {"head_sampled": 0, "head_common": 0}
 RECIPES: dict[str, dict[str, dict]] = {
     "shipped": {},
-    "muon .02 .02": {"pretrain": {"muon_lr": 0.02}},
-    "muon .03 .01": {"pretrain": {"muon_lr": 0.03, "lr": 0.01}},
-    "context 256, 8 rows": {"tokens": {"context": 256}, "pretrain": {"batch_rows": 8}},
-    "168 wide": {"model": {"d_model": 168, "d_ff": 222}},
+    "muon .02, adamw .02": {"pretrain": {"muon_lr": 0.02}},
+    "muon .02, adamw .01": {"pretrain": {"muon_lr": 0.02, "lr": 0.01}},
+    "adamw .004": {"pretrain": {"optimizer": "adamw", "lr": 0.004}},
+    "adamw .004, whole head": {"pretrain": {"optimizer": "adamw", "lr": 0.004, **WHOLE}},
     "8 rows": {"pretrain": {"batch_rows": 8}},
-    "whole head": {"pretrain": {"head_sampled": 0, "head_common": 0}},
-    "adamw": {"pretrain": {"optimizer": "adamw", "lr": 0.004, "head_sampled": 0, "head_common": 0}},
-    "adamw sampled": {"pretrain": {"optimizer": "adamw", "lr": 0.004, **HEAD}},
-    "adamw sampled .01": {"pretrain": {"optimizer": "adamw", "lr": 0.01, **HEAD}},
-    "muon .02": {"pretrain": {**MUON, "lr": 0.004, "muon_lr": 0.02, "head_sampled": 0, "head_common": 0}},
-    "muon .02 sampled": {"pretrain": {**MUON, "lr": 0.004, "muon_lr": 0.02, **HEAD}},
-    "muon .02 sampled .01": {"pretrain": {**MUON, "lr": 0.01, "muon_lr": 0.02, **HEAD}},
-    "muon .1 sampled .01": {"pretrain": {**MUON, "lr": 0.01, "muon_lr": 0.1, **HEAD}},
+    "8 rows of 256": {"tokens": {"context": 256}, "pretrain": {"batch_rows": 8}},
+    "168 wide": {"model": {"d_model": 168, "d_ff": 222}},
+    "whole head": {"pretrain": WHOLE},
+    "dropout .1": {"model": {"dropout": 0.1}},
 }
 
 
