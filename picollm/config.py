@@ -84,6 +84,7 @@ class Pretrain(Section):
     lr: Rate  # AdamW's peak
     muon_lr: Rate  # Muon's peak
     weight_decay: Annotated[float, Field(ge=0, le=10)]
+    muon_weight_decay: Annotated[float, Field(ge=0, le=10)]
     warmup: Share  # of the steps
     final_lr: Share  # of the peak
     clip: Annotated[float, Field(gt=0)]  # gradient norm

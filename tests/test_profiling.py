@@ -112,9 +112,9 @@ def test_span_arithmetic_against_a_grid():
 
 
 TRAINING = TrainingConfig(length=6, unit="steps", batch_rows=2, accumulate=1, processes=1, loading="gather",
-                          optimizer="adamw", lr=1e-3, muon_lr=0.02, weight_decay=0.1, warmup=0.1, final_lr=0.1,
-                          clip=1.0, head_common=0, head_sampled=0, autocast="none", compile="none", validate_every=1,
-                          patience=0, checkpoint_every=1, snapshots=False, seed=1)  # fmt: skip
+                          optimizer="adamw", lr=1e-3, muon_lr=0.02, weight_decay=0.1, muon_weight_decay=0.1, warmup=0.1,
+                          final_lr=0.1, clip=1.0, head_common=0, head_sampled=0, autocast="none", compile="none",
+                          validate_every=1, patience=0, checkpoint_every=1, snapshots=False, seed=1)  # fmt: skip
 
 
 def test_the_workload_marks_every_part_of_every_step(tmp_path):

@@ -18,7 +18,7 @@ from picollm.model import compute, objective
 from picollm.model.compute import autocast, compiled, set_up
 from picollm.model.objective import SampledSoftmax, evaluate
 from picollm.model.resume import Checkpoints
-from picollm.model.training import Trainer, TrainingConfig, train
+from picollm.model.training import Trainer, TrainingConfig, optimizers, train
 from picollm.model.transformer import ModelConfig, Transformer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +30,8 @@ SHAPE = {
 }  # fmt: skip
 RECIPE = {
     "length": 6, "unit": "steps", "batch_rows": 4, "accumulate": 1, "processes": 1, "loading": "gather",
-    "optimizer": "adamw", "lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1, "warmup": 0.1, "final_lr": 0.1, "clip": 1.0,
+    "optimizer": "adamw", "lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1, "muon_weight_decay": 0.1,
+    "warmup": 0.1, "final_lr": 0.1, "clip": 1.0,
     "head_common": 0, "head_sampled": 0, "autocast": "none", "compile": "none", "validate_every": 3, "patience": 0,
     "checkpoint_every": 3, "snapshots": False, "seed": 1,
 }  # fmt: skip
@@ -94,6 +95,21 @@ def test_what_can_be_learnt_is_learnt(optimizer, head):
     assert unigram > 4.5, "single tokens say nothing"
     assert result.best["loss"] < unigram / 2
     assert result.curve[-1]["validation_loss"] == evaluate(result.model, validation, CPU)
+
+
+def test_each_kind_of_weight_decays_at_its_own_rate():
+    """Without a gradient a step only decays: by rate x decay, norms not at all."""
+    given = recipe(optimizer="muon", lr=0.1, muon_lr=0.2, weight_decay=0.5, muon_weight_decay=0.4)
+    model = fresh_model()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for optimizer in optimizers(model, given):
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        hidden = name.startswith("blocks.") and parameter.ndim == 2
+        kept = 0.92 if hidden else 0.95 if parameter.ndim == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * kept, msg=name)
 
 
 def test_the_curve_holds_what_was_measured():

@@ -51,6 +51,7 @@ class TrainingConfig:
     lr: float
     muon_lr: float
     weight_decay: float
+    muon_weight_decay: float
     warmup: float
     final_lr: float
     clip: float
@@ -92,7 +93,7 @@ def optimizers(model: Transformer, config: TrainingConfig) -> list[torch.optim.O
     ]
     found = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
     if taken:
-        found.append(torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay))
+        found.append(torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=config.muon_weight_decay))
     for group in (group for optimizer in found for group in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
     return found
