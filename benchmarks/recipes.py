@@ -1,13 +1,14 @@
 """Which recipe makes the most of the default's minutes: each one trained for the same time, with several seeds.
 
     python benchmarks/recipes.py --seconds 170 --seeds 3                  # every recipe; hours
+    python benchmarks/recipes.py --steps 500 --seeds 3 --only muon        # recipes of one speed, on a busy machine
     python benchmarks/recipes.py --seconds 170 --seeds 1 --only muon      # those whose name has `muon`
 
 A recipe is a set of edits to config.yaml, or to the preset that --config names. Needed: a run's tokens
-(`snakemake --cores all data/tokens/manifest.json`). Its speed is measured first, in this run, and gives its number of
-steps; a run's own time is printed beside its results. Printed: the best loss over the whole validation split beside a
-unigram and a Witten-Bell bigram, and how many of the last model's heads leave the class `global`, in which all heads of
-an untrained model are.
+(`snakemake --cores all data/tokens/manifest.json`). Without --steps its speed is measured first, in this run, and gives
+its number of steps; a run's own time is printed beside its results. Printed: the best loss over the whole validation
+split beside a unigram and a Witten-Bell bigram, and how many of the last model's heads leave the class `global`, in
+which all heads of an untrained model are.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ RECIPES: dict[str, dict[str, dict]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=170)
+    parser.add_argument("--steps", type=int, help="of every run, instead of --seconds")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--config", type=Path, default=Path("config.yaml"))
     parser.add_argument("--validations", type=int, default=1, help="a run; the best counts")
@@ -65,9 +67,9 @@ def main() -> None:
     found: dict[str, list[dict]] = {name: [] for name in recipes}
     for seed in range(1, arguments.seeds + 1):
         for name, edits in recipes.items():
-            found[name].append(
-                measure(configured(arguments.config, edits, seed), arguments.seconds, arguments.validations)
-            )
+            config = configured(arguments.config, edits, seed)
+            length = arguments.steps or steps_in(arguments.seconds, config)
+            found[name].append(measure(config, length, arguments.validations))
             print(name, seed, json.dumps(found[name][-1]), flush=True)
     print(table(found))
 
@@ -80,34 +82,40 @@ def configured(path: Path, edits: dict[str, dict], seed: int) -> dict[str, dict]
     return config
 
 
-def measure(config: dict[str, dict], seconds: float, validations: int) -> dict:
-    """Train for about `seconds`; losses in nats per token, counts of heads."""
+def trainer_of(config: dict[str, dict]) -> Trainer:
     device = set_up(**config["compute"])
     context = config["tokens"]["context"]
-    rows = {split: cut(split, context) for split in ("train", "validation")}
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     shape = ModelConfig(vocab_size=VOCAB_SIZE, context=context, **model)
-    trial = Trainer(shape, TrainingConfig(**config["pretrain"]), rows["train"], device)
+    return Trainer(shape, TrainingConfig(**config["pretrain"]), cut("train", context), device)
+
+
+def steps_in(seconds: float, config: dict[str, dict]) -> int:
+    trial, times = trainer_of(config), []
     trial.model.train()
-    times = []
     while len(times) < 10:
         start = time.perf_counter()
         trial.advance()
         times.append(time.perf_counter() - start)
     step = statistics.median(times[2:])
-    length = max(1, round((seconds - times[0] + step) / step))  # the first step compiles
+    return max(1, round((seconds - times[0] + step) / step))  # the first step compiles
+
+
+def measure(config: dict[str, dict], length: int, validations: int) -> dict:
+    """Train; losses in nats per token, counts of heads."""
     config["pretrain"] |= {"length": length, "validate_every": math.ceil(length / validations)}
-    trainer = Trainer(shape, TrainingConfig(**config["pretrain"]), rows["train"], device)
-    start = time.perf_counter()
-    train(trainer, rows["validation"])
+    trainer, start = trainer_of(config), time.perf_counter()
+    context = config["tokens"]["context"]
+    validation = cut("validation", context)
+    train(trainer, validation)
     return {
         "steps": length,
         "tokens": trainer.curve[-1]["tokens"],
         "seconds": round(time.perf_counter() - start),
         "loss": trainer.best["loss"],
         "losses": [row["validation_loss"] for row in trainer.curve if row["validation_loss"] is not None],
-        **ngram_losses(rows["train"], rows["validation"], VOCAB_SIZE),
-        **heads(trainer, config, device),
+        **ngram_losses(cut("train", context), validation, VOCAB_SIZE),
+        **heads(trainer, config, trainer.device),
     }
 
 
