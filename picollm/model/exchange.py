@@ -75,6 +75,7 @@ def export(model: Transformer, folder: Path) -> None:
             "num_attention_heads": config.n_heads,
             "num_key_value_heads": config.n_heads,
             "max_position_embeddings": config.rope_cache,
+            "training_context": config.context,  # ours; transformers carries what it doesn't know
             "rope_theta": config.rope_theta,
             "rope_parameters": {
                 "rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": 1.0,
@@ -96,7 +97,8 @@ def load_folder(folder: Path) -> Transformer:
     values = theirs(values)
     length = values.get("max_position_embeddings")
     kept = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rope_theta")
-    shape = {"context": length, "rope_cache": length, "dropout": 0.0} | {name: values.get(name) for name in kept}
+    context = values.get("training_context", length)
+    shape = {"context": context, "rope_cache": length, "dropout": 0.0} | {name: values.get(name) for name in kept}
     missing = [name for name, value in shape.items() if value is None]
     if missing:
         raise PicollmError(f"{config} is no StableLM's: it does not say {', '.join(missing)}")

@@ -122,8 +122,8 @@ class SwiGLU(nn.Module):
 class Dropout(nn.Module):
     """Zeroes a share `p` of the values, rounded to 1/256, and scales the others up; in training alone.
 
-    On a CPU `F.dropout` draws a number a value and takes longer than the block that it is in; here each value takes
-    one byte of a random 64-bit word, which is 15 times faster.
+    On a CPU `F.dropout` draws a number a value, which takes longer than the block that it is in; here each value takes
+    one byte of a random 64-bit word.
     """
 
     def __init__(self, p: float) -> None:
