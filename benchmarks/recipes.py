@@ -112,6 +112,7 @@ def measure(config: dict[str, dict], length: int, validations: int) -> dict:
         "steps": length,
         "tokens": trainer.curve[-1]["tokens"],
         "seconds": round(time.perf_counter() - start),
+        "train_loss": statistics.mean(row["loss"] for row in trainer.curve[-50:]),
         "loss": trainer.best["loss"],
         "losses": [row["validation_loss"] for row in trainer.curve if row["validation_loss"] is not None],
         **ngram_losses(cut("train", context), validation, VOCAB_SIZE),

@@ -34,7 +34,7 @@ def keep_memory() -> None:
     """Let the C library keep what is freed, where it is glibc.
 
     It gives blocks of more than 32 MB back to the system at once, and a step frees and wants such blocks all the time:
-    on a virtual machine of two cores the new pages cost a good part of an eager step (benchmarks/training.py).
+    on a virtual machine of two cores the new pages cost between nothing and half of a step (docs/benchmarks.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -31,6 +31,9 @@ MEANING = {
     "use_parallel_residual": False,
 }
 
+# What decides the function that the weights compute; dropout and context only matter while they are trained.
+DECISIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rope_theta")
+
 
 def names(layers: int, tied: bool) -> dict[str, tuple[str, ...]]:
     """Our parameter -> theirs, stacked along the first axis."""
@@ -93,12 +96,11 @@ def load_folder(folder: Path) -> Transformer:
     weights, config = folder / "model.safetensors", folder / "config.json"
     values = read_json(config)
     if not is_foreign(values):
-        return load_model(weights, config).eval()
+        return load_model(weights, config)
     values = theirs(values)
     length = values.get("max_position_embeddings")
-    kept = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rope_theta")
     context = values.get("training_context", length)
-    shape = {"context": context, "rope_cache": length, "dropout": 0.0} | {name: values.get(name) for name in kept}
+    shape = {"context": context, "rope_cache": length, "dropout": 0.0} | {name: values.get(name) for name in DECISIVE}
     missing = [name for name, value in shape.items() if value is None]
     if missing:
         raise PicollmError(f"{config} is no StableLM's: it does not say {', '.join(missing)}")
@@ -143,9 +145,8 @@ def theirs(values: dict) -> dict:
 
 
 def disagreements(found: dict, meaning: dict, wanted: ModelConfig) -> list[str]:
-    """Of what decides the function that the weights compute; dropout and context only matter while they are trained."""
-    ours = {name: getattr(wanted, name) for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied")}
-    expected = meaning | ours | {"rope_theta": wanted.rope_theta}
+    """Of `meaning` and DECISIVE."""
+    expected = meaning | {name: getattr(wanted, name) for name in DECISIVE}
     heads = found.get("num_key_value_heads", wanted.n_heads)
     told = [] if heads == wanted.n_heads else [f"num_key_value_heads is {heads}, the config asks for {wanted.n_heads}"]
     for name, value in expected.items():
