@@ -129,15 +129,16 @@ def cut(split: str, context: int) -> np.ndarray:
 def heads(trainer: Trainer, config: dict[str, dict], device) -> dict[str, int]:
     """Heads by label, by the pipeline's rule and thresholds, with one untrained model as the null."""
     encode, ids, number = encoding().encode_ordinary, [], []
-    for c, category in enumerate(load_sentences(config["attention"]["sentences"]).values()):
-        ids += [[END_OF_TEXT, *encode(text)] for text in category.sentences]
+    for c, category in enumerate(load_sentences(**config["attention"]).values()):
+        ids += [[END_OF_TEXT, *encode(sentence.text)] for sentence in category.sentences]
         number += [c] * len(category.sentences)
     heads = config["heads"]
     maps = list(attention_maps(trainer.model.eval(), ids, device))
     values = {n: v[0] for n, v in macro_mean(sentence_sums(maps, number, window=heads["window"])).items()}
     null = null_values(trainer.model.config, ids, number, window=heads["window"], models=1, seed=1, device=device)
     names = ("kappa", "content", "broad", "sink")
-    labels = assign(values, in_force(Thresholds(*(heads[name] for name in names)), percentiles_99(null)))
+    thresholds = in_force(Thresholds(*(heads[name] for name in names)), percentiles_99(null), permuted_kappa=0.0)
+    labels = assign(values, thresholds)
     return {LABELS[k]: int((labels == k).sum()) for k in range(len(LABELS))}
 
 

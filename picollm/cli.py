@@ -138,6 +138,29 @@ def trained(folder: str):
     return load_folder(Path(folder))
 
 
+def analyze(arguments: argparse.Namespace) -> None:
+    """What the heads of a trained model do: maps, statistics, labels, families and figures, by config.yaml's rules."""
+    from picollm.attention.extraction import THREADS
+    from picollm.attention.families import metrics
+    from picollm.attention.study import study
+    from picollm.config import load
+    from picollm.model.compute import set_up
+    from picollm.report.attention_figures import head_figures
+    from picollm.report.gallery import Gallery
+    from picollm.report.summary import families_line, heads_line
+
+    config, folder = load("config.yaml"), Path(arguments.output)
+    sentences, style = arguments.sentences or config["attention"]["sentences"], config["attention"]["style"]
+    device = set_up(config["compute"]["device"], threads=THREADS)
+    sections = {name: config[name] for name in ("heads", "clusters")}
+    model = trained(arguments.checkpoint)
+    heads, families, arrays = study(model, sentences, style, folder, **sections, device=device)
+    gallery = Gallery(folder / "figures/manifest.json")
+    head_figures(gallery, heads, families, arrays)
+    gallery.finish()
+    print(heads_line(heads), families_line(metrics(families)), f"Written: {folder}/", sep="\n")
+
+
 def summary(arguments: argparse.Namespace) -> None:
     """What the last run learned, in five lines."""
     from picollm.report.summary import five_lines
@@ -182,6 +205,10 @@ def parser() -> argparse.ArgumentParser:
     add("--split", default="test", choices=("train", "validation", "test"), help="where it has splits (%(default)s)")
     add("--json", action="store_true", help="as JSON, with all digits")
     options["export"].add_argument("folder", help="written into it: model.safetensors, config.json")
+    add = options["analyze"].add_argument
+    add("--checkpoint", default="data/model", help="a model's folder, also an exported one (%(default)s)")
+    add("--sentences", help="a YAML file like the one in attention.sentences, which it takes the place of")
+    add("-o", "--output", default="analysis", help="the folder to write into (%(default)s)")
     add = options["compare"].add_argument
     add("old", help="a commit, tag or branch")
     add("new", help="another one, or `workspace` for the files as they lie here")
@@ -191,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
 
 COMMANDS = {
     "dvc-yaml": dvc_yaml, "track": track, "sync": sync, "verify": verify, "show": show, "compare": compare,
-    "data": data, "generate": generate, "evaluate": evaluate, "export": export, "summary": summary,
+    "data": data, "generate": generate, "evaluate": evaluate, "export": export, "analyze": analyze, "summary": summary,
 }  # fmt: skip
 
 

@@ -101,6 +101,7 @@ class Pretrain(Section):
 
 class Attention(Section):
     sentences: str  # path of the YAML file
+    style: Literal["plain", "wikitext"]  # how the training text is written
 
 
 class Heads(Section):
@@ -110,7 +111,7 @@ class Heads(Section):
     sink: Share
     window: Annotated[int, Field(ge=1, le=64)]  # offsets
     bootstraps: Annotated[int, Field(ge=100, le=100_000)]
-    null_models: Annotated[int, Field(ge=1, le=100)]
+    null_models: Annotated[int, Field(ge=3, le=100)]
     seed: Count
 
 

@@ -1,7 +1,8 @@
 """What the heads attend to.
 
 REQUIRED INPUTS: the trained model; the sentences that attention.sentences names.
-OUTPUTS: data/attention/CATEGORY.npz, reports/heads.json and .csv, reports/clusters.json, data/clusters.npz.
+OUTPUTS: data/attention/CATEGORY.npz, reports/heads.json and .csv, reports/clusters.json, data/clusters.npz,
+reports/findings.json.
 """
 
 CATEGORIES = [
@@ -43,6 +44,7 @@ rule classify_heads:
     """Chance-corrected statistics, labels with their confidence, and the null models."""
     input:
         maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
+        weights="data/model/model.safetensors",
         config="data/model/config.json",
     output:
         report="reports/heads.json",
@@ -81,3 +83,25 @@ rule cluster_heads:
         code=fingerprint("cluster_heads"),
     script:
         "../workflow_scripts/cluster_heads.py"
+
+
+rule state_findings:
+    """The original's claims about its heads, each with a verdict and its numbers."""
+    input:
+        heads="reports/heads.json",
+        clusters="reports/clusters.json",
+        training="reports/training.json",
+    output:
+        report="reports/findings.json",
+        metrics="reports/metrics/findings.json",
+    log:
+        "logs/state_findings.log",
+    benchmark:
+        "logs/benchmarks/state_findings.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("heads"),
+        code=fingerprint("state_findings"),
+    script:
+        "../workflow_scripts/state_findings.py"

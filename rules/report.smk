@@ -4,7 +4,7 @@ REQUIRED INPUTS: every chapter's artefacts.
 OUTPUTS: reports/figures/, reports/final.html.
 """
 
-CHAPTERS = ["data", "training", "heads", "clusters", "benchmark", "profile"]
+CHAPTERS = ["data", "training", "heads", "clusters", "findings", "benchmark", "profile"]
 
 
 rule draw_figures:
@@ -42,6 +42,7 @@ rule final_report:
         training="reports/training.json",
         heads="reports/heads.json",
         clusters="reports/clusters.json",
+        findings="reports/findings.json",
         engine="data/engine/manifest.json",
         benchmark="reports/benchmark.json",
         profile="reports/profile.json",

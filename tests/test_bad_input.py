@@ -8,6 +8,7 @@ import time
 
 import pytest
 import workspace
+import yaml
 from refusals import said
 
 
@@ -77,7 +78,7 @@ def test_missing_sentences(project):
 
 def test_presets_plan_the_whole_graph(project):
     shutil.copy(project.path / "presets/wikitext-103.yaml", project.path / "config.yaml")
-    assert len(project.planned()) == 11
+    assert project.planned() == set(yaml.safe_load((project.path / "dvc.yaml").read_text())["stages"])
 
 
 def test_read_only_output_folder(project):

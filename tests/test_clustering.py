@@ -12,7 +12,9 @@ from picollm.attention.clustering import (
     cophenetic_correlation,
     cut,
     distances,
+    principal_coordinates,
     rand_test,
+    resampled_clusters,
     sentence_divergences,
     silhouette,
     split_half,
@@ -43,6 +45,25 @@ def test_distance_against_scipy():
                     weights += w
             means.append(total / weights)
         assert found[g, h] == pytest.approx(np.sqrt(np.mean(means)), abs=1e-7)
+
+
+def test_distance_with_the_sink_against_scipy():
+    maps = [random_causal((4, n, n), seed=n, scale=2.0) for n in (6, 9)]
+    (found,) = distances(sentence_divergences(maps, [0, 0], sink=True))
+    for g, h in itertools.product(range(4), repeat=2):
+        rows = [np.nan_to_num(jensenshannon(A[g, i], A[h, i], base=2)) ** 2 for A in maps for i in range(2, len(A[g]))]
+        assert found[g, h] == pytest.approx(np.sqrt(np.mean(rows)), abs=1e-7)
+
+
+def test_principal_coordinates_of_points_in_a_plane_are_the_points():
+    points = np.random.default_rng(0).standard_normal((9, 2))
+    distance_HH = np.linalg.norm(points[:, None] - points, axis=-1)
+    found, shown = principal_coordinates(distance_HH)
+    assert np.linalg.norm(found[:, None] - found, axis=-1) == pytest.approx(distance_HH) and shown == pytest.approx(1)
+    assert np.array_equal(found, principal_coordinates(distance_HH)[0])
+    flat, shown = principal_coordinates(1 - np.eye(4))  # a simplex: two of its three equal directions
+    assert flat.shape == (4, 2) and shown == pytest.approx(2 / 3)
+    assert principal_coordinates(np.zeros((3, 3)))[1] == 0
 
 
 def test_distance_of_plain_heads():
@@ -143,7 +164,7 @@ def test_three_families_are_found_and_stable():
     assert k == 3 and set(scores) == {2, 3, 4, 5, 6}
     clusters = cut(matrix, k)
     assert adjusted_rand(clusters, np.repeat([0, 1, 2], 4)) == 1
-    assert stability(divergences, clusters, replicates=20, seed=0) == {1: 1.0, 2: 1.0, 3: 1.0}
+    assert stability(clusters, resampled_clusters(divergences, 3, replicates=20, seed=0)) == {1: 1.0, 2: 1.0, 3: 1.0}
 
 
 def test_clusters_of_noise_are_unstable():
@@ -151,7 +172,8 @@ def test_clusters_of_noise_are_unstable():
     divergences = sentence_divergences(maps, [0] * 12)
     (found,) = distances(divergences)
     clusters = cut(tree(found), 4)
-    assert min(stability(divergences, clusters, replicates=20, seed=0).values()) < 0.75
+    again = resampled_clusters(divergences, clusters.max(), replicates=20, seed=0)
+    assert min(stability(clusters, again).values()) < 0.75
 
 
 def test_split_half_is_the_difference_of_the_two_halves():
@@ -166,17 +188,20 @@ def test_report_of_the_families():
     divergences = sentence_divergences(family_maps(), [0, 1] * 6)
     names = ["diagonal", "local", "global"]
     heads = [{"name": f"L{h // 6}H{h % 6}", "layer": h // 6, "label": names[h // 4]} for h in range(12)]
-    report, arrays = families(divergences, heads=heads, max_k=5, bootstraps=10, seed=1)
+    whole = sentence_divergences(family_maps(), [0, 1] * 6, sink=True)
+    report, arrays = families(divergences, whole, heads=heads, max_k=5, bootstraps=10, seed=1)
     assert report["k"] == 3 and [c["stable"] for c in report["clusters"]] == [True] * 3
     assert sorted(len(c["labels"]) for c in report["clusters"]) == [1, 1, 1]
-    assert report["agreement"]["labels"] == {"adjusted_rand": 1.0, "p": 0.001, "permutations": 999}
+    assert report["agreement"]["labels"] == {
+        "adjusted_rand": 1.0, "low": 1.0, "high": 1.0, "p": 0.001, "permutations": 999,
+    }  # fmt: skip
     assert sorted(report["order"]) == sorted(head["name"] for head in heads)
     assert report["order"] == [heads[h]["name"] for h in arrays["order"]]
     in_order = [report["heads"][h]["cluster"] for h in arrays["order"]]
     assert in_order == sorted(in_order)
     assert len(metrics(report)) <= 20
     with pytest.raises(PicollmError, match="classify_heads again"):
-        families(divergences, heads=heads[:-1], max_k=5, bootstraps=10, seed=1)
+        families(divergences, whole, heads=heads[:-1], max_k=5, bootstraps=10, seed=1)
 
 
 def test_too_few_heads():

@@ -113,7 +113,8 @@ def test_transformer_lens_computes_the_same_by_the_loader_in_the_docs(tmp_path, 
     save_model(model, tmp_path / "model.safetensors", tmp_path / "config.json")
     with torch.no_grad():
         logits, cache = names["hooked"](str(tmp_path)).run_with_cache(ids)
-        maps, ours = model.attention_maps(ids)
+        maps, x = model.attention_maps(ids)
+        ours = model.logits(x)
     assert (logits - ours).abs().max() < 1e-4
     for layer in range(3):
         assert (cache["pattern", layer] - maps[:, layer]).abs().max() < 1e-5

@@ -1,13 +1,19 @@
 import json
+import tracemalloc
+import weakref
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from refusals import refusal
 
 from picollm.attention.extraction import attention_maps, extract_category, tokenise
+from picollm.attention.extraction import extract as extract_all
 from picollm.attention.maps import fault_of, load_attention, load_categories
-from picollm.data.tokenizer import END_OF_TEXT, encoding
+from picollm.attention.sentences import CATEGORIES, parse
+from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError
 from picollm.model.transformer import ModelConfig, Transformer
 
@@ -15,10 +21,10 @@ CPU = torch.device("cpu")
 SEPARATOR = 256
 
 
-def small_model(n_heads=2, context=24):
+def small_model(n_heads=2, context=24, vocab_size=257):
     torch.manual_seed(0)
     config = ModelConfig(
-        vocab_size=257,
+        vocab_size=vocab_size,
         context=context,
         d_model=16,
         n_layers=3,
@@ -38,7 +44,9 @@ def small_model(n_heads=2, context=24):
 
 def as_bytes(text):
     """A tokenizer of one token a byte: most tokens of a non-ASCII text hold part of a character."""
-    return tokenise(text, encode=lambda t: list(t.encode()), token_bytes=lambda i: bytes([i]), separator=SEPARATOR)
+    return tokenise(
+        parse(text), encode=lambda t: list(t.encode()), token_bytes=lambda i: bytes([i]), separator=SEPARATOR
+    )
 
 
 def extract(path, texts=("The cat sat.", "Déjà vu"), **changes):
@@ -52,7 +60,7 @@ def test_tokens_are_real_text():
     text = "The café’s owner slept."
     tokenizer = encoding()
     tokens = tokenise(
-        text,
+        parse(text),
         encode=tokenizer.encode_ordinary,
         token_bytes=tokenizer.decode_single_token_bytes,
         separator=END_OF_TEXT,
@@ -83,9 +91,10 @@ def test_round_trip_and_separator(tmp_path):
 def test_explicit_attention_equals_the_sdpa_path():
     model = small_model().train()  # dropout must be off in the maps all the same
     ids = torch.randint(0, 257, (1, 20), generator=torch.Generator().manual_seed(1))
-    maps, logits = model.attention_maps(ids)
+    maps, x = model.attention_maps(ids)
+    assert model.training
     model.eval()
-    assert (logits - model(ids)).abs().max() < 1e-4
+    assert (x - model.hidden(ids)).abs().max() < 1e-5
     assert torch.triu(maps, 1).abs().max() == 0
     assert (maps.sum(-1) - 1).abs().max() < 1e-5
     assert maps.std() > 0.01
@@ -135,7 +144,7 @@ def test_what_is_not_causal_attention_is_refused(tmp_path):
     for words, weights in changes.items():
         rewrite(path, attention_001=weights.astype(np.float32))
         with pytest.raises(PicollmError, match=rf"simple\.npz: attention_001 .*{words}"):
-            load_attention(path)
+            list(load_attention(path).maps)
     assert fault_of(good, 10) is None
 
 
@@ -144,7 +153,74 @@ def test_missing_array(tmp_path, key):
     path = extract(tmp_path / "simple.npz")
     rewrite(path, **{key: None})
     with pytest.raises(PicollmError, match=rf"simple\.npz is damaged or unreadable.*{key}"):
-        load_attention(path)
+        list(load_attention(path).maps)
+
+
+def test_maps_are_a_sequence(tmp_path):
+    found = load_attention(extract(tmp_path / "simple.npz"))
+    inside = list(found.maps)
+    assert len(found.maps) == 2 and np.array_equal(found.maps[-1], inside[1])
+    with pytest.raises(IndexError):
+        found.maps[2]
+
+
+def test_one_map_is_in_memory_at_a_time_when_writing_and_when_reading(tmp_path):
+    model, alive, most = small_model(), [], 0
+    original = model.attention_maps
+
+    def watched(ids):
+        nonlocal most
+        maps, x = original(ids)
+        alive.append(weakref.ref(maps))
+        most = max(most, sum(reference() is not None for reference in alive))
+        return maps, x
+
+    model.attention_maps = watched
+    sentences = [as_bytes(f"sentence number {n:03d}") for n in range(60)]
+    path = tmp_path / "simple.npz"
+    extract_category(model, category="simple", title="Simple", sentences=sentences, device=CPU, path=path)
+    assert len(alive) == 60 and most <= 2  # the one before goes when the next has come
+    found = load_attention(path)
+    tracemalloc.start()
+    total = sum(weights.nbytes for weights in found.maps)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total > 500_000 and peak < total / 3
+
+
+def test_nothing_is_written_where_a_later_category_does_not_fit(tmp_path):
+    lines = {name: {"title": name, "sentences": [f"A sentence of {name}."]} for name in CATEGORIES}
+    lines["temporal"]["sentences"] = ["word " * 40]
+    sentences = tmp_path / "sentences.yaml"
+    sentences.write_text(yaml.safe_dump(lines))
+    paths = {name: tmp_path / "out" / f"{name}.npz" for name in CATEGORIES}
+    said = refusal(extract_all, small_model(vocab_size=VOCAB_SIZE), sentences, "plain", paths, CPU)
+    assert "temporal, sentence 1 has 4" in said and not (tmp_path / "out").exists()
+    said = refusal(extract_all, small_model(vocab_size=60_000), sentences, "plain", paths, CPU)
+    assert "vocabulary of 60,000 tokens, GPT-2's has 50,257" in said and not (tmp_path / "out").exists()
+
+
+def test_gold_marks_become_positions(tmp_path):
+    line = "(The café)_subject by (A)_attractor (is)_verb old."
+    found = load_attention(extract(tmp_path / "simple.npz", texts=[line]))
+    assert found.texts == ["The café by A is old."]
+    text = [token.encode() for token in found.tokens[0]]
+    for role, words in {"subject": "The café", "attractor": "A", "verb": "is"}.items():
+        start, end = found.gold[0][role]
+        assert end - start == len(words.encode()) and text[start].decode() == words[0], role
+
+
+@pytest.mark.parametrize(
+    ("texts", "changes", "words"),
+    [
+        (["fine", "x"], {}, "simple, sentence 2 has one token"),
+        (["fine"], {"vocab_size": 256}, "sentence 1 has token 256; the model's vocabulary ends at 255"),
+    ],
+)
+def test_a_sentence_that_the_model_cannot_take(tmp_path, texts, changes, words):
+    with pytest.raises(PicollmError, match=words):
+        extract(tmp_path / "simple.npz", texts=texts, **changes)
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_format(tmp_path):
@@ -160,16 +236,18 @@ def test_damaged_bytes_never_pass_and_never_raise_anything_else(tmp_path):
     path = extract(tmp_path / "simple.npz", texts=("Hi",))
     whole, generator = path.read_bytes(), np.random.default_rng(0)
     reference = load_attention(path)
+    (intact,) = reference.maps
     for position in generator.choice(len(whole), 400, replace=False):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << generator.integers(8)
         path.write_bytes(damaged)
         try:
             found = load_attention(path)
+            (weights,) = found.maps
         except PicollmError as error:
             assert "simple.npz" in str(error)
         else:  # bits that carry nothing, such as a date
-            assert found.ids == reference.ids and np.array_equal(found.maps[0], reference.maps[0])
+            assert found.ids == reference.ids and np.array_equal(weights, intact)
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(PicollmError, match=r"simple\.npz"):

@@ -1,13 +1,17 @@
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from refusals import refusal
 from synthetic import column, content_uniform, offset, random_causal, rotating, uniform
 
 from picollm.attention.census import census, metrics, table
+from picollm.attention.keys import SETS, key_sets
 from picollm.attention.labels import (
     LABELS,
     Thresholds,
@@ -16,14 +20,17 @@ from picollm.attention.labels import (
     confidence,
     counts,
     in_force,
-    is_previous_token,
+    margins,
     percentiles_99,
+    tags,
 )
-from picollm.attention.maps import CategoryMaps
-from picollm.attention.null import null_values, untrained_models
+from picollm.attention.maps import CategoryMaps, from_arrays
+from picollm.attention.null import null_values, untrained_models, without_separator
 from picollm.attention.statistics import macro_mean, sentence_sums
+from picollm.attention.study import analyse
 from picollm.model.transformer import ModelConfig
 
+ROOT = Path(__file__).parents[1]
 CONFIGURED = Thresholds(kappa=0.25, content=0.15, broad=0.8, sink=0.1)
 HEADS = {
     "diagonal": lambda n, seed: 0.8 * offset(n, 0) + 0.2 * content_uniform(n),
@@ -32,7 +39,7 @@ HEADS = {
     "global": lambda n, seed: content_uniform(n, sink=0.2),
     "sink": lambda n, seed: 0.95 * column(n, 0) + 0.05 * offset(n, 1),
 }
-BANDS = {"short": (8, 13), "middle": (13, 31), "long": (31, 61)}
+BANDS = {"short": (7, 13), "middle": (13, 31), "long": (31, 61)}
 
 
 def values_of(maps):
@@ -68,14 +75,14 @@ def test_the_raw_rule_finds_the_plain_cases():
 
 
 def test_order_of_the_rule_and_its_thresholds():
-    plain = dict(kappa_self=0.0, kappa_prev=0.0, kappa_local=0.0, share_self=0.2, content=0.0, broad=0.5, non_sink=0.9)
+    plain = dict(kappa_self=0.0, kappa_prev=0.0, kappa_local=0.0, content=0.0, broad=0.5, non_sink=0.9)
     cases = {
         "mixed": {},
         "global": dict(broad=0.8),
         "token-specific": dict(content=0.15, broad=0.8),
         "local": dict(kappa_local=0.25, content=0.15),
-        "diagonal": dict(kappa_self=0.25, share_self=0.6),
-        "sink": dict(kappa_self=0.25, share_self=0.6, non_sink=0.0999),
+        "diagonal": dict(kappa_self=0.25),
+        "sink": dict(kappa_self=0.25, non_sink=0.0999),
     }
     rows = [plain | changes for changes in cases.values()]
     values = {name: np.array([row[name] for row in rows]) for name in plain}
@@ -87,12 +94,62 @@ def test_order_of_the_rule_and_its_thresholds():
 def test_previous_token_tag():
     maps = [np.stack([offset(20, 1), offset(20, 3), offset(20, 0)])] * 2
     values = values_of(maps)
-    assert is_previous_token(values, assign(values, CONFIGURED)).tolist() == [True, False, False]
+    assert tags(values, values, assign(values, CONFIGURED), CONFIGURED) == ["previous-token", None, None]
+    values = values_of([offset(5, 1)[None]] * 3)  # too short for a local window
+    assert np.isnan(values["kappa_local"]).all()
+    assert tags(values, values, assign(values, CONFIGURED), CONFIGURED) == ["previous-token"]
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_a_head_that_is_partly_on_itself_is_diagonal_at_every_length(band):
+    lengths = np.random.default_rng(1).integers(*BANDS[band], 24)
+    maps = [np.stack([s * offset(n, 0) + (1 - s) * content_uniform(n) for s in (0.3, 0.5)]) for n in lengths]
+    values = values_of(maps)
+    labels = assign(values, CONFIGURED)
+    assert [LABELS[k] for k in labels] == ["diagonal", "diagonal"]
+    assert tags(values, values, labels, CONFIGURED) == [None, None]
+
+
+def test_a_token_specific_head_is_tagged_with_the_set_of_keys_that_it_looks_for():
+    text = "<|endoftext|> cat the cat , cat the owl dog the cat ,"
+    ids, tokens = [0, 5, 9, 5, 7, 5, 9, 8, 6, 9, 5, 7], text.split()
+    sets = dict(zip(SETS, key_sets(ids, tokens), strict=True))
+    wanted = ("punctuation", "function-word", "duplicate", "induction")
+    maps = [np.stack([looking(sets[name]) for name in wanted])] * 2
+    values = macro_mean(sentence_sums(maps, [0, 0], window=1, keys=[key_sets(ids, tokens)] * 2))
+    values = {name: value[0] for name, value in values.items()}
+    for name, h in zip(wanted, range(4), strict=True):
+        assert values[f"kappa_{name}"][h] == pytest.approx(1), name
+    labels = np.full(4, LABELS.index("token-specific"))
+    assert tags(values, values, labels, CONFIGURED) == list(wanted)
+    low = {**values, **{f"kappa_{name}": np.full(4, 0.09) for name in SETS}}
+    assert tags(values, low, labels, CONFIGURED) == [None] * 4, "intervals that begin too low"
+
+
+def looking(set_QK):
+    """A head that has all of its mass on the set where there is one, and is uniform elsewhere."""
+    weights = content_uniform(len(set_QK))
+    some = set_QK.sum(1) > 0
+    weights[some] = set_QK[some] / set_QK[some].sum(1, keepdims=True)
+    return weights
+
+
+def test_margins_are_in_standard_deviations_of_the_bootstrap():
+    found = dict(kappa_self=[0.45], kappa_prev=[0.0], kappa_local=[0.0], broad=[0.5], content=[0.1], non_sink=[0.9])
+    drawn = {name: np.array([value, value]) for name, value in found.items()}
+    drawn["kappa_self"] = np.array([[0.40], [0.50]])  # a standard deviation of 0.05
+    drawn["broad"] = np.array([[0.4], [0.6]])
+    values = {name: np.array(value) for name, value in found.items()}
+    assert margins(values, drawn, np.array([LABELS.index("diagonal")]), CONFIGURED) == pytest.approx([4.0])
+    assert margins(values, drawn, np.array([LABELS.index("mixed")]), CONFIGURED) == pytest.approx([3.0])
+    assert np.isnan(margins(values, drawn, np.array([LABELS.index("sink")]), CONFIGURED)).all()
 
 
 def test_thresholds_are_the_larger_of_configured_and_null():
-    used = in_force(CONFIGURED, {"kappa_max": 0.4, "content": 0.01})
-    assert used == Thresholds(kappa=0.4, content=0.15, broad=0.8, sink=0.1)
+    null = {"kappa_max": 0.4, "content": 0.01}
+    assert in_force(CONFIGURED, null, 0.3) == Thresholds(kappa=0.4, content=0.15, broad=0.8, sink=0.1)
+    assert in_force(CONFIGURED, null, 0.5).kappa == 0.5
+    assert in_force(CONFIGURED, dict.fromkeys(null, np.nan), 0.1) == CONFIGURED
 
 
 def test_confidence_and_counts():
@@ -123,9 +180,20 @@ def test_untrained_heads_are_global_and_leave_the_random_state_alone():
     assert (assign(null, CONFIGURED) == LABELS.index("global")).all()
     assert percentiles_99(null)["kappa_max"] < 0.1
     again = null_of(ids, category)
-    assert all(np.array_equal(null[name], again[name]) for name in null)
+    assert all(np.array_equal(null[name], again[name], equal_nan=True) for name in null)
     first, second = (next(iter(m.parameters())) for m in untrained_models(config(), models=2, seed=1))
     assert not torch.equal(first, second)
+
+
+def test_without_the_separator_the_first_word_stands_in_its_place():
+    ids, category = [*some_ids(), [0, 5, 6]], [0] * 6 + [1] * 7
+    torch.set_num_threads(1)
+    (model,) = untrained_models(config(), models=1, seed=3)
+    found = without_separator(model, ids, category, window=4, device=torch.device("cpu"))
+    maps = [model.attention_maps(torch.tensor([sequence[1:]]))[0][0].numpy() for sequence in ids]
+    expected = macro_mean(sentence_sums(maps, category, window=4))
+    for name, values in found.items():
+        assert values == pytest.approx(expected[name][0], nan_ok=True), name
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +205,11 @@ def report():
         found = [list(range(m.shape[-1])) for m in maps]
         tokens = [list(map(str, sequence)) for sequence in found]
         texts = [f"{name} {k}" for k in range(len(maps))]
-        categories.append(CategoryMaps(name, name.title(), texts, found, tokens, maps))
+        categories.append(CategoryMaps(name, name.title(), texts, found, tokens, [{}] * len(maps), maps))
         ids += found
     null = null_of(ids, [0] * 24 + [1] * 24)
-    return census(categories, null=null, configured=CONFIGURED, window=4, bootstraps=200, seed=1)
+    bare = values_of([weights for category in categories for weights in category.maps])
+    return census(categories, null=null, bare=bare, configured=CONFIGURED, window=4, bootstraps=200, seed=1)
 
 
 def test_census(report):
@@ -156,6 +225,7 @@ def test_census(report):
         "value": 0.25,
         "configured": 0.25,
         "null_percentile_99": report["null"]["percentile_99"]["kappa_max"],
+        "shuffled_percentile_99": report["thresholds"]["kappa"]["shuffled_percentile_99"],
         "source": "configured",
     }
     for head in report["heads"]:
@@ -173,12 +243,58 @@ def test_table_and_metrics(report):
     assert sum(flat[f"share_{label.replace('-', '_')}"] for label in LABELS) == pytest.approx(1)
 
 
+def test_the_example_in_the_docs_takes_plain_arrays_and_names_the_one_that_is_none():
+    example: dict = {}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "docs/heads.md").read_text(), re.S)[1], example)
+    maps = [weights[None] for weights in synthetic_maps((8, 40))]
+    before = [weights.copy() for weights in maps]
+    ids = [list(range(weights.shape[-1])) for weights in maps]
+    words = [[f"word{i}" for i in sequence] for sequence in ids]
+    report, families, arrays = example["heads_of"](maps, ids, words)
+    assert [head["label"] for head in report["heads"]] == list(HEADS)
+    assert report["null"]["heads"] == 0 and report["separator"] is None
+    assert all(np.array_equal(a, b) for a, b in zip(maps, before, strict=True))
+    json.dumps([report, families], allow_nan=False)
+    assert arrays["distance"].shape == (5, 5) and len(families["heads"]) == 5
+
+
+def test_what_is_no_map_is_named():
+    def told(place=None, value=None, **changes):
+        given = {"maps": [offset(6, 1)[None, None]] * 4, "ids": [list(range(6))] * 4} | changes
+        if place is not None:
+            given["maps"] = [*given["maps"][:place], value, *given["maps"][place + 1 :]]
+        return refusal(lambda: from_arrays(**given))
+
+    weights = offset(6, 1)[None, None]
+    assert told(3, np.where(weights > 0.5, np.nan, weights)) == "map 3 of all holds NaN or infinity"
+    assert told(1, np.repeat(weights, 2, axis=1)) == "map 1 of all has (1, 2) layers and heads, the first has (1, 1)"
+    assert told(2, weights[..., :5]).startswith("map 2 of all has shape (1, 1, 6, 5)")
+    assert "0 maps, 0 lists of ids" in told(maps=[], ids=[])
+    assert "4 maps, 3 lists of ids" in told(ids=[list(range(6))] * 3)
+    assert told(tokens=[["a"]] * 4) == "map 0 of all has 1 words for 6 ids"
+    short = told(maps=[np.array([[[[1.0, 0.0], [0.5, 0.5]]]])], ids=[[0, 1]])
+    assert short == "map 0 of all has fewer than two tokens after the sink"
+
+
+def test_a_head_of_nothing_but_sink_goes_through_the_whole_study():
+    maps = [np.stack([column(n, 0), offset(n, 1), content_uniform(n)])[None] for n in (7, 9, 12, 15) * 3]
+    category = from_arrays(maps, [list(range(m.shape[-1])) for m in maps])
+    sections = {
+        "heads": dict(kappa=0.25, content=0.15, broad=0.8, sink=0.1, window=4, bootstraps=100, seed=1),
+        "clusters": dict(max_k=2, bootstraps=5, seed=1),
+    }
+    report, families, _ = analyse([category], **sections)
+    assert [head["label"] for head in report["heads"]] == ["sink", "local", "global"]
+    assert report["heads"][0]["statistics"]["broad"]["value"] is None
+    json.dumps([report, families], allow_nan=False)
+
+
 def test_an_unstable_head_is_called_uncertain():
     """A head at the threshold: its kappa is .255 on average, and sentences differ."""
     shares = np.linspace(0.005, 0.505, 20)
     maps = [(s * offset(20, 1) + (1 - s) * content_uniform(20))[None, None].astype(np.float32) for s in shares]
     ids = [list(range(20))] * 20
-    category = CategoryMaps("simple", "Simple", [""] * 20, ids, [[]] * 20, maps)
+    category = CategoryMaps("simple", "Simple", [""] * 20, ids, [["x"] * 20] * 20, [{}] * 20, maps)
     null = {name: np.zeros((1, 4)) for name in values_of([random_causal((1, 9, 9), 0)])}
-    report = census([category], null=null, configured=CONFIGURED, window=4, bootstraps=300, seed=1)
+    report = census([category], null=null, bare=None, configured=CONFIGURED, window=4, bootstraps=300, seed=1)
     assert report["heads"][0]["uncertain"] and 0 < report["heads"][0]["confidence"] < 0.8

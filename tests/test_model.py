@@ -78,7 +78,8 @@ def numpy_model(model, ids):
 @pytest.mark.parametrize("tied", [True, False])
 def test_maps_and_logits_equal_a_second_implementation(tied):
     model, ids = make(sharp=True, tied=tied), random_ids(2, 24)
-    maps, logits = model.attention_maps(ids)
+    maps, x = model.attention_maps(ids)
+    logits = model.logits(x)
     for b in range(2):
         expected_maps, expected_logits = numpy_model(model, ids[b].numpy())
         assert expected_maps.max(-1)[:, :, 5:].mean() > 0.4, "sharp enough to notice a wrong score"
@@ -90,7 +91,7 @@ def test_maps_and_logits_equal_a_second_implementation(tied):
 def test_both_paths_compute_the_same(length):
     model, ids = make(sharp=True), random_ids(3, length)
     with torch.no_grad():
-        torch.testing.assert_close(model.attention_maps(ids)[1], model(ids), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(model.logits(model.attention_maps(ids)[1]), model(ids), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(model(ids, last=True), model(ids)[:, -1], rtol=1e-12, atol=1e-12)
 
 
@@ -105,7 +106,7 @@ def test_attention_maps_are_taken_without_dropout_and_leave_the_mode():
     model, ids = make(dropout=0.5), random_ids(1, 16)
     expected = model(ids)
     model.train()
-    torch.testing.assert_close(model.attention_maps(ids)[1], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.logits(model.attention_maps(ids)[1]), expected, rtol=1e-5, atol=1e-6)
     assert model.training and not torch.allclose(model(ids), expected, atol=1e-3)
 
 
@@ -198,7 +199,7 @@ def test_the_padded_vocabulary_never_leaks(tied):
         model.head.weight[97:] = 1e9
         assert torch.equal(model(ids), logits) and model.loss(ids[:, :-1], ids[:, 1:]) == loss
         assert torch.equal(model(ids, last=True), logits[:, -1])
-        assert model.attention_maps(ids)[1].shape == (2, 16, 97)
+        assert model.attention_maps(ids)[1].shape == model.hidden(ids).shape
     torch.testing.assert_close(loss, -logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).mean())
 
 

@@ -10,7 +10,7 @@ import yaml
 
 STAGES = {
     "prepare_corpus", "tokenize_pack", "pretrain", "extract_attention", "classify_heads", "cluster_heads",
-    "trt_compile", "trt_benchmark", "nsys_capture", "draw_figures", "final_report",
+    "state_findings", "trt_compile", "trt_benchmark", "nsys_capture", "draw_figures", "final_report",
 }  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def test_report_needs_no_network_and_names_what_was_not_run(project):
     html = (project.path / "reports/final.html").read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|url\(\s*["']?http|@import|<script""", html)
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
-    assert html.count('src="data:image/') == 7 + 2 * 10
+    assert html.count('src="data:image/') == 10 + 2 * 10
     benchmark = json.loads((project.path / "reports/benchmark.json").read_text())
     assert benchmark["backends"]["tensorrt"]["status"] in html
 
@@ -56,6 +56,19 @@ def test_the_trained_model_writes_is_evaluated_and_leaves(project):
     assert json.loads(project.picollm("evaluate", "--json", "--model", "exported")) == found
 
 
+def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
+    text = project.picollm("analyze", "--checkpoint", "exported", "-o", "mine")
+    assert "Heads: of 56" in text and "Families: " in text
+    for name in ("heads.json", "heads.csv", "clusters.json"):
+        assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name
+    for path in (project.path / "data/attention").glob("*.npz"):
+        assert (project.path / "mine/attention" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((project.path / "mine/figures").glob("*.*g"))) == 7
+    sentences = project.path / "own.yaml"
+    sentences.write_text("simple: nothing")
+    assert "own.yaml" in refused(project, "analyze", "--sentences", "own.yaml")
+
+
 def refused(project, *command):
     (project.path / "empty.txt").write_text("")
     return project.picollm(*command, ok=False)
@@ -71,7 +84,7 @@ def test_no_artefact_holds_the_path_of_the_project(project):
 
 def test_metrics_are_flat_numbers(project):
     files = sorted((project.path / "reports/metrics").glob("*.json"))
-    assert [p.stem for p in files] == ["benchmark", "clusters", "data", "heads", "profile", "training"]
+    assert [p.stem for p in files] == ["benchmark", "clusters", "data", "findings", "heads", "profile", "training"]
     for path in files:
         values = json.loads(path.read_text())
         assert 0 < len(values) <= 20
@@ -92,7 +105,7 @@ def test_dvc_repro_reruns_what_depends_on_a_value_and_snakemake_agrees(project):
     project.set("clusters", max_k=2)
     text = project.run("dvc", "repro")
     ran = set(re.findall(r"Running stage '(\w+)'", text))
-    assert "cluster_heads" in ran and ran <= {"cluster_heads", "draw_figures", "final_report"}
+    assert "cluster_heads" in ran and ran <= {"cluster_heads", "state_findings", "draw_figures", "final_report"}
     assert project.planned() == project.changed() == set()
     assert (project.path / "data/model/model.safetensors").stat().st_mtime_ns == untouched
     after = json.loads((project.path / "reports/metrics/clusters.json").read_text())
@@ -110,7 +123,7 @@ def test_touched_code_is_not_stale_but_changed_code_is(project):
     original = module.read_bytes()
     module.write_bytes(original + b"# edited\n")
     assert project.changed() == {"cluster_heads"}
-    assert project.planned() == {"cluster_heads", "draw_figures", "final_report"}
+    assert project.planned() == {"cluster_heads", "state_findings", "draw_figures", "final_report"}
     module.write_bytes(original)
     config = project.path / "picollm/config.py"
     config.write_text(config.read_text() + "# edited\n")
@@ -129,7 +142,7 @@ def test_fresh_clone_with_pulled_data_has_nothing_to_do_but_sees_an_edit(project
     assert clone.changed() == clone.planned() == set()
     clone.set("clusters", max_k=3)  # which no other test takes
     assert clone.changed() == {"cluster_heads"}
-    assert clone.planned() == {"cluster_heads", "draw_figures", "final_report"}
+    assert clone.planned() == {"cluster_heads", "state_findings", "draw_figures", "final_report"}
     assert "recorded" in clone.picollm("show", "reports/clusters.json")
 
 

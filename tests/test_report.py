@@ -25,7 +25,9 @@ from picollm.report.summary import NAMES, five_lines, lines
 
 TEMPLATE = Path(html_module.__file__).with_name("template.html.j2")
 CFG = {"report": {"title": "A run"}, "corpus": {"source": "enwiki-sample", "fraction": 0.5}}
-STATISTICS = ("kappa_self", "kappa_prev", "kappa_local", "kappa_sink", "non_sink", "broad", "positional", "content")
+STATISTICS = (
+    "kappa_self", "kappa_prev", "kappa_local", "kappa_sink", "non_sink", "broad", "positional", "content", "distance",
+)  # fmt: skip
 HARDWARE = {
     "device": "cpu", "cpu": {"model": "CPU & Co <9>", "cores": 2, "isa": ["avx2"]}, "memory_gib": 4.0, "gpu": None,
     "threads": 2, "python": "3.11", "packages": {"torch": "2.0"},
@@ -41,6 +43,10 @@ def head(h):
         "label": label,
         "tag": None,
         "confidence": 0.5 + h / 10,
+        "margin": None if h == 3 else 1.5 * h,
+        "sink_flag": h == 3,
+        "categories_agreeing": h,
+        "category_labels": dict.fromkeys(("simple", "negation", "technical"), label),
     }
     value = {"value": None, "low": None, "high": None} if h == 3 else {"value": 0.25, "low": 0.125, "high": 0.5}
     return row | {"uncertain": h == 1, "raw_label": "mixed", "statistics": dict.fromkeys(STATISTICS, value)}
@@ -73,18 +79,40 @@ def chapters():
     heads = {
         "n_layers": 2, "n_heads": 2, "heads": [head(h) for h in range(4)], "raw_labels": count | {"mixed": 4},
         "labels": {key: {"count": n, "share": n / 4, "low": 0.0, "high": 0.75} for key, n in labels.items()},
-        "null": {"heads": 8, "labels": count | {"global": 6, "sink": 2}}, "raw_agreement": None, "raw_rule": "raw",
+        "null": {"heads": 8, "labels": count | {"global": 6, "sink": 2},
+                 "values": {"kappa_max": [0.01, -0.02], "content": [0.0, 0.01]}},
+        "raw_agreement": None, "raw_rule": "raw",
+        "sensitivity": {
+            "thresholds": [{"threshold": name, "value": value, "labels": [1, 0, 0, 2, 1, 0]}
+                           for name in ("kappa", "broad") for value in (0.2, 0.4)],
+            "window": [{"window": 2, "labels": [1, 0, 0, 2, 1, 0]}, {"window": 4, "labels": [0, 1, 0, 2, 1, 0]}],
+        },
+        "separator": {"same_label": 0.75, "means": dict.fromkeys(("non_sink", "broad"), {"with": 0.5, "without": 0.4})},
+        "category_effects": {"tested": 40, "significant": [
+            {"head": "L0H1", "category": "complex_syntax", "difference": -0.125, "q": 0.01}]},
         "sample": {"sentences": 6, "tokens": 88, "bootstraps": 100, "null_models": 2, "categories": {"simple": {}}},
         "rule": ["first kappa"], "definitions": {"broad": "share"},
-        "thresholds": {"kappa": {"value": 0.25, "configured": 0.25, "null_percentile_99": None}},
+        "thresholds": {"kappa": {"value": 0.25, "configured": 0.25, "null_percentile_99": None,
+                                 "shuffled_percentile_99": 0.03},
+                       "content": {"value": 0.15, "configured": 0.15, "null_percentile_99": 0.01,
+                                   "shuffled_percentile_99": None}},
     }  # fmt: skip
     cluster = {"cluster": 1, "size": 2, "mean_distance": 0.1, "stability": 0.9, "stable": True, "labels": {"global": 2}}
     clusters = {
         "distance": "Jensen-Shannon", "method": "average", "cophenetic": {"average": 0.9}, "faithful": True, "k": 2,
-        "silhouette": 0.4, "noise": {"mean_absolute_difference": 0.05},
+        "silhouette": 0.4, "noise": {"mean_absolute_difference": 0.05}, "coordinates_show": 0.6,
+        "with_sink": {"rank_correlation": 0.5}, "heads": [{"cluster": c} for c in (1, 1, 2, 2)],
         "clusters": [cluster | {"heads": ["L0H0", "L0H1"]}],
         "agreement": dict.fromkeys(("labels", "layers"), {"adjusted_rand": 0.1, "p": 0.2, "permutations": 99}),
     }  # fmt: skip
+    claim = {"section": "V.A", "claim": "heads are <global>", "test": "an interval", "verdict": "not supported",
+             "numbers": {"share": 0.5, "untrained_models": None}}  # fmt: skip
+    findings = {
+        "testable": True,
+        "because": "it predicts better than a bigram",
+        "nats_below_a_bigram": 0.25,
+        "claims": [claim],
+    }
     engine = {
         "target": "tensorrt-rtx", "compute_capabilities": ["8.9"], "precision": "fp16", "max_batch": 8, "context": 128,
         "checkpoint_sha256": "ab" * 32, "hardware": HARDWARE, "files": [{"file": "a.plan", "bytes": 5_000_000}],
@@ -113,8 +141,8 @@ def chapters():
         "ranges": {"forward": times}, "timeline": [
             {"name": "step", "start_ms": 0.0, "end_ms": 6.5}, {"name": "forward", "start_ms": 0.5, "end_ms": 5.5}],
     }  # fmt: skip
-    names = ("training", "heads", "clusters", "engine", "benchmark", "profile")
-    found = dict(zip(names, (training, heads, clusters, engine, benchmark, profile), strict=True))
+    names = ("training", "heads", "clusters", "findings", "engine", "benchmark", "profile")
+    found = dict(zip(names, (training, heads, clusters, findings, engine, benchmark, profile), strict=True))
     return deepcopy(found) | {"data": {"splits": {"train": split, "validation": split}, "context": 128}}
 
 
@@ -127,16 +155,14 @@ def metrics():
 def draw(folder):
     """Every kind of figure, from small real arrays, in a gallery of its own."""
     found, gallery, n = chapters(), Gallery(folder / "manifest.json"), 6
-    names, labels = [h["name"] for h in found["heads"]["heads"]], [h["label"] for h in found["heads"]["heads"]]
+    names = [h["name"] for h in found["heads"]["heads"]]
     weights, tokens = random_causal((2, 2, n, n), seed=1), ["<|endoftext|>", "The", " cat", "\n", " sat", "."]
     distance = np.abs(np.subtract.outer(range(4), range(4))) / 10
     curve = [{"tokens": str(64 * i), "loss": str(7 - i), "validation_loss": "6.5" if i % 2 else ""} for i in range(4)]
     gallery.add("training.svg", measurement.loss_curve(curve, found["training"]), "Loss")
-    gallery.add("classes.svg", attention.class_pie(found["heads"]["labels"]), "Classes")
-    gallery.add("grid.svg", attention.class_grid(found["heads"]["heads"]), "Grid")
-    gallery.add("similarity.png", attention.similarity_map(distance, np.array([2, 0, 1, 3]), names), "Similarity")
-    tree = attention.dendrogram_figure(average(squareform(distance)), names, labels, 0.05)
-    gallery.add("dendrogram.svg", tree, "Dendrogram")
+    arrays = {"distance": distance, "linkage": average(squareform(distance)), "order": np.array([2, 0, 1, 3]),
+              "coordinates": np.array([[0, 0], [0, 1], [1, 0], [2, 2.0]])}  # fmt: skip
+    attention.head_figures(gallery, found["heads"], found["clusters"], arrays)
     gallery.add("benchmark.svg", measurement.latency_bars(found["benchmark"]["results"]), "Latency")
     gallery.add("profile.svg", measurement.step_timeline(found["profile"]), "Steps")
     gallery.add("simple-maps.png", attention.heat_maps(weights, tokens, [names[:2], names[2:]]), "Maps", "Simple <b>")
@@ -155,12 +181,12 @@ def test_figures_repeat_to_the_byte_and_replace_an_earlier_run(figures, tmp_path
     again = draw(tmp_path)
     first = {path.name: path.read_bytes() for path in figures.parent.iterdir()}
     assert first == {path.name: path.read_bytes() for path in again.parent.iterdir()}
-    assert len(first) == 10 and first["simple-maps.png"].startswith(b"\x89PNG") and b"<svg" in first["grid.svg"]
+    assert len(first) == 13 and first["simple-maps.png"].startswith(b"\x89PNG") and b"<svg" in first["grid.svg"]
 
 
 def test_embedded_figures_are_the_files(figures):
     found = embedded(figures)
-    assert found["simple-flow.svg"]["group"] == "Simple <b>" and found["grid.svg"]["caption"] == "Grid"
+    assert found["simple-flow.svg"]["group"] == "Simple <b>" and found["profile.svg"]["caption"] == "Steps"
     for name, entry in found.items():
         kind, data = entry["uri"].split(";base64,")
         assert kind == ("data:image/png" if name.endswith("png") else "data:image/svg+xml")
@@ -184,7 +210,7 @@ def test_the_page_is_the_same_each_time_and_needs_nothing_from_outside(figures):
     assert page == render(TEMPLATE, figures, chapters(), metrics(), CFG)
     targets = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]+)|url\(([^)]*)\)|@import\s+(\S+)", page)
     targets = ["".join(groups) for groups in targets]
-    assert len(targets) >= 9 + 10
+    assert len(targets) >= 12 + 11
     assert all(target.startswith(("data:image/", "#")) for target in targets)
     assert not re.search(r"<(script|link|iframe|object|embed)\b", page, re.IGNORECASE)
     assert {target[1:] for target in targets if target.startswith("#")} == set(re.findall(r'<h2 id="(\w+)"', page))
@@ -195,7 +221,9 @@ def test_the_page_is_the_same_each_time_and_needs_nothing_from_outside(figures):
 def test_the_page_says_what_the_chapters_say(figures):
     page = html_entities.unescape(re.sub(r"<[^>]*>", "", render(TEMPLATE, figures, chapters(), metrics(), CFG)))
     words = ["50.0 % global", "75.0 % global by the same rule", "not run: no NVIDIA GPU", "+25.000 %", "35,318,080",
-             "CPU & Co <9>", "It gives not defined of the heads"]  # fmt: skip
+             "CPU & Co <9>", "It gives not defined of the heads", "75.0 % of the heads keep their class",
+             "L0H1 on complex syntax (-0.12)", "0.25 nats per token below a bigram", "heads are <global>",
+             "untrained models –"]  # fmt: skip
     assert [word for word in words if word not in page] == []
     assert all(line in page for line in lines(metrics(), chapters()["heads"], chapters()["benchmark"]))
 

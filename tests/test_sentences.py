@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from picollm.attention import sentences
-from picollm.attention.sentences import CATEGORIES, load_sentences
+from picollm.attention.sentences import CATEGORIES, as_wikitext, load_sentences, parse
 from picollm.data.tokenizer import encoding
 from picollm.errors import PicollmError
 
@@ -23,17 +23,79 @@ def test_shipped_sentences_are_enough_and_of_overlapping_lengths():
     categories = load_sentences(SHIPPED)
     assert tuple(categories) == CATEGORIES
     for category in categories.values():
-        lengths = [len(encoding().encode_ordinary(sentence)) for sentence in category.sentences]
-        assert len(lengths) >= 8
-        assert min(lengths) <= 8 and max(lengths) >= 39 and 15 <= sum(lengths) / len(lengths) <= 21
+        lengths = [len(encoding().encode_ordinary(sentence.text)) for sentence in category.sentences]
+        assert len(lengths) >= 24 and max(lengths) <= 60
+        assert 6 <= min(lengths) <= 7 and max(lengths) >= 41 and 15 <= sum(lengths) / len(lengths) <= 20
 
 
 def test_order_is_that_of_the_categories_not_of_the_file(tmp_path):
     assert tuple(load(tmp_path, dict(reversed(document().items())))) == CATEGORIES
 
 
+def test_shipped_gold_marks_are_enough_and_in_order():
+    categories = load_sentences(SHIPPED)
+    gold = {name: [s for s in category.sentences if s.gold] for name, category in categories.items()}
+    least = {"coreference": 26, "negation": 24, "long_range_dependencies": 23, "complex_syntax": 5}
+    assert {name: len(marked) for name, marked in gold.items() if marked} == least
+    for sentence in (s for marked in gold.values() for s in marked):
+        spans = sorted(sentence.gold.values())
+        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False)), sentence
+        assert all(sentence.text[a:b].strip() == sentence.text[a:b] != "" for a, b in spans), sentence
+        for role, before in (("pronoun", "antecedent"), ("pronoun", "distractor"), ("verb", "attractor")):
+            if {role, before} <= sentence.gold.keys():
+                assert sentence.gold[before] < sentence.gold[role], "a causal model has seen it"
+    items = [s.gold for s in gold["coreference"] if "distractor" in s.gold]
+    first = sum(item["antecedent"] < item["distractor"] for item in items)
+    assert len(items) >= 20 and abs(2 * first - len(items)) <= 1, "the nearest noun is right as often as wrong"
+
+
+def test_every_pronoun_has_its_antecedent_first_as_often_as_second():
+    orders: dict[str, list[bool]] = {}
+    for sentence in load_sentences(SHIPPED)["coreference"].sentences:
+        if "distractor" in sentence.gold:
+            pronoun = sentence.text[slice(*sentence.gold["pronoun"])]
+            orders.setdefault(pronoun, []).append(sentence.gold["antecedent"] < sentence.gold["distractor"])
+    assert all(abs(2 * sum(found) - len(found)) <= 1 for found in orders.values()) and len(orders) == 4
+
+
+@pytest.mark.parametrize(
+    ("plain", "wikitext"),
+    [
+        ("The well, it's said, was dry.", "The well , it 's said , was dry ."),
+        ("In 1,200 years 2.4 metres; so?", "In 1 @,@ 200 years 2 @.@ 4 metres ; so ?"),
+        ("A well-known (poet)_antecedent, who did (he)_pronoun?", "A well @-@ known poet , who did he ?"),
+    ],
+)
+def test_the_style_of_wikitext(plain, wikitext):
+    sentence = parse(as_wikitext(plain))
+    assert sentence.text == wikitext
+    assert [wikitext[a:b] for a, b in sentence.gold.values()] in ([], ["poet", "he"])
+
+
+def test_sentences_are_written_in_the_style_that_is_asked_for():
+    plain, wikitext = (load_sentences(SHIPPED, style) for style in ("plain", "wikitext"))
+    for name in CATEGORIES:
+        for one, other in zip(plain[name].sentences, wikitext[name].sentences, strict=True):
+            assert other.text == as_wikitext(one.text)
+            for role, (a, b) in other.gold.items():
+                assert other.text[a:b] == as_wikitext(one.text[slice(*one.gold[role])]), one
+
+
+def test_marks_are_taken_out_of_the_text():
+    sentence = parse("(Ann)_antecedent said (once) that (she)_pronoun won.")
+    assert sentence.text == "Ann said (once) that she won."
+    assert {role: sentence.text[a:b] for role, (a, b) in sentence.gold.items()} == {
+        "antecedent": "Ann",
+        "pronoun": "she",
+    }
+
+
 def without(name):
     return {key: value for key, value in document().items() if key != name}
+
+
+def simple(line):
+    return document() | {"simple": {"title": "Simple", "sentences": [line]}}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +113,12 @@ def without(name):
         ),
         (document() | {"simple": {"title": 3, "sentences": ["a"]}}, "title of the category simple"),
         (document() | {"simple": {"sentences": ["a"]}}, "two keys title and sentences"),
+        (simple("(Ann)_hero won."), "simple, sentence 1 marks (Ann) as 'hero'; the roles are pronoun"),
+        (simple("(Ann)_antecedent won."), "simple, sentence 1 marks a span as antecedent and none as pronoun"),
+        (simple("(A)_verb (b)_verb (c)_subject"), "simple, sentence 1 marks two spans as verb"),
+        (simple("()_pronoun went."), "simple, sentence 1 has a mark that can't be read, at ')_pronoun'"),
+        (simple("He (is (not)_negation)_scope here."), "simple, sentence 1 marks a span as negation"),
+        (simple("There was (no)-negation rain."), "simple, sentence 1 has a mark that can't be read, at ')-negation'"),
         ("- just a list", "ten categories"),
         ("simple: [", "not YAML"),
     ],

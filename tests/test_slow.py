@@ -43,7 +43,7 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path):
     project.set("corpus", source="local", path="text")
     # The model, its context and its precision are the preset's; only lengths shrink.
     project.set("pretrain", length=2, unit="steps", batch_rows=2, compile="none")
-    project.set("heads", bootstraps=100, null_models=1)
+    project.set("heads", bootstraps=100, null_models=3)
     project.set("clusters", bootstraps=2)
     project.set("engine", compute_capabilities=["8.9"], max_batch=1)
     project.set("benchmark", batches=[1], rounds=3, block_seconds=0.2, gate_rows=4)

@@ -48,7 +48,7 @@ OTHER = {
     "pretrain.unit": "epochs", "pretrain.optimizer": "adamw", "pretrain.autocast": "all", "pretrain.compile": "all",
     "pretrain.warmup": 0.2, "engine.precision": "fp16", "engine.compute_capabilities": ["7.5"],
     "benchmark.backends": ["eager-fp32"], "benchmark.batches": [2], "profile.tool": "nsys", "report.title": "other",
-    "attention.sentences": "other.yaml", "pretrain.loading": "workers",
+    "attention.sentences": "other.yaml", "attention.style": "wikitext", "pretrain.loading": "workers",
 }  # fmt: skip
 FIRST = {section: (key, value) for section, key, value in reversed(LEAVES)}
 

@@ -22,30 +22,21 @@ with job(snakemake):
         read_json(inputs[name]) for name in ("training", "heads", "clusters", "benchmark", "profile")
     )
     heads = report["heads"]
-    names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
-
     with open(inputs.curve, encoding="utf-8") as file:
         curve = list(csv.DictReader(file))
     if curve:  # there is none of an imported model
         gallery.add("training.svg", measurement.loss_curve(curve, training), "Loss over tokens")
-    gallery.add("classes.svg", attention.class_pie(report["labels"]), "Share of each class of heads, with intervals")
-    gallery.add("grid.svg", attention.class_grid(heads), "Class and confidence of every head; pale means uncertain")
-    arrays = np.load(inputs.arrays)
-    similarity = attention.similarity_map(arrays["distance"], arrays["order"], names)
-    gallery.add("similarity.png", similarity, "Similarity of every pair of heads, in the order of the dendrogram")
-    noise = clusters["noise"]["mean_absolute_difference"]
-    tree = attention.dendrogram_figure(arrays["linkage"], names, labels, noise)
-    gallery.add("dendrogram.svg", tree, "Dendrogram of the heads, average linkage; names wear their class's colour")
+    attention.head_figures(gallery, report, clusters, np.load(inputs.arrays))
     gallery.add("benchmark.svg", measurement.latency_bars(benchmark["results"]), "Latency by backend and batch")
     gallery.add("profile.svg", measurement.step_timeline(profile), "The first profiled training steps")
 
     by_layer = [[f"{h['name']} {attention.LETTERS[h['label']]}" for h in heads if h["layer"] == layer]
                 for layer in range(report["n_layers"])]  # fmt: skip
     for category in load_categories(inputs.maps):
-        by_length = sorted(zip(category.maps, category.tokens, strict=True), key=lambda pair: len(pair[1]))
+        by_length = sorted(range(len(category.ids)), key=lambda sentence: len(category.ids[sentence]))
         first = max(0, (len(by_length) - cfg["examples"]) // 2)  # of middle length: neither trivial nor crowded
-        shown = by_length[first : first + cfg["examples"]]
-        for number, (weights, tokens) in enumerate(shown):
+        for number, sentence in enumerate(by_length[first : first + cfg["examples"]]):
+            weights, tokens = category.maps[sentence], category.tokens[sentence]
             title = f"{category.title}, example {number + 1}"
             stem = f"{category.category}-{number}"
             gallery.add(f"{stem}-maps.png", attention.heat_maps(weights, tokens, by_layer),

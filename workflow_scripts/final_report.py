@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 with job(snakemake):
     inputs = snakemake.input
-    names = ("data", "training", "heads", "clusters", "engine", "benchmark", "profile")
+    names = ("data", "training", "heads", "clusters", "findings", "engine", "benchmark", "profile")
     chapters = {name: read_json(inputs[name]) for name in names}
     metrics = {Path(path).stem: read_json(path) for path in inputs.metrics}
     html = render(Path(inputs.template), Path(inputs.figures), chapters, metrics, snakemake.params.cfg)

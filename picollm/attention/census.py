@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from picollm.attention.keys import every_key_set
 from picollm.attention.labels import (
     CONFIDENT,
     LABELS,
@@ -21,10 +23,14 @@ from picollm.attention.labels import (
     confidence,
     counts,
     in_force,
-    is_previous_token,
+    margins,
+    percentile_99,
     percentiles_99,
+    strongest_kappa,
+    tags,
 )
-from picollm.attention.maps import CategoryMaps, flatten
+from picollm.attention.maps import CategoryMaps, every_map, numbering
+from picollm.attention.robustness import by_threshold, category_effects, shuffled
 from picollm.attention.statistics import (
     DEFINITIONS,
     NAMES,
@@ -35,104 +41,187 @@ from picollm.attention.statistics import (
     named,
     sentence_sums,
 )
+from picollm.data.files import number_or_none
 
-FORMAT = 1
+FORMAT = 2
+WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of each head before it is written down; shapes end in the number of heads."""
+
+    values: Mapping[str, NDArray]
+    replicates: Mapping[str, NDArray]
+    thresholds: Thresholds
+    labels_H: NDArray
+    labels_RH: NDArray
+    labels_CH: NDArray
 
 
 def census(
     categories: Sequence[CategoryMaps],
     *,
-    null: Mapping[str, NDArray],
+    null: Mapping[str, NDArray] | None,
+    bare: Mapping[str, NDArray] | None,
     configured: Thresholds,
     window: int,
     bootstraps: int,
     seed: int,
 ) -> dict:
-    """The content of heads.json; `null` is what `null_values` returns for the same sentences and window.
+    """The content of heads.json.
 
+    `null` is what `null_values` returns for the same sentences and window, `bare` what `without_separator` does; maps
+    of one's own may come without them, and the thresholds then stand on the shuffled rows and their configured sizes.
     Every bootstrap keeps the thresholds and the positional kernels: intervals are over the choice of sentences alone.
     """
-    maps, _, number = flatten(categories)
-    n_layers, n_heads = maps[0].shape[:2]
-    sums = sentence_sums(maps, number, window=window)
-    replicates = macro_mean(sums, bootstrap_counts(sums.category, replicates=bootstraps, seed=seed))
-    values = {name: value[0] for name, value in macro_mean(sums).items()}
-
+    number = numbering(categories)
+    sums = sentence_sums(every_map(categories), number, window=window, keys=every_key_set(categories))
+    permuted = first(macro_mean(sentence_sums(shuffled(every_map(categories), seed), number, window=window)))
+    permuted_kappa = percentile_99(strongest_kappa(permuted))
+    null = null or {name: np.full((1, len(permuted["broad"])), np.nan) for name in NAMES}
     band = percentiles_99(null)
-    thresholds = in_force(configured, band)
-    labels, labels_RH = assign(values, thresholds), assign(replicates, thresholds)
-    raw = assign_raw(values)
+    thresholds = in_force(configured, band, permuted_kappa)
+    values = first(macro_mean(sums))
+    replicates = macro_mean(sums, bootstrap_counts(sums.category, replicates=bootstraps, seed=seed))
     labels_CH = np.stack([assign(named(ratio[0]), thresholds) for ratio in category_values(sums)])
-
-    sample = {category.category: _sample(category) for category in categories}
+    found = Evidence(
+        values, replicates, thresholds, assign(values, thresholds), assign(replicates, thresholds), labels_CH
+    )
+    n_layers, n_heads = categories[0].maps[0].shape[:2]
+    lengths = [len(ids) for category in categories for ids in category.ids]
+    raw = assign_raw(values)
     return {
         "format": FORMAT,
         "n_layers": n_layers,
         "n_heads": n_heads,
-        "sample": {
-            "sentences": len(maps),
-            "tokens": sum(entry["tokens"] for entry in sample.values()),
+        "sample": _sample(categories)
+        | {
             "bootstraps": bootstraps,
-            "null_models": len(null["broad"]),
+            "null_models": len(null["broad"]) if np.isfinite(null["broad"]).any() else 0,
             "window": window,
             "seed": seed,
-            "categories": sample,
         },
         "definitions": DEFINITIONS,
         "rule": list(RULE),
         "raw_rule": RAW_RULE,
-        "thresholds": _threshold_origins(configured, thresholds, band),
-        "null": {
-            "heads": null["broad"].size,
-            "percentile_99": {name: number_or_none(value) for name, value in band.items()},
-            "labels": _by_label(counts(assign(null, thresholds)).sum(0)),
-            "raw_labels": _by_label(counts(assign_raw(null)).sum(0)),
-        },
-        "labels": _label_shares(counts(labels), counts(labels_RH)),
+        "thresholds": _threshold_origins(configured, thresholds, band, permuted_kappa),
+        "null": _null(null, band, thresholds),
+        "labels": _label_shares(counts(found.labels_H), counts(found.labels_RH)),
         "raw_labels": _by_label(counts(raw)),
-        "raw_agreement": number_or_none((labels == raw).mean()),
-        "heads": _heads(n_heads, categories, values, replicates, labels, labels_RH, labels_CH, raw),
+        "raw_agreement": number_or_none((found.labels_H == raw).mean()),
+        "sensitivity": {
+            "thresholds": by_threshold(values, thresholds),
+            "window": _by_window(categories, thresholds),
+        },
+        "separator": _separator(found, bare),
+        "category_effects": _effects(category_effects(sums, lengths, seed=seed), categories, n_heads),
+        "heads": _heads(n_heads, categories, found, raw),
     }
 
 
-def _sample(category: CategoryMaps) -> dict:
-    lengths = [len(sequence) - 1 for sequence in category.ids]  # without the separator
+def first(values: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """Without the axis of replicates."""
+    return {name: value[0] for name, value in values.items()}
+
+
+def _null(null: Mapping[str, NDArray], band: Mapping[str, float], thresholds: Thresholds) -> dict:
+    there = np.isfinite(null["broad"]).all()
     return {
-        "title": category.title,
-        "sentences": len(lengths),
-        "tokens": sum(lengths),
-        "shortest": min(lengths),
-        "longest": max(lengths),
+        "heads": int(null["broad"].size) if there else 0,
+        "percentile_99": {name: number_or_none(value) for name, value in band.items()},
+        "values": {
+            name: [number_or_none(value) for value in values.ravel()] if there else []
+            for name, values in (("kappa_max", strongest_kappa(null)), ("content", null["content"]))
+        },
+        "labels": _by_label(counts(assign(null, thresholds)).sum(0) * there),
+        "raw_labels": _by_label(counts(assign_raw(null)).sum(0) * there),
     }
 
 
-def _heads(
-    n_heads: int,
-    categories: Sequence[CategoryMaps],
-    values: Mapping[str, NDArray],
-    replicates: Mapping[str, NDArray],
-    labels: NDArray,
-    labels_RH: NDArray,
-    labels_CH: NDArray,
-    raw: NDArray,
-) -> list[dict]:
-    bounds = {name: interval(replicates[name]) for name in NAMES}
-    sure, previous = confidence(labels, labels_RH), is_previous_token(values, labels)
+def _by_window(categories: Sequence[CategoryMaps], thresholds: Thresholds) -> list[dict]:
+    found = []
+    for window in WINDOWS:
+        values = first(macro_mean(sentence_sums(every_map(categories), numbering(categories), window=window)))
+        found.append({"window": window, "labels": counts(assign(values, thresholds)).tolist()})
+    return found
+
+
+def _separator(found: Evidence, bare: Mapping[str, NDArray] | None) -> dict | None:
+    """What becomes of the labels where the sentence's first token stands in the separator's place."""
+    if bare is None:
+        return None
+    labels = assign(bare, found.thresholds)
+    means = ("non_sink", "broad", "positional", "content", "kappa_sink")
+    return {
+        "labels": _by_label(counts(labels)),
+        "same_label": number_or_none((labels == found.labels_H).mean()),
+        "means": {
+            name: {"with": number_or_none(found.values[name].mean()), "without": number_or_none(bare[name].mean())}
+            for name in means
+        },
+    }
+
+
+def _effects(found: Mapping[str, NDArray], categories: Sequence[CategoryMaps], n_heads: int) -> dict:
+    significant = [
+        {
+            "category": categories[c].category,
+            "head": name_of(h, n_heads),
+            "difference": number_or_none(found["difference"][c, h]),
+            "q": number_or_none(found["q"][c, h]),
+        }
+        for c, h in np.argwhere(found["q"] < SIGNIFICANT)
+    ]
+    significant.sort(key=lambda row: -abs(row["difference"]))
+    return {"tested": int(np.isfinite(found["q"]).sum()), "significant": significant}
+
+
+def name_of(h: int, n_heads: int) -> str:
+    return f"L{h // n_heads}H{h % n_heads}"
+
+
+def _sample(categories: Sequence[CategoryMaps]) -> dict:
+    found = {}
+    for category in categories:
+        lengths = [len(ids) - 1 for ids in category.ids]  # without the separator
+        found[category.category] = {
+            "title": category.title,
+            "sentences": len(lengths),
+            "tokens": sum(lengths),
+            "shortest": min(lengths),
+            "longest": max(lengths),
+        }
+    return {
+        "sentences": sum(entry["sentences"] for entry in found.values()),
+        "tokens": sum(entry["tokens"] for entry in found.values()),
+        "categories": found,
+    }
+
+
+def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: Evidence, raw: NDArray) -> list[dict]:
+    values, labels = found.values, found.labels_H
+    bounds = {name: interval(found.replicates[name]) for name in NAMES}
+    sure = confidence(labels, found.labels_RH)
+    tag = tags(values, {name: low for name, (low, _) in bounds.items()}, labels, found.thresholds)
+    margin = margins(values, found.replicates, labels, found.thresholds)
     return [
         {
-            "name": f"L{h // n_heads}H{h % n_heads}",
+            "name": name_of(h, n_heads),
             "layer": h // n_heads,
             "head": h % n_heads,
             "label": LABELS[labels[h]],
-            "tag": "previous-token" if previous[h] else None,
+            "tag": tag[h],
             "confidence": number_or_none(sure[h]),
+            "margin": number_or_none(margin[h]),
             "uncertain": bool(sure[h] < CONFIDENT),
             "sink_flag": bool(values["kappa_sink"][h] >= SINK_FLAG),
             "raw_label": LABELS[raw[h]],
             "category_labels": {
-                c.category: LABELS[label] for c, label in zip(categories, labels_CH[:, h], strict=True)
+                c.category: LABELS[label] for c, label in zip(categories, found.labels_CH[:, h], strict=True)
             },
-            "categories_agreeing": int((labels_CH[:, h] == labels[h]).sum()),
+            "categories_agreeing": int((found.labels_CH[:, h] == labels[h]).sum()),
             "statistics": {
                 name: {
                     "value": number_or_none(values[name][h]),
@@ -146,13 +235,16 @@ def _heads(
     ]
 
 
-def _threshold_origins(configured: Thresholds, used: Thresholds, band: Mapping[str, float]) -> dict:
+def _threshold_origins(
+    configured: Thresholds, used: Thresholds, band: Mapping[str, float], permuted_kappa: float
+) -> dict:
     null = {"kappa": band["kappa_max"], "content": band["content"]}
     return {
         name: {
             "value": number_or_none(getattr(used, name)),
             "configured": getattr(configured, name),
             "null_percentile_99": number_or_none(null[name]) if name in null else None,
+            "shuffled_percentile_99": number_or_none(permuted_kappa) if name == "kappa" else None,
             "source": "configured" if getattr(used, name) == getattr(configured, name) else "null",
         }
         for name in ("kappa", "content", "broad", "sink")
@@ -175,11 +267,6 @@ def _label_shares(found: NDArray, replicates: NDArray) -> dict:
 
 def _by_label(found: NDArray) -> dict[str, int]:
     return {label: int(n) for label, n in zip(LABELS, found, strict=True)}
-
-
-def number_or_none(value: float) -> float | None:
-    """Six decimals: beyond the last place that another thread count or BLAS may change. None for what is undefined."""
-    return round(float(value), 6) if np.isfinite(value) else None
 
 
 def table(report: dict) -> str:

@@ -8,7 +8,7 @@ R replicate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,21 +32,23 @@ class Divergences:
     category: NDArray[np.int64]
 
 
-def sentence_divergences(maps: Sequence[NDArray], category: Sequence[int]) -> Divergences:
-    """A row weighs min(w of one head, w of the other): rows that one of them parks on the sink say little."""
-    n_heads = int(np.prod(maps[0].shape[:-2]))
-    parts = [_divergence(weights.reshape(n_heads, *weights.shape[-2:]).astype(np.float64)) for weights in maps]
+def sentence_divergences(maps: Iterable[NDArray], category: Sequence[int], *, sink: bool = False) -> Divergences:
+    """A row weighs min(w of one head, w of the other): rows that one of them parks on the sink say little.
+
+    With `sink` whole rows are compared, the sink's column included, and all weigh the same.
+    """
+    parts = [_divergence(weights.reshape(-1, *weights.shape[-2:]).astype(np.float64), sink) for weights in maps]
     numerator, denominator = (np.stack(arrays) for arrays in zip(*parts, strict=True))
     return Divergences(numerator, denominator, np.asarray(category, dtype=np.int64))
 
 
-def _divergence(A_HQK: NDArray) -> tuple[NDArray, NDArray]:
+def _divergence(A_HQK: NDArray, sink: bool) -> tuple[NDArray, NDArray]:
     n_heads, length = A_HQK.shape[:2]
     numerator, denominator = np.zeros((2, n_heads, n_heads))
     if length < 3:
         return numerator, denominator
     row_E, key_E = np.tril_indices(length)
-    analysed = (row_E >= 2) & (key_E >= 1)
+    analysed = (row_E >= 2) & (key_E >= (0 if sink else 1))
     row_E, key_E = row_E[analysed], key_E[analysed]
     starts = np.flatnonzero(np.diff(row_E, prepend=1))
     A_HE = A_HQK[:, row_E, key_E]
@@ -95,6 +97,18 @@ def tree(distance_HH: NDArray, method: str = METHODS[0]) -> NDArray:
     return linkage(squareform(distance_HH, checks=False), method=method, optimal_ordering=True)
 
 
+def principal_coordinates(distance_HH: NDArray, dimensions: int = 2) -> tuple[NDArray, float]:
+    """Classical scaling (Torgerson 1952): [H, dimensions], and the share of the positive eigenvalues that it shows."""
+    n = len(distance_HH)
+    centre = np.eye(n) - 1 / n
+    values, vectors = np.linalg.eigh(-centre @ distance_HH**2 @ centre / 2)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(0), np.arange(n)] < 0, -1, 1)  # a sign is arbitrary
+    positive = np.maximum(values, 0)
+    shown = vectors[:, :dimensions] * np.sqrt(positive[:dimensions])
+    return shown, float(positive[:dimensions].sum() / positive.sum()) if positive.sum() > 0 else 0.0
+
+
 def cophenetic_correlation(distance_HH: NDArray, linkage_matrix: NDArray) -> float:
     """Pearson correlation of the tree's merge heights with the distances; NaN where either is constant."""
     condensed = squareform(distance_HH, checks=False)
@@ -124,20 +138,22 @@ def silhouette(distance_HH: NDArray, clusters_H: NDArray) -> float:
     return float(np.where(size > 1, score, 0.0).mean())
 
 
-def stability(divergences: Divergences, clusters_H: NDArray, *, replicates: int, seed: int) -> dict[int, float]:
-    """Of each cluster, the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig 2007).
-
-    Sentences are resampled, within categories; from .75 on a cluster counts as stable.
-    """
+def resampled_clusters(divergences: Divergences, k: int, *, replicates: int, seed: int) -> NDArray[np.int64]:
+    """The k clusters of bootstraps of the sentences within categories, [R, H]."""
     counts_RS = bootstrap_counts(divergences.category, replicates=replicates, seed=seed)
+    return np.stack([cut(tree(distance_HH), k) for distance_HH in distances(divergences, counts_RS)])
+
+
+def stability(clusters_H: NDArray, resampled_RH: NDArray) -> dict[int, float]:
+    """Of each cluster, the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig 2007)."""
     names = np.unique(clusters_H)
     member = clusters_H == names[:, None]
     total = np.zeros(len(names))
-    for distance_HH in distances(divergences, counts_RS):
-        again = cut(tree(distance_HH), len(names)) == names[:, None]
+    for clusters in resampled_RH:
+        again = clusters == names[:, None]
         overlap = (member[:, None] & again).sum(2) / (member[:, None] | again).sum(2)
         total += overlap.max(1)
-    return {int(c): float(t) for c, t in zip(names, total / replicates, strict=True)}
+    return {int(c): float(t) for c, t in zip(names, total / len(resampled_RH), strict=True)}
 
 
 def split_half(divergences: Divergences) -> tuple[float, float]:

@@ -8,41 +8,84 @@ Shape suffixes: L layer, H head, Q query, K key.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from picollm.attention.maps import FORMAT
+from picollm.attention.sentences import Sentence, load_sentences
 from picollm.data.files import atomic_path
+from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError
 from picollm.model.transformer import Transformer
+
+# Of torch, whatever compute.threads says: on sentences this short a second thread gains nothing, and on a busy virtual
+# machine of two cores it made each map 80 times slower (7 ms against 570).
+THREADS = 1
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One sentence as the model reads it. `spans` are the characters [start, end) of each token, (0, 0) if none."""
+    """One sentence as the model reads it. `spans` are the characters [start, end) of each token, (0, 0) if none;
+    `gold` maps the role of a mark to its positions [first, end)."""
 
     text: str
     ids: list[int]
     strings: list[str]
     spans: list[tuple[int, int]]
+    gold: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def extract(
+    model: Transformer, sentences: str | Path, style: str, paths: Mapping[str, str | Path], device: torch.device
+) -> None:
+    """The file of each category, at `paths`, of the sentences in a YAML file, by GPT-2's tokenizer.
+
+    Nothing is written where one of them does not fit the model. Raises PicollmError; see `check`.
+    """
+    if model.config.vocab_size != VOCAB_SIZE:
+        raise PicollmError(
+            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, GPT-2's has {VOCAB_SIZE:,}: sentences "
+            "can't be written for it; docs/heads.md says how to analyse maps of one's own"
+        )
+    categories = load_sentences(sentences, style)
+    tokens = {name: [gpt2_tokens(sentence) for sentence in c.sentences] for name, c in categories.items()}
+    for name, found in tokens.items():
+        check(model, name, found)
+    for name, found in tqdm(tokens.items(), unit="category", disable=None):
+        title = categories[name].title
+        extract_category(model, category=name, title=title, sentences=found, device=device, path=paths[name])
+
+
+def gpt2_tokens(sentence: Sentence) -> Tokens:
+    tokenizer = encoding()
+    encode, token_bytes = tokenizer.encode_ordinary, tokenizer.decode_single_token_bytes
+    return tokenise(sentence, encode=encode, token_bytes=token_bytes, separator=END_OF_TEXT)
 
 
 def tokenise(
-    text: str, *, encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes], separator: int
+    sentence: Sentence, *, encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes], separator: int
 ) -> Tokens:
     """`token_bytes(id)` gives a token's UTF-8 bytes. A token with part of a character shows that character whole."""
+    text = sentence.text
     ids = encode(text)
     character = np.repeat(np.arange(len(text)), [len(c.encode()) for c in text])  # of each byte
     ends = np.cumsum([len(token_bytes(i)) for i in ids])
     starts = np.concatenate(([0], ends[:-1]))
     spans = [(int(character[a]), int(character[b - 1]) + 1) for a, b in zip(starts, ends, strict=True)]
     strings = ["<|endoftext|>"] + [text[a:b] for a, b in spans]
-    return Tokens(text, [separator, *ids], strings, [(0, 0), *spans])
+    spans = [(0, 0), *spans]
+    gold = {}
+    for role, (start, end) in sentence.gold.items():
+        touched = [position for position, (a, b) in enumerate(spans) if a < end and start < b]
+        gold[role] = (touched[0], touched[-1] + 1)
+    return Tokens(text, [separator, *ids], strings, spans, gold)
 
 
 def attention_maps(
@@ -64,23 +107,46 @@ def extract_category(
     device: torch.device,
     path: str | Path,
 ) -> None:
-    """Writes the category's file, equal bytes for equal inputs. Raises PicollmError for a sentence over the context."""
-    limit = model.config.context
-    for number, tokens in enumerate(sentences, 1):
-        if len(tokens.ids) > limit:
-            raise PicollmError(
-                f"category {category}, sentence {number} has {len(tokens.ids)} tokens with the separator; the model's "
-                f"context is {limit}: shorten the sentence"
-            )
+    """Writes the category's file, equal bytes for equal inputs, one sentence's maps in memory at a time.
+
+    Raises PicollmError; see `check`.
+    """
+    check(model, category, sentences)
     header = {
         "format": FORMAT,
         "category": category,
         "title": title,
-        "sentences": [{"text": t.text, "ids": t.ids, "tokens": t.strings, "spans": t.spans} for t in sentences],
+        "sentences": [
+            {"text": t.text, "ids": t.ids, "tokens": t.strings, "spans": t.spans, "gold": t.gold} for t in sentences
+        ],
     }
-    arrays = {"sentences": np.array(json.dumps(header, ensure_ascii=False))}
-    for number, weights in enumerate(attention_maps(model, [t.ids for t in sentences], device)):
-        arrays[f"attention_{number:03d}"] = weights
-        arrays[f"ids_{number:03d}"] = np.array(sentences[number].ids, dtype=np.int64)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        add(archive, "sentences", np.array(json.dumps(header, ensure_ascii=False)))
+        for number, weights in enumerate(attention_maps(model, [t.ids for t in sentences], device)):
+            add(archive, f"attention_{number:03d}", weights)
+            add(archive, f"ids_{number:03d}", np.array(sentences[number].ids, dtype=np.int64))
+
+
+def check(model: Transformer, category: str, sentences: Sequence[Tokens]) -> None:
+    """Raises PicollmError for a sentence over the context, of one token, or with a token that the model has not."""
+    limit, vocabulary = model.config.context, model.config.vocab_size
+    for number, tokens in enumerate(sentences, 1):
+        place, length = f"category {category}, sentence {number}", len(tokens.ids)
+        if length > limit:
+            raise PicollmError(
+                f"{place} has {length} tokens with the separator; the model's context is {limit}: shorten the sentence"
+            )
+        if length < 3:
+            raise PicollmError(f"{place} has one token: with nothing before it to attend to, write at least two")
+        if max(tokens.ids) >= vocabulary:
+            raise PicollmError(
+                f"{place} has token {max(tokens.ids)}; the model's vocabulary ends at {vocabulary - 1}: it was trained "
+                "with another tokenizer"
+            )
+
+
+def add(archive: zipfile.ZipFile, name: str, array: NDArray) -> None:
+    """An array as np.savez stores it, which takes all arrays at once."""
+    entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # np.savez's: equal bytes at any time
+    with archive.open(entry, "w") as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)

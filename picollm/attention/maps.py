@@ -1,7 +1,8 @@
 """The attention files, one .npz per category: read back and checked. Needs NumPy alone, so that anyone can use them.
 
 A file holds, for sentence NNN, `attention_NNN` float32 [layer, head, query, key] and `ids_NNN` int64, and `sentences`,
-a JSON string: {format, category, title, sentences: [{text, ids, tokens, spans}]}.
+a JSON string: {format, category, title, sentences: [{text, ids, tokens, spans, gold}]}; `gold` maps the role of a mark
+(picollm.attention.sentences) to its positions [first, end).
 
 Shape suffixes: L layer, H head, Q query, K key.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from picollm.errors import PicollmError
 
-FORMAT = 1
+FORMAT = 2
 ROW_SUM_TOLERANCE = 1e-4
 # All that a changed byte makes zipfile and NumPy raise, found by flipping them one by one.
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError)
@@ -28,38 +30,107 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, Value
 
 @dataclass(frozen=True)
 class CategoryMaps:
-    """What one file holds; `maps` has one float32 [L, H, Q, K] array a sentence."""
+    """What one file holds; `maps` has one float32 [L, H, Q, K] array a sentence, read when it is asked for."""
 
     category: str
     title: str
     texts: list[str]
     ids: list[list[int]]
     tokens: list[list[str]]
-    maps: list[NDArray[np.float32]]
+    gold: list[dict[str, list[int]]]
+    maps: Sequence[NDArray[np.float32]]
 
 
-def load_attention(path: str | Path) -> CategoryMaps:
-    """Raises PicollmError naming the file where it is missing, damaged, or holds no causal attention."""
+def from_arrays(
+    maps: Sequence[NDArray],
+    ids: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[str]] | None = None,
+    gold: Sequence[Mapping[str, Sequence[int]]] | None = None,
+    *,
+    category: str = "all",
+) -> CategoryMaps:
+    """Maps of one's own, [L, H, Q, K] a sentence with the sink at position 0, as the analysis takes them.
+
+    `tokens` are the words behind `ids`; without them, no token is punctuation or a function word. `gold` maps roles to
+    positions [first, end). Raises PicollmError where the lists differ in length, and naming the first array that is no
+    causal attention, or of another number of layers and heads.
+    """
+    words = [[f"token{i}" for i in sequence] for sequence in ids] if tokens is None else tokens
+    marks = [{} for _ in ids] if gold is None else gold
+    if not len(maps) == len(ids) == len(words) == len(marks) or not len(maps):
+        raise PicollmError(
+            f"{category}: {len(maps)} maps, {len(ids)} lists of ids, {len(words)} of words and {len(marks)} of marks; "
+            "each sentence needs one of each, and there must be a sentence"
+        )
+    for number, (weights, sequence, line) in enumerate(zip(maps, ids, words, strict=True)):
+        fault = fault_of(np.asarray(weights), len(sequence))
+        if not fault and len(sequence) < 3:
+            fault = "has fewer than two tokens after the sink"
+        if not fault and len(line) != len(sequence):
+            fault = f"has {len(line)} words for {len(sequence)} ids"
+        if not fault and weights.shape[:2] != maps[0].shape[:2]:
+            fault = f"has {weights.shape[:2]} layers and heads, the first has {maps[0].shape[:2]}"
+        if fault:
+            raise PicollmError(f"map {number} of {category} {fault}")
+    return CategoryMaps(
+        category, category, [" ".join(line) for line in words], [list(sequence) for sequence in ids],
+        [list(line) for line in words], [dict(mark) for mark in marks], maps,
+    )  # fmt: skip
+
+
+class StoredMaps(Sequence):
+    """The maps in a file, one at a time in memory; each is checked when it is read."""
+
+    def __init__(self, path: str | Path, lengths: Sequence[int]) -> None:
+        self.path, self.lengths = path, lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> NDArray[np.float32]:
+        number = range(len(self))[number]
+        with readable(self.path), np.load(self.path, allow_pickle=False) as file:
+            return self.checked(file, number)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        with readable(self.path), np.load(self.path, allow_pickle=False) as file:
+            for number in range(len(self)):
+                yield self.checked(file, number)
+
+    def checked(self, file: Mapping[str, NDArray], number: int) -> NDArray[np.float32]:
+        weights = file[f"attention_{number:03d}"]
+        fault = fault_of(weights, self.lengths[number])
+        if fault:
+            raise PicollmError(
+                f"{self.path}: attention_{number:03d} {fault}: delete the file and run extract_attention"
+            )
+        return weights
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turns what a missing or damaged file raises into one line."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file["sentences"]))
-            if header["format"] != FORMAT:
-                raise PicollmError(f"{path} has format {header['format']}, not {FORMAT}: run extract_attention again")
-            sentences = header["sentences"]
-            maps = [file[f"attention_{number:03d}"] for number in range(len(sentences))]
-            ids = [file[f"ids_{number:03d}"].tolist() for number in range(len(sentences))]
-        for number, (weights, sequence) in enumerate(zip(maps, ids, strict=True)):
-            fault = fault_of(weights, len(sequence))
-            if fault:
-                raise PicollmError(f"{path}: attention_{number:03d} {fault}: delete the file and run extract_attention")
-        texts, tokens = [s["text"] for s in sentences], [s["tokens"] for s in sentences]
-        return CategoryMaps(header["category"], header["title"], texts, ids, tokens, maps)
+        yield
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: run the rule extract_attention") from None
     except DAMAGE as error:
         raise PicollmError(
             f"{path} is damaged or unreadable ({error}): delete it and run extract_attention again"
         ) from None
+
+
+def load_attention(path: str | Path) -> CategoryMaps:
+    """Raises PicollmError naming the file where it is missing, damaged, or holds no causal attention."""
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        header = json.loads(str(file["sentences"]))
+        if header["format"] != FORMAT:
+            raise PicollmError(f"{path} has format {header['format']}, not {FORMAT}: run extract_attention again")
+        sentences = header["sentences"]
+        ids = [file[f"ids_{number:03d}"].tolist() for number in range(len(sentences))]
+        texts, tokens, gold = ([entry[key] for entry in sentences] for key in ("text", "tokens", "gold"))
+        maps = StoredMaps(path, [len(sequence) for sequence in ids])
+        return CategoryMaps(header["category"], header["title"], texts, ids, tokens, gold, maps)
 
 
 def fault_of(weights: NDArray, length: int) -> str | None:
@@ -82,14 +153,16 @@ def load_categories(paths: Sequence[str | Path]) -> list[CategoryMaps]:
     categories = [load_attention(path) for path in paths]
     shape = categories[0].maps[0].shape[:2]
     for path, category in zip(paths, categories, strict=True):
-        if any(weights.shape[:2] != shape for weights in category.maps):
+        if category.maps[0].shape[:2] != shape:
             raise PicollmError(f"{path} is of another model than {paths[0]}: run extract_attention again for all")
     return categories
 
 
-def flatten(categories: Sequence[CategoryMaps]) -> tuple[list[NDArray], list[list[int]], list[int]]:
-    """Maps, ids and category number of every sentence, category after category."""
-    maps = [weights for category in categories for weights in category.maps]
-    ids = [sequence for category in categories for sequence in category.ids]
-    number = [c for c, category in enumerate(categories) for _ in category.maps]
-    return maps, ids, number
+def every_map(categories: Sequence[CategoryMaps]) -> Iterator[NDArray[np.float32]]:
+    """The maps of every sentence, category after category, one at a time."""
+    return (weights for category in categories for weights in category.maps)
+
+
+def numbering(categories: Sequence[CategoryMaps]) -> list[int]:
+    """The category, from 0, of every sentence."""
+    return [c for c, category in enumerate(categories) for _ in category.ids]

@@ -1,4 +1,4 @@
-"""The null model: what untrained networks of the same shape score on the same sentences, by the same code."""
+"""What the same code says of untrained networks, and of the trained one without the separator in front."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def untrained_models(config: ModelConfig, *, models: int, seed: int) -> Iterator
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(state))
             model = Transformer(config)
-        yield model
+        yield model.eval()
 
 
 def null_values(
@@ -28,6 +28,7 @@ def null_values(
     ids: Sequence[Sequence[int]],
     category: Sequence[int],
     *,
+    keys: Sequence[NDArray] | None = None,
     window: int,
     models: int,
     seed: int,
@@ -37,6 +38,26 @@ def null_values(
     rows = []
     untrained = untrained_models(config, models=models, seed=seed)
     for model in tqdm(untrained, total=models, unit="null model", disable=None):
-        sums = sentence_sums(list(attention_maps(model, ids, device)), category, window=window)
-        rows.append(macro_mean(sums))
+        rows.append(macro_mean(sentence_sums(attention_maps(model, ids, device), category, window=window, keys=keys)))
     return {name: np.concatenate([row[name] for row in rows]) for name in NAMES}
+
+
+def without_separator(
+    model: Transformer,
+    ids: Sequence[Sequence[int]],
+    category: Sequence[int],
+    *,
+    keys: Sequence[NDArray] | None = None,
+    window: int,
+    device: torch.device,
+) -> dict[str, NDArray[np.float64]]:
+    """Each statistic, [H], with the sentence's first token in the separator's place: position 0, the sink."""
+    inner = None if keys is None else [without_first(sets_NQK) for sets_NQK in keys]
+    maps = attention_maps(model, [sequence[1:] for sequence in ids], device)
+    return {name: v[0] for name, v in macro_mean(sentence_sums(maps, category, window=window, keys=inner)).items()}
+
+
+def without_first(sets_NQK: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    inner = sets_NQK[:, 1:, 1:].copy()
+    inner[:, :, 0] = False
+    return inner

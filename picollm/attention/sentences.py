@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -21,48 +22,121 @@ CATEGORIES = (
     "comparative",
     "temporal",
 )
+# Each role of a gold mark, and the one that it says nothing without.
+PARTNERS = {
+    "pronoun": "antecedent",
+    "antecedent": "pronoun",
+    "distractor": "pronoun",
+    "subject": "verb",
+    "verb": "subject",
+    "attractor": "subject",
+    "negation": "scope",
+    "scope": "negation",
+}
+MARK = re.compile(r"\(([^()]+)\)_([a-z]+)")
+REMNANT = re.compile(r"\)[_-]\w+|\w+[_-]\(")
+# WikiText's way of writing: punctuation stands alone, and joins that are no spaces are marked (Merity et al. 2016).
+WIKITEXT = (
+    (re.compile(r"(?<=\d)([.,])(?=\d)"), r" @\1@ "),
+    (re.compile(r"(?<=\w)-(?=\w)"), " @-@ "),
+    (re.compile(r"(?<=[\w)])([,.;:?!])(?!@)(?=\s|$)"), r" \1"),
+    (re.compile(r"(?<=\w)('s|n't)\b"), r" \1"),
+)
+STYLES = ("plain", "wikitext")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """`gold` maps a role to the characters [start, end) of the text that have it."""
+
+    text: str
+    gold: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Category:
     title: str
-    sentences: tuple[str, ...]
+    sentences: tuple[Sentence, ...]
 
 
-def load_sentences(path: str | Path) -> dict[str, Category]:
-    """The categories in the order of `CATEGORIES`. Raises PicollmError naming category and sentence at fault."""
+def load_sentences(sentences: str | Path, style: str = STYLES[0]) -> dict[str, Category]:
+    """The categories in the order of `CATEGORIES`, written in one of STYLES, as the training text is.
+
+    Raises PicollmError naming category and sentence at fault.
+    """
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = yaml.safe_load(Path(sentences).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PicollmError(f"{path} is missing: attention.sentences must name a YAML file of sentences") from None
+        raise PicollmError(f"{sentences} is missing: attention.sentences must name a YAML file of sentences") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PicollmError(f"{path} is not YAML: {one_line(error)}") from None
+        raise PicollmError(f"{sentences} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
-        raise PicollmError(f"{path} must hold the ten categories {', '.join(CATEGORIES)}")
+        raise PicollmError(f"{sentences} must hold the ten categories {', '.join(CATEGORIES)}")
     for name in document:
         if name not in CATEGORIES:
-            raise PicollmError(f"{path}: unknown category {name!r}; allowed are {', '.join(CATEGORIES)}")
+            raise PicollmError(f"{sentences}: unknown category {name!r}; allowed are {', '.join(CATEGORIES)}")
     seen: dict[str, str] = {}
-    return {name: _category(path, name, document.get(name), seen) for name in CATEGORIES}
+    try:
+        return {name: _category(name, document.get(name), seen, style) for name in CATEGORIES}
+    except PicollmError as error:
+        raise PicollmError(f"{sentences}: {error}") from None
 
 
-def _category(path: str | Path, name: str, entry: object, seen: dict[str, str]) -> Category:
+def _category(name: str, entry: object, seen: dict[str, str], style: str) -> Category:
     """`seen` maps every sentence so far to its place, and grows."""
     if entry is None:
-        raise PicollmError(f"{path}: the category {name} is missing")
+        raise PicollmError(f"the category {name} is missing")
     if not isinstance(entry, dict) or set(entry) != {"title", "sentences"}:
-        raise PicollmError(f"{path}: the category {name} must have the two keys title and sentences")
+        raise PicollmError(f"the category {name} must have the two keys title and sentences")
     if not isinstance(entry["title"], str) or not entry["title"].strip():
-        raise PicollmError(f"{path}: the title of the category {name} must be text")
+        raise PicollmError(f"the title of the category {name} must be text")
     if not isinstance(entry["sentences"], list) or not entry["sentences"]:
-        raise PicollmError(f"{path}: the category {name} has no sentences; write at least one, as a list")
-    for number, sentence in enumerate(entry["sentences"], 1):
+        raise PicollmError(f"the category {name} has no sentences; write at least one, as a list")
+    sentences = []
+    for number, line in enumerate(entry["sentences"], 1):
         place = f"category {name}, sentence {number}"
-        if not isinstance(sentence, str):
-            raise PicollmError(f"{path}: {place} is not text but {sentence!r}; put it in quotes")
-        if not sentence.strip():
-            raise PicollmError(f"{path}: {place} is empty")
-        if sentence in seen:
-            raise PicollmError(f"{path}: {place} repeats {seen[sentence]}: {sentence!r}")
-        seen[sentence] = place
-    return Category(entry["title"], tuple(entry["sentences"]))
+        if not isinstance(line, str):
+            raise PicollmError(f"{place} is not text but {line!r}; put it in quotes")
+        try:
+            sentence = parse(as_wikitext(line) if style == "wikitext" else line)
+        except PicollmError as error:
+            raise PicollmError(f"{place} {error}") from None
+        if not sentence.text.strip():
+            raise PicollmError(f"{place} is empty")
+        if sentence.text in seen:
+            raise PicollmError(f"{place} repeats {seen[sentence.text]}: {sentence.text!r}")
+        seen[sentence.text] = place
+        sentences.append(sentence)
+    return Category(entry["title"], tuple(sentences))
+
+
+def as_wikitext(line: str) -> str:
+    for pattern, instead in WIKITEXT:
+        line = pattern.sub(instead, line)
+    return line
+
+
+def parse(line: str) -> Sentence:
+    """A line of the file: its text, and the spans that it marks as `(words)_role`.
+
+    Raises PicollmError for a mark that can't be read, and for a role that is unknown, marked twice, or without its
+    partner.
+    """
+    text, gold, end = "", {}, 0
+    for mark in MARK.finditer(line):
+        words, role = mark.groups()
+        text += line[end : mark.start()]
+        if role not in PARTNERS:
+            raise PicollmError(f"marks ({words}) as {role!r}; the roles are {', '.join(PARTNERS)}")
+        if role in gold:
+            raise PicollmError(f"marks two spans as {role}; a sentence has one of each role")
+        gold[role] = (len(text), len(text) + len(words))
+        text, end = text + words, mark.end()
+    for role in gold:
+        if PARTNERS[role] not in gold:
+            raise PicollmError(f"marks a span as {role} and none as {PARTNERS[role]}")
+    text += line[end:]
+    remnant = REMNANT.search(text)
+    if remnant:
+        raise PicollmError(f"has a mark that can't be read, at {remnant[0]!r}; write (words)_role")
+    return Sentence(text, gold)

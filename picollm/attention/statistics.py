@@ -14,24 +14,27 @@ R replicate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import xlogy
 
+from picollm.attention.keys import SETS
+
 KAPPA = "sum(mass on the set - w m/i) / sum(w (1 - m/i)), m of the i keys in the set: 0 by chance, 1 at most"
 DEFINITIONS = {
     "kappa_self": f"chance-corrected mass on the token itself: {KAPPA}",
     "kappa_prev": f"chance-corrected mass on the previous token: {KAPPA}",
     "kappa_local": f"chance-corrected mass on offsets 1 to window, rows i > window + 1: {KAPPA}",
-    "share_self": "mass on offset 0 / mass on offsets 0 to window",
     "kappa_sink": "chance-corrected mass on position 0: sum(mass - 1/(i+1)) / sum(1 - 1/(i+1))",
     "non_sink": "W: mean mass w outside position 0",
     "broad": "B: entropy of the non-sink attention, sum w H(p) / sum w ln i: 1 is uniform",
     "positional": "P = 1 - B - C: what the offset alone explains; below 0 where the kernel does not carry over",
     "content": "C: sum w KL(p || q) / sum w ln i, q the positional kernel fitted on the other half of the sentences",
+    **{f"kappa_{name}": f"chance-corrected mass on {what}, NaN where none exist" for name, what in SETS.items()},
     "distance": "mean offset / that of uniform attention, (i-1)/2: 0 is the token itself, 1 is uniform",
     "raw_self": "uncorrected: mean weight of the token itself, all rows, sink included",
     "raw_local": "uncorrected: mean mass on offsets 0 to window, all rows, sink included",
@@ -51,23 +54,30 @@ class Sums:
     category: NDArray[np.int64]
 
 
-def sentence_sums(maps: Sequence[NDArray], category: Sequence[int], *, window: int) -> Sums:
-    """The sums of each sentence; `maps` has one [layer, head, Q, K] or [H, Q, K] array a sentence, separator first."""
-    parts, longest = [], max(weights.shape[-1] for weights in maps)
-    n_heads = int(np.prod(maps[0].shape[:-2]))
-    mass_SHD = np.zeros((len(maps), n_heads, longest))
-    weight_SHI = np.zeros((len(maps), n_heads, longest))  # indexed by i itself
-    for s, weights in enumerate(maps):
-        A_HQK = weights.reshape(n_heads, *weights.shape[-2:]).astype(np.float64)
+def sentence_sums(
+    maps: Iterable[NDArray], category: Sequence[int], *, window: int, keys: Iterable[NDArray] | None = None
+) -> Sums:
+    """The sums of each sentence; `maps` has one [layer, head, Q, K] or [H, Q, K] array a sentence, separator first.
+
+    `keys` has what `key_sets` makes of each sentence; without it the kappas of its sets are NaN. Both are gone through
+    once, one sentence at a time.
+    """
+    parts, masses, weights = [], [], []
+    no_keys = (np.zeros((len(SETS), 1, 1), dtype=bool) for _ in category)
+    for found, sets_NQK in zip(maps, keys or no_keys, strict=True):
+        A_HQK = found.reshape(-1, *found.shape[-2:]).astype(np.float64)
         i, O_HID = by_offset(A_HQK)
-        mass_SHD[s, :, : O_HID.shape[2]] = O_HID.sum(1)
-        weight_SHI[s][:, i] = O_HID.sum(2)
-        parts.append(_masses(A_HQK, i, O_HID, window) | _raw(A_HQK, window) | _entropy(i, O_HID))
+        masses.append(np.pad(O_HID.sum(1), ((0, 0), (0, 1))))
+        weights.append(np.pad(O_HID.sum(2), ((0, 0), (2, 0))))  # indexed by i itself
+        parts.append(
+            _masses(A_HQK, i, O_HID, window) | _raw(A_HQK, window) | _entropy(i, O_HID) | _sets(A_HQK, i, sets_NQK)
+        )
+    n_heads = len(masses[0])
     numerator, denominator = (
         {name: np.stack([np.broadcast_to(part[name][k], n_heads) for part in parts]) for name in parts[0]}
         for k in range(2)
     )
-    cross = cross_fitted_entropy(mass_SHD, weight_SHI)
+    cross = cross_fitted_entropy(_padded(masses), _padded(weights))
     numerator["positional"] = denominator["broad"] - cross
     numerator["content"] = cross - numerator["broad"]
     denominator["positional"] = denominator["content"] = denominator["broad"]
@@ -97,11 +107,29 @@ def _masses(A_HQK: NDArray, i: NDArray, O_HID: NDArray, window: int) -> dict[str
         "kappa_self": kappa(O_HID[:, :, 0], 1, slice(None)),
         "kappa_prev": kappa(O_HID[:, :, 1:2].sum(2), 1, slice(None)),
         "kappa_local": kappa(O_HID[:, :, 1 : window + 1].sum(2), window, local),
-        "share_self": (O_HID[:, :, 0].sum(1), O_HID[:, :, : window + 1].sum((1, 2))),
         "kappa_sink": ((A_HQK[:, 2:, 0] - 1 / (i + 1)).sum(1), (1 - 1 / (i + 1)).sum()),
         "non_sink": (w_HI.sum(1), len(i)),
         "distance": ((O_HID * np.arange(O_HID.shape[2])).sum((1, 2)), (w_HI * (i - 1) / 2).sum(1)),
     }
+
+
+def _sets(A_HQK: NDArray, i: NDArray, sets_NQK: NDArray) -> dict[str, tuple]:
+    """Sums for the kappa of each set of keys, over the rows in which the set has some of the keys but not all."""
+    sets_NIK = np.broadcast_to(sets_NQK, (len(sets_NQK), *A_HQK.shape[1:]))[:, i]
+    chance_NI = sets_NIK.sum(2) / i
+    some_NI = (chance_NI > 0) & (chance_NI < 1)
+    A_HIK = A_HQK[:, i]
+    mass_NHI = np.einsum("hik,nik->nhi", A_HIK, sets_NIK.astype(np.float64), optimize=True)
+    w_HI = A_HIK[:, :, 1:].sum(2)
+    numerator_NH = (some_NI[:, None] * (mass_NHI - w_HI * chance_NI[:, None])).sum(2)
+    denominator_NH = (some_NI[:, None] * w_HI * (1 - chance_NI[:, None])).sum(2)
+    return {f"kappa_{name}": (numerator_NH[n], denominator_NH[n]) for n, name in enumerate(SETS)}
+
+
+def _padded(arrays: Sequence[NDArray]) -> NDArray:
+    """Arrays [H, D] of several lengths as one [S, H, D], zeros behind."""
+    longest = max(array.shape[1] for array in arrays)
+    return np.stack([np.pad(array, ((0, 0), (0, longest - array.shape[1]))) for array in arrays])
 
 
 def _raw(A_HQK: NDArray, window: int) -> dict[str, tuple]:
@@ -199,7 +227,9 @@ def bootstrap_counts(category: NDArray, *, replicates: int, seed: int) -> NDArra
 
 
 def interval(replicates: NDArray, level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Percentile interval over the first axis (Efron 1979); NaN where a replicate is NaN."""
+    """Percentile interval over the first axis (Efron 1979), of the replicates in which the statistic is defined."""
     tail = (1 - level) / 2
-    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")  # NaN, then
+        low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
     return low, high

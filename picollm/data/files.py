@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Readable JSON with a final newline. NaN and infinity are refused: no reader agrees on them."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def number_or_none(value: float) -> float | None:
+    """Six decimals: beyond the last place that another thread count or BLAS may change. None for what is undefined."""
+    return round(float(value), 6) if math.isfinite(value) else None
 
 
 def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:

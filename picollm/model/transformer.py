@@ -228,16 +228,18 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention weights [B, L, H, query, key] and logits [B, T, V] by the explicit path, in evaluation mode."""
+        """Attention weights [B, L, H, query, key] and what `hidden` returns, by the explicit path, without dropout."""
         was_training = self.training
-        self.eval()
+        if was_training:  # going through all modules takes as long as a layer of a short sentence
+            self.eval()
         x_BTD, cos, sin = self._start(ids_BT)
         maps = []
         for block in self.blocks:
             x_BTD, weights_BHTT = block.explicit(x_BTD, cos, sin)
             maps.append(weights_BHTT)
-        self.train(was_training)
-        return torch.stack(maps, dim=1), self.logits(self.norm(x_BTD))
+        if was_training:
+            self.train()
+        return torch.stack(maps, dim=1), self.norm(x_BTD)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters without the padding rows: all of them, and those outside embedding and head."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import networkx as nx
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -10,6 +12,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram
 
+from picollm.report.gallery import Gallery
 from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, plt
 
 FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
@@ -126,6 +129,102 @@ def class_grid(heads: list[dict]) -> Figure:
     names = [f"{LETTERS[label]}  {label}" for label in LABEL_COLOURS if label in used]
     figure.legend(keys, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
     return figure
+
+
+def evidence_figure(report: dict) -> Figure:
+    """What labels rest on: every head's strongest kappa and content share with intervals, among untrained heads.
+
+    Dashed: the thresholds in force. Dotted: 99th percentiles of the nulls, untrained heads and shuffled rows.
+    """
+    figure, axis = plt.subplots(figsize=(7.2, 4.2))
+    null = report["null"]["values"]
+    axis.scatter(null["content"], null["kappa_max"], s=8, color=MUTED, alpha=0.5, label="heads of untrained models")
+    for label, colour in LABEL_COLOURS.items():
+        shown = [pair for head in report["heads"] if head["label"] == label for pair in evidence(head["statistics"])]
+        if shown:
+            content, kappa = zip(*shown, strict=True)
+            axis.errorbar(
+                [row["value"] for row in content], [row["value"] for row in kappa], xerr=reach(content),
+                yerr=reach(kappa), fmt="o", markersize=4, color=colour, elinewidth=0.7, label=label,
+            )  # fmt: skip
+    for name, line in (("content", axis.axvline), ("kappa", axis.axhline)):
+        row = report["thresholds"][name]
+        line(row["value"], color=ACCENT, linestyle="--", linewidth=1)
+        for null in (row["null_percentile_99"], row["shuffled_percentile_99"]):
+            if null is not None:
+                line(null, color=MUTED, linestyle=":", linewidth=1)
+    axis.set(xlabel="content share", ylabel="strongest kappa (self, previous, local)")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def evidence(statistics: dict[str, dict]) -> list[tuple[dict, dict]]:
+    """A head's content share and its strongest kappa; nothing where either is undefined."""
+    kappas = [statistics[f"kappa_{name}"] for name in ("self", "prev", "local")]
+    known = [row for row in kappas if row["low"] is not None]
+    if not known or statistics["content"]["low"] is None:
+        return []
+    return [(statistics["content"], max(known, key=lambda row: row["value"]))]
+
+
+def reach(rows: Sequence[dict]) -> list[list[float]]:
+    """The arms of error bars: a percentile interval need not hold the value itself."""
+    return [[max(0, row["value"] - row["low"]) for row in rows], [max(0, row["high"] - row["value"]) for row in rows]]
+
+
+def sensitivity_figure(sensitivity: dict) -> Figure:
+    """Heads by label where one threshold, or the local window, is another than the one in force."""
+    panels: dict[str, list[tuple[str, list[int]]]] = {}
+    for row in sensitivity["thresholds"]:
+        panels.setdefault(row["threshold"], []).append((f"{row['value']:.2f}", row["labels"]))
+    panels["window"] = [(str(row["window"]), row["labels"]) for row in sensitivity["window"]]
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.9 * len(panels), 2.8), sharey=True)
+    for axis, (name, columns) in zip(axes, panels.items(), strict=True):
+        counts = np.array([labels for _, labels in columns])
+        bottom = np.zeros(len(columns))
+        for k, colour in enumerate(LABEL_COLOURS.values()):
+            axis.bar(range(len(columns)), counts[:, k], bottom=bottom, color=colour, width=0.9)
+            bottom += counts[:, k]
+        axis.set_xticks(range(len(columns)), [value for value, _ in columns], fontsize=7)
+        axis.set_xlabel(name)
+    axes[0].set_ylabel("heads")
+    return figure
+
+
+def map_of_heads(coordinates: NDArray, heads: list[dict], clusters: list[int], shown: float) -> Figure:
+    """Distances in two dimensions by classical scaling; colour is the class, the number the cluster."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.6))
+    axis.scatter(*coordinates.T, s=90, color=[LABEL_COLOURS[head["label"]] for head in heads], alpha=0.8)
+    for (x, y), cluster in zip(coordinates, clusters, strict=True):
+        axis.text(x, y, cluster, ha="center", va="center", fontsize=6, color=INK)
+    axis.set(xlabel="first coordinate", ylabel=f"second; both show {shown:.0%} of the distances", aspect="equal")
+    return figure
+
+
+def head_figures(gallery: Gallery, report: dict, clusters: dict, arrays: Mapping[str, NDArray]) -> None:
+    """The pictures of the chapters on heads and on their families."""
+    heads = report["heads"]
+    names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
+    gallery.add("classes.svg", class_pie(report["labels"]), "Share of each class of heads, with intervals")
+    gallery.add("grid.svg", class_grid(heads), "Class and confidence of every head; pale means uncertain")
+    gallery.add(
+        "evidence.svg",
+        evidence_figure(report),
+        "What the classes rest on: intervals, thresholds (dashed), 99th percentiles of the nulls (dotted)",
+    )
+    gallery.add(
+        "sensitivity.svg",
+        sensitivity_figure(report["sensitivity"]),
+        "Heads by class under other thresholds",
+    )
+    noise = clusters["noise"]["mean_absolute_difference"]
+    tree = dendrogram_figure(arrays["linkage"], names, labels, noise)
+    gallery.add("dendrogram.svg", tree, "Dendrogram of the heads, average linkage; names wear their class's colour")
+    similarity = similarity_map(arrays["distance"], arrays["order"], names)
+    gallery.add("similarity.png", similarity, "Similarity of every pair of heads, in the order of the dendrogram")
+    members = [head["cluster"] for head in clusters["heads"]]
+    scaled = map_of_heads(arrays["coordinates"], heads, members, clusters["coordinates_show"])
+    gallery.add("map.svg", scaled, "Heads in two dimensions by their distances; the number is the cluster")
 
 
 def similarity_map(distance_HH: NDArray, order: NDArray, names: list[str]) -> Figure:

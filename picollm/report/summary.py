@@ -6,7 +6,7 @@ from pathlib import Path
 
 from picollm.data.files import read_json
 
-NAMES = ("data", "training", "heads", "clusters", "benchmark", "profile")
+NAMES = ("data", "training", "heads", "clusters", "findings", "benchmark", "profile")
 
 
 def five_lines(reports: Path) -> list[str]:
