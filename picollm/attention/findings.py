@@ -104,13 +104,14 @@ def variance_between(values: NDArray, groups: NDArray, *, seed: int) -> tuple[fl
 
 def redundancy(heads: Mapping, clusters: Mapping) -> list[dict]:
     layers, apart = clusters["agreement"]["layers"], clusters["mean_distance"]
-    tight = [
-        cluster
-        for cluster in clusters["clusters"]
-        if cluster["stable"] and cluster["size"] > 1 and cluster["mean_distance"] < apart / 2
-    ]
+    families = [cluster for cluster in clusters["clusters"] if cluster["stable"] and cluster["size"] > 1]
+    tight = [cluster for cluster in families if cluster["mean_distance"] < apart / 2]
     inside = sum(cluster["size"] for cluster in tight)
-    independent = layers["high"] < NEGLIGIBLE
+    independent = None
+    if len(families) > 1 and layers["high"] < NEGLIGIBLE:
+        independent = True
+    elif len(families) > 1 and layers["p"] < ALPHA:
+        independent = False
     return [
         claim(
             "V.D",
@@ -123,9 +124,10 @@ def redundancy(heads: Mapping, clusters: Mapping) -> list[dict]:
         claim(
             "V.D",
             "families do not depend on the layer",
-            f"the 95 % interval of the clusters' agreement with layers lies below {NEGLIGIBLE}; not supported if it is"
-            f" beyond chance, p < {ALPHA}; else not testable",
-            independent or (False if layers["p"] < ALPHA else None),
+            "of two or more stable clusters of several heads, the 95 % interval of the agreement with layers lies below"
+            f" {NEGLIGIBLE}; not supported if it is beyond chance, p < {ALPHA}; else not testable",
+            independent,
+            families=len(families),
             adjusted_rand=layers["adjusted_rand"], low=layers["low"], high=layers["high"], p=layers["p"],
         ),
     ]  # fmt: skip
