@@ -15,6 +15,7 @@ import pytest
 import workspace
 import yaml
 from refusals import refusal
+from test_scenarios import CLUSTERS
 
 import picollm
 from picollm.pipeline import exclusive
@@ -298,7 +299,7 @@ def test_a_run_that_was_killed_before_dvc_knew_keeps_its_results(root, capsys):
     made = contents(root, "data", "reports")
     assert verify(root, fix=False) == 1
     lines = problems(capsys.readouterr().out)
-    assert sum("before dvc.lock knew" in line for line in lines) == 3
+    assert sum("before dvc.lock knew" in line for line in lines) == len(CLUSTERS)
     assert verify(root, fix=True) == 0
     assert contents(root, "data", "reports") == made
 
