@@ -27,7 +27,7 @@ from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import LABELS, Thresholds, assign, in_force, percentiles_99
 from picollm.attention.null import null_values
 from picollm.attention.sentences import load_sentences
-from picollm.attention.statistics import macro_mean, sentence_sums
+from picollm.attention.statistics import first, macro_mean, sentence_sums
 from picollm.data.loading import open_manifest, open_split
 from picollm.data.ngram import ngram_losses
 from picollm.data.packing import windows
@@ -134,7 +134,7 @@ def heads(trainer: Trainer, config: dict[str, dict], device) -> dict[str, int]:
         number += [c] * len(category.sentences)
     heads = config["heads"]
     maps = list(attention_maps(trainer.model.eval(), ids, device))
-    values = {n: v[0] for n, v in macro_mean(sentence_sums(maps, number, window=heads["window"])).items()}
+    values = first(macro_mean(sentence_sums(maps, number, window=heads["window"])))
     null = null_values(trainer.model.config, ids, number, window=heads["window"], models=1, seed=1, device=device)
     names = ("kappa", "content", "broad", "sink")
     thresholds = in_force(Thresholds(*(heads[name] for name in names)), percentiles_99(null), permuted_kappa=0.0)

@@ -36,6 +36,7 @@ from picollm.attention.statistics import (
     NAMES,
     bootstrap_counts,
     category_values,
+    first,
     interval,
     macro_mean,
     named,
@@ -80,7 +81,7 @@ def census(
     sums = sentence_sums(every_map(categories), number, window=window, keys=every_key_set(categories))
     permuted = first(macro_mean(sentence_sums(shuffled(every_map(categories), seed), number, window=window)))
     permuted_kappa = percentile_99(strongest_kappa(permuted))
-    null = null or {name: np.full((1, len(permuted["broad"])), np.nan) for name in NAMES}
+    null = null or {name: np.empty((0, len(permuted["broad"]))) for name in NAMES}  # of no model
     band = percentiles_99(null)
     thresholds = in_force(configured, band, permuted_kappa)
     values = first(macro_mean(sums))
@@ -99,7 +100,7 @@ def census(
         "sample": _sample(categories)
         | {
             "bootstraps": bootstraps,
-            "null_models": len(null["broad"]) if np.isfinite(null["broad"]).any() else 0,
+            "null_models": len(null["broad"]),
             "window": window,
             "seed": seed,
         },
@@ -121,22 +122,16 @@ def census(
     }
 
 
-def first(values: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    """Without the axis of replicates."""
-    return {name: value[0] for name, value in values.items()}
-
-
 def _null(null: Mapping[str, NDArray], band: Mapping[str, float], thresholds: Thresholds) -> dict:
-    there = np.isfinite(null["broad"]).all()
     return {
-        "heads": int(null["broad"].size) if there else 0,
+        "heads": null["broad"].size,
         "percentile_99": {name: number_or_none(value) for name, value in band.items()},
         "values": {
-            name: [number_or_none(value) for value in values.ravel()] if there else []
+            name: [number_or_none(value) for value in values.ravel()]
             for name, values in (("kappa_max", strongest_kappa(null)), ("content", null["content"]))
         },
-        "labels": _by_label(counts(assign(null, thresholds)).sum(0) * there),
-        "raw_labels": _by_label(counts(assign_raw(null)).sum(0) * there),
+        "labels": _by_label(counts(assign(null, thresholds)).sum(0)),
+        "raw_labels": _by_label(counts(assign_raw(null)).sum(0)),
     }
 
 

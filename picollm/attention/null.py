@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from picollm.attention.extraction import attention_maps
-from picollm.attention.statistics import NAMES, macro_mean, sentence_sums
+from picollm.attention.statistics import NAMES, first, macro_mean, sentence_sums
 from picollm.model.transformer import ModelConfig, Transformer
 
 
@@ -54,7 +54,7 @@ def without_separator(
     """Each statistic, [H], with the sentence's first token in the separator's place: position 0, the sink."""
     inner = None if keys is None else [without_first(sets_NQK) for sets_NQK in keys]
     maps = attention_maps(model, [sequence[1:] for sequence in ids], device)
-    return {name: v[0] for name, v in macro_mean(sentence_sums(maps, category, window=window, keys=inner)).items()}
+    return first(macro_mean(sentence_sums(maps, category, window=window, keys=inner)))
 
 
 def without_first(sets_NQK: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ R replicate.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -209,6 +209,11 @@ def macro_mean(sums: Sums, counts_RS: NDArray | None = None) -> dict[str, NDArra
     for ratio in category_values(sums, counts_RS):
         total, present = total + np.nan_to_num(ratio), present + np.isfinite(ratio)
     return named(np.divide(total, present, out=np.full_like(total, np.nan), where=present > 0))
+
+
+def first(values: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """The first replicate of each statistic, [H]: of `macro_mean` without counts the only one."""
+    return {name: value[0] for name, value in values.items()}
 
 
 def named(values: NDArray) -> dict[str, NDArray]:
