@@ -12,11 +12,14 @@ PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-vers
 # Two tests at a time: many wait for the tools that they start.
 PYTEST := python -m pytest -n 2 --dist worksteal
 
-.PHONY: report test test-slow test-all lint setup clean
+.PHONY: report study test test-slow test-all lint setup clean
 
 report: setup
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
 	@echo; $(RUN) picollm summary; echo; echo "Report: $(CURDIR)/reports/final.html"
+
+study: setup
+	@$(RUN) snakemake --cores all --quiet rules host reason -- study/study.json
 
 test: $(VENV)/dev lint
 	@$(RUN) $(PYTEST)

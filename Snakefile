@@ -17,6 +17,7 @@ include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/model.smk"
 include: "rules/attention.smk"
+include: "rules/mechanisms.smk"
 include: "rules/engine.smk"
 include: "rules/report.smk"
 

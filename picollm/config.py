@@ -121,6 +121,13 @@ class Clusters(Section):
     seed: Count
 
 
+class Mechanisms(Section):
+    windows: Annotated[int, Field(ge=2, le=100_000)]
+    mean_windows: Positive
+    null_models: Annotated[int, Field(ge=1, le=100)]
+    seed: Count
+
+
 class Engine(Section):
     precision: Literal["fp16", "fp32"]
     compute_capabilities: Annotated[
@@ -161,6 +168,7 @@ class Config(Section):
     attention: Attention
     heads: Heads
     clusters: Clusters
+    mechanisms: Mechanisms
     engine: Engine
     benchmark: Benchmark
     profile: Profile

@@ -90,6 +90,8 @@ rule state_findings:
     input:
         heads="reports/heads.json",
         clusters="reports/clusters.json",
+        probes="reports/probes.json",
+        emergence="reports/emergence.json",
         training="reports/training.json",
     output:
         report="reports/findings.json",

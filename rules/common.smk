@@ -55,9 +55,10 @@ def fingerprint(rule):
 def stages():
     """Snakemake's rules, in the words of picollm.pipeline.stages; `all` has no artefact of its own.
 
-    A rule of temporary outputs is no stage; it belongs to the one whose script it shares.
+    A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is full_study, whose
+    time `dvc repro` would spend at every change.
     """
-    rules = [rule for rule in workflow.rules if rule.output]
+    rules = [r for r in workflow.rules if r.output and r.name != "full_study"]
     temporary = [
         path for rule in rules for path in rule.output if is_flagged(path, "temp")
     ]

@@ -4,7 +4,7 @@ REQUIRED INPUTS: every chapter's artefacts.
 OUTPUTS: reports/figures/, reports/final.html.
 """
 
-CHAPTERS = ["data", "training", "heads", "clusters", "findings", "benchmark", "profile"]
+CHAPTERS = "data training heads clusters mechanisms ablation probes findings benchmark profile".split()
 
 
 rule draw_figures:
@@ -16,6 +16,9 @@ rule draw_figures:
         heads="reports/heads.json",
         clusters="reports/clusters.json",
         arrays="data/clusters.npz",
+        ablation="reports/ablation.json",
+        emergence="reports/emergence.json",
+        probes="reports/probes.json",
         benchmark="reports/benchmark.json",
         profile="reports/profile.json",
     output:
@@ -42,6 +45,10 @@ rule final_report:
         training="reports/training.json",
         heads="reports/heads.json",
         clusters="reports/clusters.json",
+        mechanisms="reports/mechanisms.json",
+        emergence="reports/emergence.json",
+        ablation="reports/ablation.json",
+        probes="reports/probes.json",
         findings="reports/findings.json",
         engine="data/engine/manifest.json",
         benchmark="reports/benchmark.json",

@@ -1,8 +1,12 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import standin
 import workspace
+from filelock import FileLock
 
 LONGEST = ("test_workflows.py", "test_slow.py")
 
@@ -13,12 +17,32 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
+def root_of_all(tmp_path_factory, request) -> Path:
+    """The temporary folder that all processes of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if hasattr(request.config, "workerinput") else base
+
+
+def once(path: Path, make: Callable[[Path], None]) -> workspace.Workspace:
+    """What the first of the processes makes and the others find; none may change it."""
+    with FileLock(f"{path}.lock"):
+        ready = Path(f"{path}.ready")
+        if not ready.exists():
+            make(path)
+            ready.touch()
+    return workspace.Workspace(path)
+
+
+@pytest.fixture(scope="session")
+def built(root_of_all):
     """A repository with the project's rules and stand-in scripts, run and committed on two branches.
 
     `other` differs from `main` by clusters.max_k. Tests work on copies.
     """
-    path = tmp_path_factory.mktemp("built") / "repository"
+    return once(root_of_all / "built", build)
+
+
+def build(path: Path) -> None:
     repository = workspace.create(path)
     standin.install(path)
     repository.picollm("dvc-yaml")
@@ -31,7 +55,6 @@ def built(tmp_path_factory):
     repository.commit("another run")
     repository.run("git", "checkout", "-q", "main")
     repository.picollm("sync")
-    return repository
 
 
 @pytest.fixture(scope="module")

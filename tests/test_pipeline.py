@@ -1,4 +1,4 @@
-"""The whole pipeline for real, with the smoke preset: one run, then what people do to it. Tests build on each other."""
+"""The whole pipeline for real, with the smoke preset: one run, then what people do to copies of it."""
 
 import json
 import os
@@ -7,19 +7,24 @@ import re
 import pytest
 import workspace
 import yaml
+from conftest import once
 
 STAGES = {
     "prepare_corpus", "tokenize_pack", "pretrain", "extract_attention", "classify_heads", "cluster_heads",
-    "state_findings", "trt_compile", "trt_benchmark", "nsys_capture", "draw_figures", "final_report",
+    "score_mechanisms", "ablate_heads", "probe_heads", "state_findings", "trt_compile", "trt_benchmark", "nsys_capture",
+    "draw_figures", "final_report",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    project = workspace.create(tmp_path_factory.mktemp("repository") / "with space")
+def project(root_of_all, tmp_path_factory):
+    return once(root_of_all / "with space", run_all).copy(tmp_path_factory.mktemp("repository") / "with space")
+
+
+def run_all(path):
+    project = workspace.create(path)
     project.snakemake("reports/final.html")
     project.commit("a run")
-    return project
 
 
 def test_both_tools_say_that_nothing_is_to_be_done(project):
@@ -32,7 +37,7 @@ def test_report_needs_no_network_and_names_what_was_not_run(project):
     html = (project.path / "reports/final.html").read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|url\(\s*["']?http|@import|<script""", html)
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
-    assert html.count('src="data:image/') == 10 + 2 * 10
+    assert html.count('src="data:image/') == 13 + 2 * 10
     benchmark = json.loads((project.path / "reports/benchmark.json").read_text())
     assert benchmark["backends"]["tensorrt"]["status"] in html
 
@@ -56,8 +61,10 @@ def test_the_trained_model_writes_is_evaluated_and_leaves(project):
     assert json.loads(project.picollm("evaluate", "--json", "--model", "exported")) == found
 
 
+@pytest.mark.slow
 def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
-    text = project.picollm("analyze", "--checkpoint", "exported", "-o", "mine")
+    project.picollm("export", "leaving")
+    text = project.picollm("analyze", "--checkpoint", "leaving", "-o", "mine")
     assert "Heads: of 56" in text and "Families: " in text
     for name in ("heads.json", "heads.csv", "clusters.json"):
         assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name
@@ -74,8 +81,8 @@ def refused(project, *command):
     return project.picollm(*command, ok=False)
 
 
-def test_no_artefact_holds_the_path_of_the_project(project):
-    needle = str(project.path).encode()
+def test_no_artefact_holds_the_path_of_the_project(project, root_of_all):
+    needle = str(root_of_all).encode()
     artefacts = [p for folder in ("data", "reports") for p in (project.path / folder).rglob("*") if p.is_file()]
     assert len(artefacts) > 40
     # A trace records the script that ran, path and all; it is a recording of this machine.
@@ -84,7 +91,9 @@ def test_no_artefact_holds_the_path_of_the_project(project):
 
 def test_metrics_are_flat_numbers(project):
     files = sorted((project.path / "reports/metrics").glob("*.json"))
-    assert [p.stem for p in files] == ["benchmark", "clusters", "data", "findings", "heads", "profile", "training"]
+    assert [p.stem for p in files] == [
+        "ablation", "benchmark", "clusters", "data", "findings", "heads", "mechanisms", "probes", "profile", "training",
+    ]  # fmt: skip
     for path in files:
         values = json.loads(path.read_text())
         assert 0 < len(values) <= 20

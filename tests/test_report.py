@@ -20,6 +20,7 @@ from picollm.report import html as html_module
 from picollm.report import measurement_figures as measurement
 from picollm.report.gallery import Gallery, embedded
 from picollm.report.html import render
+from picollm.report.mechanism_figures import mechanism_figures
 from picollm.report.style import LABEL_COLOURS
 from picollm.report.summary import NAMES, five_lines, lines
 
@@ -143,7 +144,45 @@ def chapters():
     }  # fmt: skip
     names = ("training", "heads", "clusters", "findings", "engine", "benchmark", "profile")
     found = dict(zip(names, (training, heads, clusters, findings, engine, benchmark, profile), strict=True))
+    found |= causes([head["name"] for head in heads["heads"]])
     return deepcopy(found) | {"data": {"splits": {"train": split, "validation": split}, "context": 128}}
+
+
+def causes(names):
+    """The chapters of what heads cause."""
+    ablated = [
+        {"name": name, "delta": h / 100, "low": h / 200, "high": h / 50, "q": 0.5 - h / 10, "perplexity": h / 90}
+        for h, name in enumerate(names)
+    ]
+    score = {"value": 0.25, "low": 0.125, "high": 0.5}
+    row = {"accuracy": 0.75, "low": 0.625, "high": 0.875, "items": 120, "clusters": 12}
+    measures = ("kappa_max", "content", "previous", "duplicate", "induction")
+    return {
+        "ablation": {"mean_tokens": 51_200, "tokens": 8192, "windows": 64, "loss": 6.4, "median_half_width": 0.0012,
+                     "heads": ablated},
+        "mechanisms": {
+            "sequences": 192, "first_copy_loss": 9.5, "second_copy_loss": 9.25, "lengths": [25, 50],
+            "in_context_learning": score | {"early": [13, 20], "late": [107, 127]},
+            "definitions": {"induction": "what followed"}, "null": {"induction": 0.01},
+            "best": {"induction": score | {"head": names[3]}},
+            "criteria": {"score": 0.3, "copying": 0.5, "harm": 0.05},
+            "heads": [{"name": name, "induction_head": h == 3, "scores": {"induction": {"50": score}}}
+                      for h, name in enumerate(names)],
+        },
+        "emergence": {
+            "threshold": dict.fromkeys(measures, 0.25), "median_onset": dict.fromkeys(measures, 2.0),
+            "snapshots": [{"step": step, "loss": 11 - step / 10, "effects": dict.fromkeys(measures, step)}
+                          for step in (0, 1, 4)],
+        },
+        "probes": {
+            "coreference": {
+                "items": 336, "chosen_on_one_half": row | {"heads": names[:2]}, "mean_of_heads": row, "untrained": row,
+                "baselines": {"the nearer": row}, "shows": False,
+                "best_of_all": row | {"head": names[0], "p": 0.25, "best_by_chance_95": 0.5625},
+            },
+            "pairs": {"negation": {"model": row, "baselines": {"bigram": row}, "shows": True}},
+        },
+    }  # fmt: skip
 
 
 def metrics():
@@ -163,6 +202,8 @@ def draw(folder):
     arrays = {"distance": distance, "linkage": average(squareform(distance)), "order": np.array([2, 0, 1, 3]),
               "coordinates": np.array([[0, 0], [0, 1], [1, 0], [2, 2.0]])}  # fmt: skip
     attention.head_figures(gallery, found["heads"], found["clusters"], arrays)
+    labels = [head["label"] for head in found["heads"]["heads"]]
+    mechanism_figures(gallery, found["ablation"], found["emergence"], found["probes"], labels)
     gallery.add("benchmark.svg", measurement.latency_bars(found["benchmark"]["results"]), "Latency")
     gallery.add("profile.svg", measurement.step_timeline(found["profile"]), "Steps")
     gallery.add("simple-maps.png", attention.heat_maps(weights, tokens, [names[:2], names[2:]]), "Maps", "Simple <b>")
@@ -181,7 +222,7 @@ def test_figures_repeat_to_the_byte_and_replace_an_earlier_run(figures, tmp_path
     again = draw(tmp_path)
     first = {path.name: path.read_bytes() for path in figures.parent.iterdir()}
     assert first == {path.name: path.read_bytes() for path in again.parent.iterdir()}
-    assert len(first) == 13 and first["simple-maps.png"].startswith(b"\x89PNG") and b"<svg" in first["grid.svg"]
+    assert len(first) == 16 and first["simple-maps.png"].startswith(b"\x89PNG") and b"<svg" in first["grid.svg"]
 
 
 def test_embedded_figures_are_the_files(figures):
@@ -210,7 +251,7 @@ def test_the_page_is_the_same_each_time_and_needs_nothing_from_outside(figures):
     assert page == render(TEMPLATE, figures, chapters(), metrics(), CFG)
     targets = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]+)|url\(([^)]*)\)|@import\s+(\S+)", page)
     targets = ["".join(groups) for groups in targets]
-    assert len(targets) >= 12 + 11
+    assert len(targets) >= 15 + 13
     assert all(target.startswith(("data:image/", "#")) for target in targets)
     assert not re.search(r"<(script|link|iframe|object|embed)\b", page, re.IGNORECASE)
     assert {target[1:] for target in targets if target.startswith("#")} == set(re.findall(r'<h2 id="(\w+)"', page))
@@ -223,7 +264,8 @@ def test_the_page_says_what_the_chapters_say(figures):
     words = ["50.0 % global", "75.0 % global by the same rule", "not run: no NVIDIA GPU", "+25.000 %", "35,318,080",
              "CPU & Co <9>", "It gives not defined of the heads", "75.0 % of the heads keep their class",
              "L0H1 on complex syntax (-0.12)", "0.25 nats per token below a bigram", "heads are <global>",
-             "untrained models –"]  # fmt: skip
+             "untrained models –", "+0.0300 +0.0150 … +0.0600", "Here: L1H1.",
+             "8,192 validation tokens", "(p = 0.2500)", "negation"]  # fmt: skip
     assert [word for word in words if word not in page] == []
     assert all(line in page for line in lines(metrics(), chapters()["heads"], chapters()["benchmark"]))
 

@@ -21,11 +21,13 @@ from workspace import Workspace
 
 DATA = {"prepare_corpus", "tokenize_pack"}
 ENDS = {"draw_figures", "final_report"}
-CLUSTERS = {"cluster_heads", "state_findings"} | ENDS
-HEADS = {"classify_heads"} | CLUSTERS
+FINDINGS = {"state_findings"} | ENDS
+CLUSTERS = {"cluster_heads"} | FINDINGS
+HEADS = {"classify_heads", "score_mechanisms"} | CLUSTERS
 ATTENTION = {"extract_attention"} | HEADS
 ENGINE = {"trt_compile", "trt_benchmark"} | ENDS
-MODEL = {"pretrain", "nsys_capture"} | ATTENTION | ENGINE
+MECHANISMS = {"score_mechanisms", "ablate_heads", "probe_heads"} | FINDINGS
+MODEL = {"pretrain", "nsys_capture"} | ATTENTION | ENGINE | MECHANISMS
 ALL = DATA | MODEL
 NONE: set[str] = set()
 
@@ -270,8 +272,8 @@ ROWS = [
     Row("the first rule again", run(*SNAKEMAKE, "-R", "prepare_corpus", "--until", "prepare_corpus"), NONE),
     Row("a value, a run, the value back", steps(TITLE, run(*SNAKEMAKE), checkout("--", "config.yaml")), ENDS),
     Row("a value, dvc repro, the value back", steps(TITLE, run("dvc", "repro"), checkout("--", "config.yaml")), ENDS),
-    Row("dvc repro of one stage", steps(FEWER, run("dvc", "repro", "-s", "cluster_heads")), {"state_findings"} | ENDS),
-    Row("snakemake up to one rule", steps(FEWER, run(*SNAKEMAKE, "cluster_heads")), {"state_findings"} | ENDS),
+    Row("dvc repro of one stage", steps(FEWER, run("dvc", "repro", "-s", "cluster_heads")), FINDINGS),
+    Row("snakemake up to one rule", steps(FEWER, run(*SNAKEMAKE, "cluster_heads")), FINDINGS),
     Row("snakemake --touch by hand", run(*SNAKEMAKE, "--touch"), NONE),
     # 19: clocks
     Row("outputs a day older", age(WEIGHTS, -1), NONE),

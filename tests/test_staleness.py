@@ -12,7 +12,7 @@ import pytest
 import standin
 import workspace
 import yaml
-from test_scenarios import ALL, ATTENTION, CLUSTERS, ENDS, ENGINE, HEADS, MODEL, closed
+from test_scenarios import ALL, ATTENTION, CLUSTERS, ENDS, ENGINE, HEADS, MECHANISMS, MODEL, closed
 from workspace import ROOT
 
 from picollm.config import check
@@ -29,6 +29,7 @@ OF_SECTION = {
     "attention": ATTENTION,
     "heads": HEADS,
     "clusters": CLUSTERS,
+    "mechanisms": MECHANISMS,
     "engine": ENGINE,
     "benchmark": BENCHMARK,
     "profile": PROFILE,
@@ -108,9 +109,10 @@ def test_every_section_of_the_config_belongs_to_a_rule():
 
 
 def importers() -> dict[str, set[str]]:
-    """{module file: rules whose scripts import it}, by the standard library's own search, within this project."""
+    """{module file: stages whose scripts import it}, by the standard library's own search, within this project."""
     found: dict[str, set[str]] = {}
-    for script in sorted((ROOT / "workflow_scripts").glob("*.py")):
+    for stage in ALL:
+        script = ROOT / "workflow_scripts" / f"{stage}.py"
         finder = ModuleFinder(path=[str(ROOT)])
         finder.run_script(str(script))
         for module in finder.modules.values():

@@ -239,6 +239,16 @@ def test_evaluation_is_the_mean_over_all_tokens(monkeypatch, vocab, n, at_once):
     assert abs(found - math.log(vocab)) > 0.3
 
 
+@pytest.mark.parametrize("scale", [1, 30, 300])
+def test_losses_over_slices_are_cross_entropies_even_where_exponentials_overflow(scale):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 16, generator=generator) * scale**0.5 for n in (40, 5000))
+    targets = torch.randint(0, 5000, (40,), generator=generator)
+    expected = torch.nn.functional.cross_entropy((x @ weight.T).double(), targets, reduction="none")
+    assert (expected.max() > 88) == (scale > 1)
+    assert objective.token_losses(x, weight, targets).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
+
+
 def test_the_sampled_loss_is_that_of_its_definition():
     counts = np.random.default_rng(0).integers(0, 50, V)
     head = SampledSoftmax(counts, common=20, sampled=15, seed=7)

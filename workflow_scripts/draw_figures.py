@@ -12,14 +12,16 @@ from picollm.pipeline.job import job
 from picollm.report import attention_figures as attention
 from picollm.report import measurement_figures as measurement
 from picollm.report.gallery import Gallery
+from picollm.report.mechanism_figures import mechanism_figures
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake):
     cfg, inputs, gallery = snakemake.params.cfg["report"], snakemake.input, Gallery(Path(snakemake.output.manifest))
-    training, report, clusters, benchmark, profile = (
-        read_json(inputs[name]) for name in ("training", "heads", "clusters", "benchmark", "profile")
+    training, report, clusters, ablation, emergence, probes, benchmark, profile = (
+        read_json(inputs[name])
+        for name in ("training", "heads", "clusters", "ablation", "emergence", "probes", "benchmark", "profile")
     )
     heads = report["heads"]
     with open(inputs.curve, encoding="utf-8") as file:
@@ -27,6 +29,7 @@ with job(snakemake):
     if curve:  # there is none of an imported model
         gallery.add("training.svg", measurement.loss_curve(curve, training), "Loss over tokens")
     attention.head_figures(gallery, report, clusters, np.load(inputs.arrays))
+    mechanism_figures(gallery, ablation, emergence, probes, [head["label"] for head in heads])
     gallery.add("benchmark.svg", measurement.latency_bars(benchmark["results"]), "Latency by backend and batch")
     gallery.add("profile.svg", measurement.step_timeline(profile), "The first profiled training steps")
 

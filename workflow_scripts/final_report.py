@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 with job(snakemake):
     inputs = snakemake.input
-    names = ("data", "training", "heads", "clusters", "findings", "engine", "benchmark", "profile")
-    chapters = {name: read_json(inputs[name]) for name in names}
+    read = set(inputs.keys()) - {"figures", "template", "metrics"}
+    chapters = {name: read_json(inputs[name]) for name in sorted(read)}
     metrics = {Path(path).stem: read_json(path) for path in inputs.metrics}
     html = render(Path(inputs.template), Path(inputs.figures), chapters, metrics, snakemake.params.cfg)
     write_text(snakemake.output.report, html)

@@ -14,6 +14,8 @@ with job(snakemake):
     report = findings(
         read_json(inputs.heads),
         read_json(inputs.clusters),
+        read_json(inputs.probes),
+        read_json(inputs.emergence),
         read_json(inputs.training),
         seed=snakemake.params.cfg["heads"]["seed"],
     )

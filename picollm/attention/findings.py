@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from picollm.data.files import number_or_none
 
@@ -22,11 +23,19 @@ NEGLIGIBLE = 0.1  # adjusted Rand index
 PERMUTATIONS = 9999
 
 
-def findings(heads: Mapping, clusters: Mapping, training: Mapping, *, seed: int) -> dict:
-    """The content of findings.json, from heads.json, clusters.json and training.json."""
+def findings(
+    heads: Mapping, clusters: Mapping, probes: Mapping, over_time: Mapping, training: Mapping, *, seed: int
+) -> dict:
+    """The content of findings.json, from heads.json, clusters.json, probes.json, emergence.json and training.json."""
     margin = training["bigram_loss"] - training["validation_loss"]
     testable = margin > 0
-    claims = [*overall_shares(heads), *by_layer(heads, seed), *redundancy(heads, clusters)]
+    claims = [
+        *overall_shares(heads),
+        *by_layer(heads, seed),
+        *by_category(probes),
+        *redundancy(heads, clusters),
+        *specialisation(over_time),
+    ]
     if not testable:
         claims = [claim | {"verdict": NOT_TESTABLE} for claim in claims]
     return {
@@ -100,6 +109,64 @@ def variance_between(values: NDArray, groups: NDArray, *, seed: int) -> tuple[fl
     shuffled = generator.permuted(np.repeat(values[:, None], PERMUTATIONS, axis=1), axis=0)
     observed = explained(values[:, None])[0]
     return float(observed), float((1 + (explained(shuffled) >= observed - 1e-12).sum()) / (1 + PERMUTATIONS))
+
+
+def by_category(probes: Mapping) -> list[dict]:
+    """Whether heads, or the model that they serve, treat linguistic categories as language does."""
+    found = probes["coreference"]
+    chosen, top = found["chosen_on_one_half"], found["best_of_all"]
+    rules = {name: row["accuracy"] for name, row in found["baselines"].items()}
+    return [
+        claim(
+            "V.C",
+            "heads follow coreference",
+            "the head that is best on one half of the items is right on the other more often than every rule without"
+            f" language and untrained heads (95 % interval), and the best of all beyond permuted answers, p < {ALPHA}",
+            found["shows"],
+            accuracy=chosen["accuracy"], low=chosen["low"], high=chosen["high"],
+            best_of_all=top["accuracy"], p=top["p"],
+            best_rule=max(rules.values()), untrained_models=found["untrained"]["accuracy"],
+        ),
+        *(
+            claim(
+                "V.C",
+                f"the model has learnt {kind}",
+                "it prefers the good member of more minimal pairs than chance, n-grams and untrained models"
+                " (95 % interval)",
+                entry["shows"],
+                accuracy=entry["model"]["accuracy"], low=entry["model"]["low"], high=entry["model"]["high"],
+                pairs=entry["model"]["items"],
+                **{name: row["accuracy"] for name, row in entry["baselines"].items()},
+            )
+            for kind, entry in probes["pairs"].items()
+        ),
+    ]  # fmt: skip
+
+
+def specialisation(over_time: Mapping) -> list[dict]:
+    """Whether training makes heads that untrained models have not."""
+    snapshots = over_time["snapshots"]
+    found = []
+    for name, what in (("kappa_max", "positional"), ("content", "token-specific"), ("induction", "induction")):
+        text = f"{what} heads emerge in training"
+        test = (
+            "at the last snapshot, and not at the first, more heads than 1 % with an effect (larger than 99 % of"
+            f" untrained heads and than the least size that counts), binomial p < {ALPHA}"
+        )
+        if len(snapshots) < 2:
+            found.append(claim("emergence", text, test, None, snapshots=len(snapshots)))
+            continue
+        heads = len(snapshots[-1]["heads"][name])
+        first, last = (snapshots[k]["effects"][name] for k in (0, -1))
+        p_first, p_last = (binomtest(k, heads, 0.01, alternative="greater").pvalue for k in (first, last))
+        found.append(
+            claim(
+                "emergence", text, test, bool(p_last < ALPHA <= p_first),
+                heads_at_first=first, heads_at_last=last, p=number_or_none(p_last),
+                median_onset_step=over_time["median_onset"][name],
+            )
+        )  # fmt: skip
+    return found
 
 
 def redundancy(heads: Mapping, clusters: Mapping) -> list[dict]:

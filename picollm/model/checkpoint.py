@@ -5,6 +5,7 @@ Snapshots of a run are bfloat16 weights `step-NNNNNN.safetensors` beside a manif
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from picollm.data.files import read_json, sha256, write_bytes, write_json
-from picollm.data.manifest import clear, describe
+from picollm.data.manifest import clear, describe, prove
 from picollm.errors import PicollmError
 from picollm.model.transformer import ModelConfig, Transformer
 
@@ -50,6 +51,12 @@ def save_snapshots(files: dict[int, Path], manifest_path: Path) -> None:
     write_json(manifest_path, {"format": 1, "snapshots": entries})
 
 
+def load_snapshots(manifest_path: str | Path, config_path: str | Path) -> Iterator[tuple[int, Transformer]]:
+    """(step, model) of every snapshot in order of steps, each proven against the manifest."""
+    for entry in sorted(read_json(manifest_path)["snapshots"], key=lambda entry: entry["step"]):
+        yield entry["step"], load_unproven(prove(Path(manifest_path), entry, "pretrain"), config_path)
+
+
 def load_config(path: str | Path) -> ModelConfig:
     """Raises PicollmError naming the fields that are missing or foreign."""
     values = read_json(path)
@@ -62,6 +69,15 @@ def load_config(path: str | Path) -> ModelConfig:
 
 def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer:
     """The model in evaluation mode on the CPU. Raises PicollmError where the file is damaged or does not fit."""
+    model = load_unproven(weights_path, config_path)
+    proof = read_json(config_path).get(PROOF)  # a checkpoint from elsewhere may have none
+    if proof and sha256(weights_path) != proof:
+        raise PicollmError(f"{weights_path} is damaged (its sha256 is not that in {config_path}): run pretrain again")
+    return model
+
+
+def load_unproven(weights_path: str | Path, config_path: str | Path) -> Transformer:
+    """The same of a file that something else than the config proves."""
     model = Transformer(load_config(config_path))
     try:
         state = load_file(weights_path)
@@ -79,8 +95,5 @@ def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer
             f"{weights_path} does not fit {config_path}: {name} has shape {found.get(name, 'none')}, "
             f"the config asks for {expected.get(name, 'none')}"
         )
-    proof = read_json(config_path).get(PROOF)  # a checkpoint from elsewhere may have none
-    if proof and sha256(weights_path) != proof:
-        raise PicollmError(f"{weights_path} is damaged (its sha256 is not that in {config_path}): run pretrain again")
     model.load_state_dict(state, strict=False)  # a tied head is stored once; every other name was compared above
     return model.eval()

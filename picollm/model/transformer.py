@@ -190,7 +190,11 @@ class Transformer(nn.Module):
             for linear in (module.attention.out, module.mlp.down):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
 
-    def _start(self, ids_BT: Tensor, before: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def start(self, ids_BT: Tensor, before: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """The residual stream before the first block, [B, T, D], and the rotary tables of these positions.
+
+        Raises PicollmError where the sequence is longer than the model accepts.
+        """
         end = before + ids_BT.shape[1]
         if end > self.config.rope_cache:
             raise PicollmError(f"a sequence of {end} tokens: the model accepts at most {self.config.rope_cache}")
@@ -198,14 +202,14 @@ class Transformer(nn.Module):
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """The normed residual stream before the vocabulary head, [B, T, D]."""
-        x_BTD, cos, sin = self._start(ids_BT)
+        x_BTD, cos, sin = self.start(ids_BT)
         for block in self.blocks:
             x_BTD = block(x_BTD, cos, sin)
         return self.norm(x_BTD)
 
     def next_logits(self, ids_BT: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after these tokens, which follow those in the cache: the whole prompt at first, then one."""
-        x_BTD, cos, sin = self._start(ids_BT, cache.length)
+        x_BTD, cos, sin = self.start(ids_BT, cache.length)
         for block, past in zip(self.blocks, cache.layers, strict=True):
             x_BTD = block(x_BTD, cos, sin, past)
         cache.length += ids_BT.shape[1]
@@ -232,7 +236,7 @@ class Transformer(nn.Module):
         was_training = self.training
         if was_training:  # going through all modules takes as long as a layer of a short sentence
             self.eval()
-        x_BTD, cos, sin = self._start(ids_BT)
+        x_BTD, cos, sin = self.start(ids_BT)
         maps = []
         for block in self.blocks:
             x_BTD, weights_BHTT = block.explicit(x_BTD, cos, sin)

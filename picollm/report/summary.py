@@ -6,7 +6,9 @@ from pathlib import Path
 
 from picollm.data.files import read_json
 
-NAMES = ("data", "training", "heads", "clusters", "findings", "benchmark", "profile")
+NAMES = (
+    "data", "training", "heads", "clusters", "mechanisms", "ablation", "probes", "findings", "benchmark", "profile",
+)  # fmt: skip
 
 
 def five_lines(reports: Path) -> list[str]:

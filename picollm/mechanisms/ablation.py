@@ -1,0 +1,174 @@
+"""What the loss loses without a head: its effect in nats per token, with an interval over windows of text.
+
+The model with a head replaced and the whole model read the same windows, and only differences are compared. Windows
+are resampled, not tokens: those of one window depend on each other.
+
+Shape suffixes: W window, T position, H head (layers flattened), L layer, K head width, R replicate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor
+from tqdm import tqdm
+
+from picollm.attention.census import SIGNIFICANT
+from picollm.attention.robustness import false_discovery_rate
+from picollm.attention.statistics import bootstrap_counts, interval
+from picollm.data.files import number_or_none
+from picollm.mechanisms.intervention import BATCH_TOKENS, baseline, batches, each_head, without
+from picollm.mechanisms.subject import Subject
+from picollm.model.transformer import Transformer
+
+FORMAT = 1
+BOOTSTRAPS = 2000
+SIGN_FLIPS = 9999
+RANDOM_SETS = 100
+
+
+def effects(
+    model: Transformer, ids_WT: NDArray, kind: str, means_LHK: Tensor, device: torch.device
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean nats of each window of the whole model, [W], and how much more they are without each head, [H, W]."""
+    whole, more = [], []
+    total = math.ceil(len(ids_WT) / max(1, BATCH_TOKENS // ids_WT.shape[1]))
+    for ids in tqdm(batches(ids_WT, device), total=total, unit="batch", desc=f"{kind} ablation", disable=None):
+        nats_WT = baseline(model, ids).double()
+        whole.append(nats_WT.mean(-1))
+        more.append((each_head(model, ids, kind, means_LHK).double() - nats_WT).mean(-1))
+    return torch.cat(whole).cpu().numpy(), torch.cat(more, 1).cpu().numpy()
+
+
+def report(subject: Subject) -> dict:
+    """The content of ablation.json: mean ablation of every head on the validation windows."""
+    whole_W, more_HW = effects(subject.model, subject.windows, "mean", subject.means, subject.device)
+    return {
+        "format": FORMAT,
+        "kind": "mean",
+        "tokens": int(subject.windows[:, 1:].size),
+        "mean_tokens": int(subject.mean_windows.size),
+        **summary(whole_W, more_HW, subject.names, seed=subject.cfg["seed"]),
+    }
+
+
+def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: int) -> dict:
+    """The effects of one kind of ablation, as JSON."""
+    heads = per_head(more_HW, names, seed=seed)
+    positive = np.maximum(more_HW.mean(1), 0)
+    share_H = positive / positive.sum() if positive.any() else positive
+    return {
+        "windows": len(whole_W),
+        "loss": number_or_none(whole_W.mean()),
+        "median_half_width": number_or_none(np.median([(head["high"] - head["low"]) / 2 for head in heads])),
+        "heads": [
+            {**head, "perplexity": number_or_none(math.expm1(head["delta"])), "share": number_or_none(share)}
+            for head, share in zip(heads, share_H, strict=True)
+        ],
+    }
+
+
+def per_head(more_HW: NDArray, names: Sequence[str], *, seed: int) -> list[dict]:
+    """Each head's mean effect over windows (or sentences, or clusters), its 95 % interval, p, and q over the heads."""
+    p_H = sign_flip_p(more_HW, seed)
+    columns = (more_HW.mean(1), *resampled(more_HW, seed), p_H, false_discovery_rate(p_H))
+    return [
+        {"name": name, **dict(zip(("delta", "low", "high", "p", "q"), map(number_or_none, row), strict=True))}
+        for name, *row in zip(names, *columns, strict=True)
+    ]
+
+
+def resampled(more_HW: NDArray, seed: int, level: float = 0.95) -> tuple[NDArray, NDArray]:
+    """Percentile interval of the mean over windows, [H] each."""
+    n = more_HW.shape[1]
+    counts_RW = bootstrap_counts(np.zeros(n, dtype=int), replicates=BOOTSTRAPS, seed=seed)
+    return interval(counts_RW @ more_HW.T / n, level)
+
+
+def sign_flip_p(more_HW: NDArray, seed: int) -> NDArray[np.float64]:
+    """Two-sided p of no effect, [H]: were there none, each window's difference could as well have the other sign."""
+    signs_RW = np.random.default_rng(seed).choice((-1.0, 1.0), (SIGN_FLIPS, more_HW.shape[1]))
+    drawn_RH = np.abs(signs_RW @ more_HW.T)
+    return (1 + (drawn_RH >= np.abs(more_HW.sum(1)) - 1e-12).sum(0)) / (1 + SIGN_FLIPS)
+
+
+def agreement(kinds: Mapping[str, dict]) -> dict[str, float | None]:
+    """Spearman's rank correlation between the effects of each kind of ablation and those of the mean."""
+    delta = {kind: [head["delta"] for head in found["heads"]] for kind, found in kinds.items()}
+    return {
+        kind: number_or_none(spearmanr(delta["mean"], values).statistic)
+        for kind, values in delta.items()
+        if kind != "mean"
+    }
+
+
+def set_loss(
+    model: Transformer, ids_WT: NDArray, heads_LH: NDArray, means_LHK: Tensor, device: torch.device
+) -> NDArray[np.float64]:
+    """Mean nats of each window with a set of heads, a mask [L, H], at their means, [W]."""
+    mask = torch.from_numpy(heads_LH).to(device)
+    return np.concatenate(
+        [
+            without(model, ids, mask, means_LHK).double().mean(-1).cpu().numpy()
+            for ids in batches(ids_WT, device)
+        ]
+    )  # fmt: skip
+
+
+def equal_profile(heads_LH: NDArray, *, sets: int, seed: int) -> Iterator[NDArray[np.bool_]]:
+    """Random sets with as many heads of each layer, [L, H] each."""
+    generator = np.random.default_rng(seed)
+    for _ in range(sets):
+        yield generator.permuted(heads_LH, axis=1)
+
+
+def group_effect(
+    model: Transformer,
+    ids_WT: NDArray,
+    heads_LH: NDArray,
+    means_LHK: Tensor,
+    device: torch.device,
+    *,
+    seed: int,
+    sets: int = RANDOM_SETS,
+) -> dict:
+    """What a whole class or cluster, a mask [L, H], costs; against random sets with as many heads of each layer.
+
+    A group of whole layers has no other set of its profile, and its p is 1.
+    """
+
+    def loss_without(chosen_LH: NDArray) -> NDArray[np.float64]:
+        return set_loss(model, ids_WT, chosen_LH, means_LHK, device)
+
+    whole_W = loss_without(np.zeros_like(heads_LH))
+    more_W = loss_without(heads_LH) - whole_W
+    others = np.array([loss_without(o).mean() for o in equal_profile(heads_LH, sets=sets, seed=seed)]) - whole_W.mean()
+    (low,), (high,) = resampled(more_W[None], seed)
+    return {
+        "heads": int(heads_LH.sum()),
+        "delta": number_or_none(more_W.mean()),
+        "low": number_or_none(low),
+        "high": number_or_none(high),
+        "random_median": number_or_none(np.median(others)),
+        "random_95": number_or_none(np.quantile(others, 0.95)),
+        "p": number_or_none((1 + (others >= more_W.mean() - 1e-9).sum()) / (1 + len(others))),
+    }
+
+
+def metrics(found: Mapping) -> dict[str, float]:
+    """Flat scalars with stable names for `dvc metrics diff`."""
+    heads = found["heads"]
+    worse = [head for head in heads if head["q"] < SIGNIFICANT and head["delta"] > 0]
+    return {
+        "loss": found["loss"],
+        "heads_that_matter": len(worse),
+        "heads_in_the_way": sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads),
+        "largest_delta": max(head["delta"] for head in heads),
+        "median_half_width": found["median_half_width"],
+        "tokens": found["tokens"],
+    }

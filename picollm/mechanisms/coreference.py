@@ -1,0 +1,163 @@
+"""Does a head look from a pronoun at its antecedent? Accuracy against gold, beside everything that is simpler.
+
+A head chooses the candidate with more of its attention, summed over the candidate's tokens, mean over the pronoun's.
+The best of 56 heads that choose by chance is right far more often than half of the time; so the head is chosen on one
+half of the word pairs and scored on the other, and the best of all is held against the best where pronouns are
+exchanged.
+
+Shape suffixes: I item, H head (layers flattened), C candidate, O offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from picollm.attention.extraction import tokenise
+from picollm.attention.sentences import Sentence
+from picollm.data.files import number_or_none
+from picollm.data.tokenizer import END_OF_TEXT, encoding
+from picollm.errors import PicollmError
+from picollm.mechanisms.accuracy import accuracy, cluster_means, preferred
+from picollm.mechanisms.templates import Reference
+from picollm.model.transformer import Transformer
+
+PERMUTATIONS = 1999
+LEAST_CLUSTERS = 8  # of a half less than 4 no accuracy is worth an interval
+OFFSETS = 24
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tokenised reference: positions [first, end) of the candidates and of the pronoun."""
+
+    ids: list[int]
+    candidates: tuple[tuple[int, int], tuple[int, int]]
+    pronoun: tuple[int, int]
+    gold: int
+    subject: int
+    cluster: int
+
+
+def tokenised(references: Sequence[Reference]) -> list[Item]:
+    """Raises PicollmError where there are too few to choose a head on one half and test it on the other."""
+    clusters = len({r.cluster for r in references})
+    if clusters < LEAST_CLUSTERS:
+        raise PicollmError(
+            f"coreference of {clusters} pairs of words: at least {LEAST_CLUSTERS} are needed to split them"
+        )
+    tokenizer, found = encoding(), []
+    for r in references:
+        marked = Sentence(r.text, {"first": r.candidates[0], "second": r.candidates[1], "pronoun": r.pronoun})
+        tokens = tokenise(
+            marked,
+            encode=tokenizer.encode_ordinary,
+            token_bytes=tokenizer.decode_single_token_bytes,
+            separator=END_OF_TEXT,
+        )
+        spans = tokens.gold
+        found.append(
+            Item(tokens.ids, (spans["first"], spans["second"]), spans["pronoun"], r.gold, r.subject, r.cluster)
+        )
+    return found
+
+
+def candidate_weights(model: Transformer, items: Sequence[Item], device: torch.device) -> NDArray[np.float64]:
+    """What each head gives to each candidate, [I, H, C]. Items of one length share a forward."""
+    length_I = np.array([len(item.ids) for item in items])
+    found: dict[int, NDArray] = {}
+    for length in np.unique(length_I):
+        members = np.flatnonzero(length_I == length)
+        ids = torch.tensor([items[i].ids for i in members], device=device)
+        maps_BHQK = model.to(device).attention_maps(ids)[0].flatten(1, 2).cpu().numpy()
+        for i, maps_HQK in zip(members, maps_BHQK, strict=True):
+            rows_HK = maps_HQK[:, slice(*items[i].pronoun)].mean(1, dtype=np.float64)
+            found[i] = np.stack([rows_HK[:, slice(*span)].sum(-1) for span in items[i].candidates], axis=-1)
+    return np.stack([found[i] for i in range(len(items))])
+
+
+def right(choice: NDArray, gold_I: NDArray) -> NDArray[np.float64]:
+    """1 where the score of the gold candidate is the larger, .5 where both are equal; choice [I, ..., C]."""
+    gold = gold_I.reshape(-1, *[1] * (choice.ndim - 1))
+    own = np.take_along_axis(choice, gold, -1)[..., 0]
+    other = np.take_along_axis(choice, 1 - gold, -1)[..., 0]
+    return preferred(own - other)
+
+
+def halves(cluster_I: NDArray, seed: int) -> NDArray[np.bool_]:
+    """Which items are of the first half, [I]: those of every second cluster, in random order."""
+    clusters = np.random.default_rng(seed).permutation(np.unique(cluster_I))
+    return np.isin(cluster_I, clusters[::2])
+
+
+def selected(right_IH: NDArray, first_I: NDArray) -> tuple[list[int], NDArray[np.float64]]:
+    """The best head of each half, and whether it is right on the items of the other half, [I]."""
+    best = [int(right_IH[part].mean(0).argmax()) for part in (first_I, ~first_I)]
+    out = np.empty(len(right_IH))
+    out[~first_I], out[first_I] = right_IH[~first_I, best[0]], right_IH[first_I, best[1]]
+    return best, out
+
+
+def best_by_chance(right_IH: NDArray, cluster_I: NDArray, *, seed: int) -> NDArray[np.float64]:
+    """The accuracy of the best head where the two pronouns of whole clusters change places, [PERMUTATIONS].
+
+    A head may like some words after some pronouns, whatever they mean: that makes it right on all items of a pair of
+    words or wrong on all, not by chance item by item.
+    """
+    above_CH = cluster_means(right_IH.T, cluster_I).T - 0.5
+    signs_PC = np.random.default_rng(seed).choice((-1.0, 1.0), (PERMUTATIONS, len(above_CH)))
+    return 0.5 + (signs_PC @ above_CH).max(1) / len(above_CH)
+
+
+def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dict[str, dict]:
+    """Accuracies of rules that know nothing of language; the best offset is chosen on the other half."""
+    gold_I = np.array([item.gold for item in items])
+    centre_IC = np.array([[(a + b - 1) / 2 for a, b in item.candidates] for item in items])
+    pronoun_I = np.array([item.pronoun[0] for item in items])
+    length_IC = np.array([[b - a for a, b in item.candidates] for item in items])
+    count_IC = np.array([[min(counts_V[item.ids[a:b]]) for a, b in item.candidates] for item in items])
+    subject_IC = np.array([[item.subject == c for c in (0, 1)] for item in items])
+    offset_O = np.arange(1, OFFSETS + 1)
+    away_IOC = np.abs(pronoun_I[:, None, None] - offset_O[:, None] - centre_IC[:, None])
+    rules = {
+        "the nearer": centre_IC,
+        "the first": -centre_IC,
+        "the subject": subject_IC.astype(float),
+        "the commoner in the training text": count_IC.astype(float),
+        "uniform attention": length_IC.astype(float),
+    }
+    found = {name: right(choice, gold_I) for name, choice in rules.items()}
+    found["the best fixed offset"] = selected(right(-away_IOC, gold_I), first_I)[1]
+    return {name: accuracy(right_I, clusters_of(items)) for name, right_I in found.items()}
+
+
+def clusters_of(items: Sequence[Item]) -> NDArray[np.int64]:
+    return np.array([item.cluster for item in items])
+
+
+def coreference(
+    weights_IHC: NDArray, items: Sequence[Item], counts_V: NDArray, names: Sequence[str], *, seed: int
+) -> dict:
+    """The study of one model, from its `weights`."""
+    gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
+    right_IH, first_I = right(weights_IHC, gold_I), halves(cluster_I, seed)
+    best, out_of_sample = selected(right_IH, first_I)
+    chance = best_by_chance(right_IH, cluster_I, seed=seed)
+    top = int(right_IH.mean(0).argmax())
+    return {
+        "items": len(items),
+        "chosen_on_one_half": {"heads": [names[h] for h in best], **accuracy(out_of_sample, cluster_I)},
+        "best_of_all": {
+            "head": names[top],
+            **accuracy(right_IH[:, top], cluster_I),
+            "p": number_or_none((1 + (chance >= right_IH[:, top].mean() - 1e-12).sum()) / (1 + len(chance))),
+            "best_by_chance_95": number_or_none(np.quantile(chance, 0.95)),
+        },
+        "mean_of_heads": accuracy(right(weights_IHC.mean(1), gold_I), cluster_I),
+        "baselines": baselines(items, counts_V, first_I),
+        "heads": {name: number_or_none(share) for name, share in zip(names, right_IH.mean(0), strict=True)},
+    }

@@ -1,0 +1,119 @@
+"""When heads become what they are: statistics and scores at the snapshots of training, and the onset of each.
+
+An effect is larger than the least size that the labels take for one, and than 99 % of untrained heads. An onset is the
+first snapshot from which a head's whole interval stays there.
+
+Shape suffixes: N snapshot, H head (layers flattened), R replicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from picollm.attention.extraction import attention_maps
+from picollm.attention.labels import strongest_kappa
+from picollm.attention.maps import CategoryMaps
+from picollm.attention.statistics import bootstrap_counts, interval, macro_mean, sentence_sums
+from picollm.data.files import number_or_none
+from picollm.mechanisms import repeats
+from picollm.mechanisms.ablation import resampled
+from picollm.mechanisms.intervention import baseline, batches
+from picollm.mechanisms.subject import Subject, spread
+from picollm.model.transformer import Transformer
+
+STATISTICS = ("kappa_max", "content", "kappa_sink", *repeats.SCORES)
+FORMAT = 1
+BOOTSTRAPS = 200
+SAMPLE = 4
+WINDOWS = 32  # of the validation split
+
+
+def emergence(
+    s: Subject,
+    snapshots: Iterable[tuple[int, Transformer]],
+    categories: Sequence[CategoryMaps],
+    threshold: Mapping[str, float],
+    window: int,
+) -> dict:
+    """Of snapshots in order of steps, on every SAMPLE-th sentence of each category, some repeats and some
+    validation windows; `threshold` as `thresholds` gives it. Without snapshots no head has an onset."""
+    kept = [sequence for category in categories for sequence in category.ids[::SAMPLE]]
+    number = [c for c, category in enumerate(categories) for _ in category.ids[::SAMPLE]]
+    length = max(repeats.lengths(s.model.config.context, s.counts))
+    ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
+    windows = spread(s.validation, WINDOWS)
+    steps, losses, found = [], [], []
+    for step, model in tqdm(snapshots, unit="snapshot", disable=None):
+        steps.append(step)
+        model = model.to(s.device)
+        losses.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).mean().item())
+        shared = {"window": window, "seed": s.cfg["seed"], "device": s.device}
+        found.append(measured(model, kept, number, ids_ST, **shared))
+    H = s.model.config.n_layers * s.model.config.n_heads
+    above = {
+        name: np.reshape([low[name] for _, low in found], (-1, H)) > threshold[name] for name in STATISTICS
+    }  # fmt: skip
+    onset = {name: [None if n is None else steps[n] for n in onsets(above[name])] for name in STATISTICS}
+    return {
+        "format": FORMAT,
+        "sentences": len(kept),
+        "threshold": {name: number_or_none(threshold[name]) for name in STATISTICS},
+        "snapshots": [
+            {
+                "step": step,
+                "loss": number_or_none(loss),
+                "effects": {name: int(above[name][n].sum()) for name in STATISTICS},
+                "mean": {name: number_or_none(values[name].mean()) for name in STATISTICS},
+                "heads": {name: [number_or_none(value) for value in values[name]] for name in STATISTICS},
+            }
+            for n, (step, loss, (values, _)) in enumerate(zip(steps, losses, found, strict=True))
+        ],
+        "onset": onset,
+        "median_onset": {name: median(known(onset[name])) if known(onset[name]) else None for name in STATISTICS},
+    }
+
+
+def known(values: Sequence[int | None]) -> list[int]:
+    return [value for value in values if value is not None]
+
+
+def thresholds(heads: Mapping, null: Mapping[str, float]) -> dict[str, float]:
+    """What counts as an effect, from heads.json and the scores' null in mechanisms.json."""
+    kappa, content = (heads["thresholds"][name]["value"] for name in ("kappa", "content"))
+    sink = max(kappa, heads["null"]["percentile_99"]["kappa_sink"])
+    scores = {name: max(repeats.LEAST, null[name]) for name in repeats.SCORES}
+    return {"kappa_max": kappa, "content": content, "kappa_sink": sink, **scores}
+
+
+def measured(
+    model: Transformer,
+    ids: Sequence[Sequence[int]],
+    category: Sequence[int],
+    ids_ST: NDArray,
+    *,
+    window: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+    """Of each of STATISTICS the value and the lower end of its 95 % interval, [H]."""
+    sums = sentence_sums(attention_maps(model, ids, device), category, window=window)
+    drawn = macro_mean(sums, bootstrap_counts(sums.category, replicates=BOOTSTRAPS, seed=seed))
+    values = {name: column[0] for name, column in macro_mean(sums).items()}
+    values["kappa_max"], drawn["kappa_max"] = strongest_kappa(values), strongest_kappa(drawn)
+    scores = repeats.scores(model, ids_ST, device)
+    low = {name: interval(drawn[name])[0] for name in STATISTICS if name not in scores}
+    low |= {name: resampled(score_SH.T, seed)[0] for name, score_SH in scores.items()}
+    values |= {name: score_SH.mean(0) for name, score_SH in scores.items()}
+    return {name: np.nan_to_num(values[name]) for name in STATISTICS}, {name: np.nan_to_num(low[name]) for name in low}
+
+
+def onsets(above_NH: NDArray[np.bool_]) -> list[int | None]:
+    """The first snapshot of each head from which it stays above to the end."""
+    staying_NH = np.logical_and.accumulate(above_NH[::-1])[::-1]
+    return [int(column.argmax()) if column.any() else None for column in staying_NH.T]

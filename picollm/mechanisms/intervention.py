@@ -1,0 +1,148 @@
+"""Runs a model with some heads' outputs replaced, and computes what comes before the first of them only once.
+
+A head's output z is what it hands to the output projection W_O, [T, K]; what replaces it:
+
+mean      its mean over training text: the head says what it says on average (the primary one)
+zero      nothing
+uniform   the mean of the values up to each position: the head's values under a pattern without information
+no-sink   its own pattern without position 0, renormalised
+
+Shape suffixes: B sequence, T position, D model width, H head of a layer, K head width, L layer, N variant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from picollm.model.objective import EVALUATION_TOKENS, token_losses
+from picollm.model.transformer import Block, Transformer
+
+KINDS = ("mean", "zero", "uniform", "no-sink")
+BATCH_TOKENS = 512  # of the windows that are read at once, before they are multiplied by the heads of a layer
+TOKENS_AT_ONCE = 4096  # of all variants together: their hidden states stay small
+
+
+def outputs(block: Block, x_BTD: Tensor, rotary: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, values, and the heads' outputs z, each [B, H, T, K]."""
+    q, k, v = block.attention.heads(block.norm_attention(x_BTD), *rotary)
+    return q, k, v, F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def after(block: Block, x_BTD: Tensor, z_BHTK: Tensor) -> Tensor:
+    """The residual stream after a block whose heads put out z."""
+    x_BTD = x_BTD + block.attention.merge(z_BHTK)
+    return x_BTD + block.mlp(block.norm_mlp(x_BTD))
+
+
+def replacement(kind: str, q: Tensor, k: Tensor, v: Tensor, mean_HK: Tensor) -> Tensor:
+    """What each head of a layer puts out instead, [B, H, T, K]."""
+    T = q.shape[2]
+    if kind == "mean":
+        return mean_HK[:, None].expand_as(v)
+    if kind == "zero":
+        return torch.zeros_like(v)
+    if kind == "uniform":
+        return v.cumsum(2) / torch.arange(1, T + 1, device=v.device)[:, None]
+    hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    hidden[1:, 0] = True
+    scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
+
+
+def losses(model: Transformer, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
+    """Nats of each next token, [B, T - 1], from the residual stream after the last block of all but the last token.
+
+    x may hold N variants of each sequence, [N x B, T - 1, D], and then the losses do. Outside of `scored`, [B, T - 1],
+    they are 0 and cost nothing.
+    """
+    variants = len(x_BTD) // len(ids_BT)
+    if scored_BT is None:
+        scored_BT = torch.ones_like(ids_BT[:, 1:], dtype=torch.bool)
+    scored_BT = scored_BT.repeat(variants, 1)
+    x_MD = model.norm(x_BTD[scored_BT])
+    targets_M = ids_BT[:, 1:].repeat(variants, 1)[scored_BT]
+    weight_VD = model.head.weight[: model.config.vocab_size]
+    parts = zip(x_MD.split(EVALUATION_TOKENS), targets_M.split(EVALUATION_TOKENS), strict=True)
+    nats_BT = x_BTD.new_zeros(scored_BT.shape)
+    nats_BT[scored_BT] = torch.cat([token_losses(x, weight_VD, targets) for x, targets in parts])
+    return nats_BT
+
+
+@torch.no_grad()
+def baseline(model: Transformer, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
+    """Nats of each next token of the whole model, [B, T - 1]; 0 outside of `scored`."""
+    x, *rotary = model.start(ids_BT[:, :-1])
+    for block in model.blocks:
+        x = block(x, *rotary)
+    return losses(model, x, ids_BT, scored_BT)
+
+
+@torch.no_grad()
+def each_head(
+    model: Transformer, ids_BT: Tensor, kind: str, means_LHK: Tensor, scored_BT: Tensor | None = None
+) -> Tensor:
+    """Nats of each next token with one head after another replaced, [L x H, B, T - 1]; 0 outside of `scored`.
+
+    The layers before a head's own are computed once for all heads, its own layer's attention once for all its heads.
+    """
+    x, *rotary = model.start(ids_BT[:, :-1])
+    found = []
+    B, T = ids_BT[:, 1:].shape
+    for layer, block in enumerate(model.blocks):
+        q, k, v, z_BHTK = outputs(block, x, rotary)
+        other_BHTK = replacement(kind, q, k, v, means_LHK[layer])
+        H = z_BHTK.shape[1]
+        for heads in torch.arange(H).split(max(1, TOKENS_AT_ONCE // (B * T))):
+            z_NBHTK = z_BHTK.repeat(len(heads), 1, 1, 1, 1)
+            for n, head in enumerate(heads):
+                z_NBHTK[n, :, head] = other_BHTK[:, head]
+            changed = after(block, x.repeat(len(heads), 1, 1), z_NBHTK.flatten(0, 1))
+            for later in model.blocks[layer + 1 :]:
+                changed = later(changed, *rotary)
+            found.append(losses(model, changed, ids_BT, scored_BT).view(len(heads), B, T))
+        x = after(block, x, z_BHTK)
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def without(model: Transformer, ids_BT: Tensor, heads_LH: Tensor, means_LHK: Tensor) -> Tensor:
+    """Nats of each next token with all the heads of a boolean mask [L, H] at their means, [B, T - 1]."""
+    x, *rotary = model.start(ids_BT[:, :-1])
+    for layer, block in enumerate(model.blocks):
+        *_, z_BHTK = outputs(block, x, rotary)
+        x = after(block, x, torch.where(heads_LH[layer, :, None, None], means_LHK[layer, :, None], z_BHTK))
+    return losses(model, x, ids_BT)
+
+
+def batches(ids_WT: NDArray, device: torch.device) -> Iterator[Tensor]:
+    """Rows of ids, some at a time."""
+    at_once = max(1, BATCH_TOKENS // ids_WT.shape[1])
+    for start in range(0, len(ids_WT), at_once):
+        yield torch.from_numpy(ids_WT[start : start + at_once].astype(np.int64)).to(device)
+
+
+@torch.no_grad()
+def mean_outputs(model: Transformer, parts: Iterable[Tensor]) -> Tensor:
+    """The mean output of each head over all positions of parts of ids [B, T], [L, H, K]."""
+    total, positions = 0.0, 0
+    for ids_BT in parts:
+        total = total + torch.stack([z_BHTK.sum((0, 2)) for z_BHTK in head_outputs(model, ids_BT)])
+        positions += ids_BT.numel()
+    return total / positions
+
+
+@torch.no_grad()
+def head_outputs(model: Transformer, ids_BT: Tensor) -> Iterator[Tensor]:
+    """The heads' outputs z of one layer after another, [B, H, T, K]."""
+    x, *rotary = model.start(ids_BT)
+    for block in model.blocks:
+        *_, z_BHTK = outputs(block, x, rotary)
+        yield z_BHTK
+        x = after(block, x, z_BHTK)

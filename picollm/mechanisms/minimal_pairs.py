@@ -1,0 +1,73 @@
+"""Minimal pairs: is what agrees, is licensed or is asked likelier than what is not? (BLiMP's question, Warstadt 2020)
+
+Shape suffixes: N sequence, T position, H head (layers flattened), P pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from picollm.data.ngram import NGrams
+from picollm.data.tokenizer import END_OF_TEXT, encoding
+from picollm.errors import PicollmError
+from picollm.mechanisms.templates import Pair
+
+LEAST_CLUSTERS = 8
+AT_ONCE = 64
+
+
+class Continuations:
+    """The four texts of each pair, padded on the right: what comes later changes nothing in a causal model."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        """Raises PicollmError where there are too few for an interval."""
+        self.cluster_P = np.array([pair.cluster for pair in pairs])
+        clusters = len(np.unique(self.cluster_P))
+        if clusters < LEAST_CLUSTERS:
+            raise PicollmError(f"minimal pairs of {clusters} clusters: at least {LEAST_CLUSTERS} give an interval")
+        encode = encoding().encode_ordinary
+        prefixes, targets = [], []
+        for side in ("good", "bad"):
+            for pair in pairs:
+                prefix, target = getattr(pair, side)
+                prefixes.append([END_OF_TEXT, *encode(prefix)])
+                targets.append(encode(target))
+        longest = max(len(p) + len(t) for p, t in zip(prefixes, targets, strict=True))
+        self.ids_NT = np.full((len(prefixes), longest), END_OF_TEXT)
+        self.scored_NT = np.zeros((len(prefixes), longest - 1), dtype=bool)  # of the losses, one shorter
+        for n, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
+            end = len(prefix) + len(target)
+            self.ids_NT[n, :end] = prefix + target
+            self.scored_NT[n, len(prefix) - 1 : end - 1] = True
+
+    def margins(self, losses: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> NDArray[np.float64]:
+        """How much likelier the good target is, in nats, [..., P]; `losses` of ids [B, T] and the tokens that count,
+        [B, T - 1], are [..., B, T - 1] and 0 elsewhere."""
+        parts = []
+        for start in range(0, len(self.ids_NT), AT_ONCE):
+            ids, scored = (
+                torch.from_numpy(a[start : start + AT_ONCE]).to(device) for a in (self.ids_NT, self.scored_NT)
+            )
+            parts.append(losses(ids, scored).double().sum(-1).cpu().numpy())
+        return self.differences(np.concatenate(parts, axis=-1))
+
+    def differences(self, losses: NDArray) -> NDArray[np.float64]:
+        good, bad = np.split(losses, 2, axis=-1)
+        return bad - good
+
+    def by_ngrams(self, models: NGrams) -> dict[str, NDArray[np.float64]]:
+        """The margins of a unigram and of a bigram, [P]."""
+        previous, target = self.ids_NT[:, :-1], self.ids_NT[:, 1:]
+        found = {
+            "unigram": models.unigram(target.ravel()),
+            "bigram": models.bigram(previous.ravel(), target.ravel()),
+        }
+        return {
+            name: self.differences((losses.reshape(target.shape) * self.scored_NT).sum(-1))
+            for name, losses in found.items()
+        }

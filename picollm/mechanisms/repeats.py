@@ -1,0 +1,130 @@
+"""What heads do on random tokens that come twice: previous-token, duplicate and induction scores, and copying.
+
+A sequence is [<|endoftext|>, r_1 ... r_L, r_1 ... r_L] without a repeated token inside a copy, of tokens that the
+training text has often: even draws over the vocabulary would mostly test embeddings that were never trained. Query
+t of the second copy stands at its own duplicate at t - L; what followed that one, at t - L + 1, is what comes next.
+The last token of the second copy has its successor in the second copy itself and is left out.
+
+A score is the mean weight at one offset, less what uniform attention puts there, over the most that it could have.
+
+Shape suffixes: S sequence, B batch of them, T position, L layer, H head (layers flattened where no L stands), Q query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from picollm.data.tokenizer import END_OF_TEXT
+from picollm.errors import PicollmError
+from picollm.mechanisms.intervention import head_outputs
+from picollm.model.transformer import Transformer
+
+SCORES = {
+    "previous": "weight of the token before, from the second token on",
+    "duplicate": "weight of the first occurrence of the query's own token, second copy",
+    "induction": "weight of the token that followed that occurrence, second copy",
+}
+LEAST = 0.3  # of a score that is an effect
+LENGTHS = (25, 50, 100, 150)  # of one copy; those that fit the context and its vocabulary
+SEQUENCES = 64
+SEEDS = 3
+FEW = 16  # sequences, where many models are scored
+COMMON = 100  # occurrences in the training text from which a token is taken; a small text gives its commonest
+AT_ONCE = 8
+
+
+def lengths(context: int, counts_V: NDArray) -> list[int]:
+    """The lengths of a copy that fit, or the one that just does. Raises PicollmError where that is shorter than 2."""
+    most = min((context - 1) // 2, len(common(counts_V)))
+    if most < 2:
+        raise PicollmError(f"no repeats in a context of {context} tokens and {len(common(counts_V))} different ones")
+    return [length for length in LENGTHS if length <= most] or [most]
+
+
+def common(counts_V: NDArray) -> NDArray[np.int64]:
+    """Ids that occur COMMON times in the training text, or else the commonest, twice as many as the longest copy."""
+    order = np.argsort(-counts_V, kind="stable")
+    order = order[(counts_V[order] > 0) & (order != END_OF_TEXT)]
+    return np.sort(order[: max((counts_V[order] >= COMMON).sum(), 2 * LENGTHS[-1])])
+
+
+def sequences(counts_V: NDArray, length: int, *, seed: int, matched: bool = False) -> NDArray[np.int64]:
+    """[SEQUENCES, 2 length + 1]. With `matched`, tokens are drawn in proportion to their counts in the text."""
+    words = common(counts_V)
+    generator = np.random.default_rng([seed, length])
+    share = counts_V[words] / counts_V[words].sum() if matched else None
+    copies = [generator.choice(words, length, replace=False, p=share) for _ in range(SEQUENCES)]
+    start = np.full((SEQUENCES, 1), END_OF_TEXT)
+    return np.concatenate([start, copies, copies], axis=1)
+
+
+def batches(ids_ST: NDArray, device: torch.device) -> Iterator[Tensor]:
+    for start in range(0, len(ids_ST), AT_ONCE):
+        yield torch.from_numpy(ids_ST[start : start + AT_ONCE]).to(device)
+
+
+def second_copy(length: int) -> NDArray[np.int64]:
+    """The queries whose next token can be copied from the first copy: t = L + 1 ... 2 L - 1."""
+    return np.arange(length + 1, 2 * length)
+
+
+def scores(model: Transformer, ids_ST: NDArray, device: torch.device) -> dict[str, NDArray[np.float64]]:
+    """Chance-corrected scores of each sequence, [S, H]."""
+    length = ids_ST.shape[1] // 2
+    parts = [offsets(model.attention_maps(ids)[0].flatten(1, 2), length) for ids in batches(ids_ST, device)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in SCORES}
+
+
+def offsets(maps_BHQK: Tensor, length: int) -> dict[str, NDArray[np.float64]]:
+    """The scores from the maps of repeated sequences, [B, H]."""
+    second, later = second_copy(length), np.arange(2, maps_BHQK.shape[-1])
+    where = {
+        "previous": (later, later - 1),
+        "duplicate": (second, second - length),
+        "induction": (second, second - length + 1),
+    }
+    return {
+        name: corrected(maps_BHQK[..., query, key].double().mean(-1).cpu().numpy(), query)
+        for name, (query, key) in where.items()
+    }
+
+
+def corrected(weight: NDArray, query: NDArray) -> NDArray[np.float64]:
+    """0 for uniform attention, 1 for all weight; negative for less than uniform."""
+    chance = (1 / (query + 1)).mean()
+    return (weight - chance) / (1 - chance)
+
+
+@torch.no_grad()
+def copying(model: Transformer, ids_ST: NDArray, device: torch.device) -> NDArray[np.float64]:
+    """Share of the second copy's queries at which a head's direct output raises the logit of the token that comes next
+    above the mean of the vocabulary, [S, H]; .5 for a head that has nothing to do with it.
+
+    The final LayerNorm divides by a positive number, which changes no sign, and is otherwise linear.
+    """
+    length = ids_ST.shape[1] // 2
+    query = second_copy(length)
+    weight_VD = model.head.weight[: model.config.vocab_size]
+    centre_D = weight_VD.mean(0)
+    found = []
+    for ids in batches(ids_ST, device):
+        wanted_BQD = (weight_VD[ids[:, query + 1]] - centre_D) * model.norm.weight
+        wanted_BQD = wanted_BQD - wanted_BQD.mean(-1, keepdim=True)  # LayerNorm centres what is written
+        shares = []
+        for block, z_BHTK in zip(model.blocks, head_outputs(model, ids), strict=True):
+            H, K = z_BHTK.shape[1], z_BHTK.shape[3]
+            out_DHK = block.attention.out.weight.view(-1, H, K)
+            written = torch.einsum("bhqk,dhk,bqd->bhq", z_BHTK[:, :, query], out_DHK, wanted_BQD)
+            shares.append((written > 0).double().mean(-1))
+        found.append(torch.cat(shares, 1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def pooled(parts: Sequence[dict[str, NDArray]]) -> dict[str, NDArray]:
+    """The scores of several sets of sequences as one."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,135 @@
+"""The full study of what heads cause: hours of forwards, in parts that a killed run doesn't do again.
+
+Each part is a JSON file of its own in the study's folder, with a key of all that it depends on; a part with the right
+key is read back instead of computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from picollm.attention.maps import CategoryMaps
+from picollm.attention.robustness import false_discovery_rate
+from picollm.data.files import number_or_none, read_json, write_json
+from picollm.data.tokenizer import END_OF_TEXT
+from picollm.mechanisms.ablation import agreement, effects, group_effect, per_head, summary
+from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, baseline, each_head
+from picollm.mechanisms.probing import head_effects
+from picollm.mechanisms.subject import Subject, spread
+from picollm.mechanisms.templates import pairs
+from picollm.model.checkpoint import weights
+
+FORMAT = 1
+GROUP_WINDOWS = 16  # validation windows that whole classes and clusters, and their random rivals, are ablated on
+
+
+def full_study(
+    s: Subject,
+    categories: Sequence[CategoryMaps],
+    heads: Mapping,
+    clusters: Mapping,
+    folder: str | Path,
+    *,
+    code: str,
+) -> dict:
+    """The content of study.json; `heads` and `clusters` are those of heads.json and clusters.json.
+
+    Ablation of every kind on the validation windows, of whole classes and clusters, by category of the sentences, and
+    what each kind of minimal pair loses. `code` identifies the code that parts of an earlier run must come from.
+    """
+    groups = groups_of(s, heads, clusters)
+    members = {name: mask.tolist() for name, mask in groups.items()}
+    key = key_of(s, [code, members, [category.ids for category in categories]])
+
+    def part(name: str, make: Callable[[], object]) -> object:
+        path = Path(folder) / "parts" / f"{name.replace(' ', '-')}.json"
+        if path.exists() and (found := read_json(path))["key"] == key:
+            return found["value"]
+        value = make()
+        write_json(path, {"key": key, "value": value})
+        return value
+
+    kinds = {kind: part(kind, partial(ablated, s, kind)) for kind in KINDS}
+    few = spread(s.validation, GROUP_WINDOWS)
+
+    def group(name: str) -> dict:
+        return group_effect(s.model, few, groups[name], s.means, s.device, seed=s.cfg["seed"])
+
+    shared = [{"group": name, **part(name, partial(group, name))} for name in tqdm(groups, unit="group")]
+    return {
+        "format": FORMAT,
+        "classes": dict(zip(s.names, (head["label"] for head in heads["heads"]), strict=True)),
+        "loss": kinds["mean"]["loss"],
+        "tokens": int(s.windows[:, 1:].size),
+        "kinds": kinds,
+        "rank_correlation_with_mean": agreement(kinds),
+        "group_tokens": int(few[:, 1:].size),
+        "groups": [{**row, "q": q} for row, q in zip(shared, jointly(shared), strict=True)],
+        "categories": over_all({c.category: part(c.category, partial(by_category, s, c)) for c in tqdm(categories)}),
+        "pairs": over_all({kind: part(kind, partial(head_effects, s, kind)) for kind in pairs()}),
+    }
+
+
+def jointly(rows: Sequence[Mapping]) -> list[float]:
+    """q of rows that have p."""
+    return [number_or_none(q) for q in false_discovery_rate(np.array([row["p"] for row in rows]))]
+
+
+def over_all(found: Mapping[str, dict]) -> dict[str, dict]:
+    """The same, with q over the heads of all entries together."""
+    q = iter(jointly([head for entry in found.values() for head in entry["heads"]]))
+    return {
+        name: {**entry, "heads": [{**head, "q": next(q)} for head in entry["heads"]]} for name, entry in found.items()
+    }
+
+
+def key_of(s: Subject, rest: object) -> str:
+    """Of the model, the windows, the settings and whatever else the parts read."""
+    digest = hashlib.sha256(weights(s.model, torch.float32))
+    for rows in (s.windows, s.mean_windows, spread(s.validation, GROUP_WINDOWS)):
+        digest.update(np.ascontiguousarray(rows).tobytes())
+    digest.update(json.dumps([FORMAT, s.model.config.to_dict(), dict(s.cfg), rest], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def ablated(s: Subject, kind: str) -> dict:
+    whole_W, more_HW = effects(s.model, s.windows, kind, s.means, s.device)
+    return summary(whole_W, more_HW, s.names, seed=s.cfg["seed"])
+
+
+def groups_of(s: Subject, heads: Mapping, clusters: Mapping) -> dict[str, NDArray[np.bool_]]:
+    """Masks [L, H] of the classes and clusters that have some of the heads, but neither one nor all."""
+    shape = (s.model.config.n_layers, s.model.config.n_heads)
+    labels = [head["label"] for head in heads["heads"]]
+    members = [head["cluster"] for head in clusters["heads"]]
+    found = {f"class {name}": np.array(labels) == name for name in dict.fromkeys(labels)}
+    found |= {f"cluster {number}": np.array(members) == number for number in sorted(set(members))}
+    return {name: mask.reshape(shape) for name, mask in found.items() if 1 < mask.sum() < mask.size}
+
+
+def by_category(s: Subject, category: CategoryMaps) -> dict:
+    """What the category's sentences lose without each head, by mean ablation; intervals over sentences."""
+    longest = max(map(len, category.ids))
+    ids_ST = np.full((len(category.ids), longest), END_OF_TEXT)  # on the right, which changes nothing before it
+    there_ST = np.zeros((len(category.ids), longest - 1), dtype=bool)
+    for n, ids in enumerate(category.ids):
+        ids_ST[n, : len(ids)], there_ST[n, : len(ids) - 1] = ids, True
+    more, at_once = [], max(1, BATCH_TOKENS // longest)
+    for start in range(0, len(ids_ST), at_once):
+        ids = torch.from_numpy(ids_ST[start : start + at_once]).to(s.device)
+        there = torch.from_numpy(there_ST[start : start + at_once]).to(s.device)
+        lost = (each_head(s.model, ids, "mean", s.means, there) - baseline(s.model, ids, there)).double()
+        more.append((lost.sum(-1) / there.sum(-1)).cpu().numpy())
+    return {
+        "sentences": len(ids_ST),
+        "heads": per_head(np.concatenate(more, axis=1), s.names, seed=s.cfg["seed"]),
+    }

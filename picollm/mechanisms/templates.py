@@ -1,0 +1,147 @@
+"""The items of the linguistic probes, generated from templates of this project's own, in WikiText's style.
+
+Everything that could be read off without language is balanced: which candidate comes first, which number a subject
+has, which of two words is right, whether the negated text is. Items that share words are one cluster, as large as
+every other of its kind; clusters, not items, are what intervals and p are taken over. Items are the same in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A text with a pronoun and two candidates before it, in order of mention; spans are characters [start, end).
+
+    `gold` and `subject` are indices of candidates; `cluster` is the number of the pair of words.
+    """
+
+    text: str
+    candidates: tuple[tuple[int, int], tuple[int, int]]
+    pronoun: tuple[int, int]
+    gold: int
+    subject: int
+    cluster: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two ways to go on: a model is right where the good target is likelier after its prefix than the bad one."""
+
+    cluster: int
+    good: tuple[str, str]
+    bad: tuple[str, str]
+
+
+# No number cues: "they" can mean both candidates together.
+GENDERS = [
+    ("king", "queen"), ("father", "mother"), ("son", "daughter"), ("brother", "sister"), ("husband", "wife"),
+    ("actor", "actress"), ("prince", "princess"), ("man", "woman"), ("boy", "girl"), ("uncle", "aunt"),
+    ("lord", "lady"), ("duke", "duchess"), ("nephew", "niece"), ("emperor", "empress"), ("monk", "nun"),
+    ("grandfather", "grandmother"),
+]  # fmt: skip
+# {0} and {1} are the candidates in order of mention; the second field says which of them is the first clause's subject.
+FRAMES = [
+    ("The {0} met the {1} in London , and then {p} left the city", 0),
+    ("The {0} saw the {1} near the river before {p} went home", 0),
+    ("The {0} wrote to the {1} for many years , although {p} was ill", 0),
+    ("After the {0} had found the {1} , {p} moved to France", 0),
+    ("In the house of the {0} , the {1} read a book before {p} died", 1),
+    ("With the help of the {0} , the {1} built a church , and later {p} lived there", 1),
+]
+
+
+def references() -> list[Reference]:
+    """Of each pair of words both orders with both pronouns, in every frame."""
+    found = []
+    for (cluster, pair), (text, subject) in product(enumerate(GENDERS), FRAMES):
+        for order, cue in product((0, 1), (0, 1)):
+            mentioned = (pair[order], pair[1 - order])
+            gold = cue if order == 0 else 1 - cue
+            found.append(_reference(text, mentioned, ("he", "she")[cue], gold, subject, cluster))
+    return found
+
+
+def _reference(text: str, mentioned: tuple[str, str], pronoun: str, gold: int, subject: int, cluster: int) -> Reference:
+    before, rest = text.split("{0}")
+    middle, rest = rest.split("{1}")
+    gap, end = rest.split("{p}")
+    spans, written = [], ""
+    for lead, word in zip((before, middle, gap), (*mentioned, pronoun), strict=True):
+        written += lead
+        spans.append((len(written), len(written) + len(word)))
+        written += word
+    return Reference(written + end, (spans[0], spans[1]), spans[2], gold, subject, cluster)
+
+
+# Two neighbours are a cluster: each is the other's attractor.
+NOUNS = [
+    ("church", "churches"), ("song", "songs"), ("book", "books"), ("game", "games"), ("city", "cities"),
+    ("film", "films"), ("ship", "ships"), ("school", "schools"), ("house", "houses"), ("river", "rivers"),
+    ("band", "bands"), ("team", "teams"), ("road", "roads"), ("bridge", "bridges"), ("tree", "trees"),
+    ("island", "islands"), ("bird", "birds"), ("horse", "horses"), ("battle", "battles"), ("army", "armies"),
+    ("album", "albums"), ("player", "players"), ("storm", "storms"), ("train", "trains"),
+]  # fmt: skip
+VERBS = [("was", "were"), ("is", "are"), ("has", "have")]
+BETWEEN = ["The {s} near the {a}", "The {s} seen by the {a}"]
+
+
+def agreement() -> Iterator[Pair]:
+    """The verb agrees with the subject, not with a noun of the other number that stands nearer."""
+    for between, verbs, (n, noun), number in product(BETWEEN, VERBS, enumerate(NOUNS), (0, 1)):
+        prefix = between.format(s=noun[number], a=NOUNS[n ^ 1][1 - number])
+        yield Pair(n // 2, (prefix, " " + verbs[number]), (prefix, " " + verbs[1 - number]))
+
+
+PEOPLE = ["man", "king", "author", "player", "officer", "woman"]
+# What only a negation licenses, what it makes unlikelier, and two contexts as (negated, not negated). No two clusters
+# share a word of the first kind or the second: a model that knows nothing likes a word after `not` wherever it is.
+POLARITY = [
+    (" ever", " probably", [("No {n} has", "The {n} has"), ("No {n} had", "The {n} had")]),
+    (" yet", " already", [("The {n} has not come", "The {n} has come"), ("The {n} is not here", "The {n} is here")]),
+    (" either", " too", [("The {n} did not come", "The {n} did come"), ("The {n} is not old", "The {n} is old")]),
+    (" any", " some", [("The {n} did not have", "The {n} did have"), ("The {n} can not find", "The {n} can find")]),
+    (" anyone", " someone", [("The {n} did not see", "The {n} did see"), ("The {n} can not hear", "The {n} can hear")]),
+    (" anybody", " somebody", [("The {n} did not meet", "The {n} did meet"), ("No {n} saw", "The {n} saw")]),
+    (" anything", " something", [("The {n} did not write", "The {n} did write"), ("No {n} said", "The {n} said")]),
+    (" anywhere", " somewhere", [("The {n} did not go", "The {n} did go"), ("No {n} lives", "The {n} lives")]),
+    (" anymore", " still", [("The {n} does not sing", "The {n} does sing"), ("No {n} comes", "The {n} comes")]),
+    (" much", " plenty", [("The {n} does not have", "The {n} does have"), ("The {n} did not say", "The {n} did say")]),
+    (" a single", " several", [("The {n} did not win", "The {n} did win"), ("No {n} wrote", "The {n} wrote")]),
+    (" at all", " indeed", [("The {n} did not sleep", "The {n} did sleep"), ("The {n} is not ill", "The {n} is ill")]),
+]  # fmt: skip
+
+
+def negation() -> Iterator[Pair]:
+    """A negative polarity item is likelier in the scope of a negation; a positive one, outside of it."""
+    for (cluster, (negative, positive, contexts)), n in product(enumerate(POLARITY), PEOPLE):
+        for negated, plain in ((a.format(n=n), b.format(n=n)) for a, b in contexts):
+            yield Pair(cluster, (negated, negative), (plain, negative))
+            yield Pair(cluster, (plain, positive), (negated, positive))
+
+
+VERB_FORMS = [
+    ("go", "went"), ("come", "came"), ("write", "wrote"), ("win", "won"), ("sing", "sang"), ("fall", "fell"),
+    ("die", "died"), ("leave", "left"), ("return", "returned"), ("speak", "spoke"), ("sleep", "slept"),
+    ("arrive", "arrived"),
+]  # fmt: skip
+SUBJECTS = ["he", "she", "the king"]
+
+
+def questions() -> Iterator[Pair]:
+    """After an inverted `did` the verb has no ending, without one it has; and a question ends in a question mark."""
+    for (cluster, (base, past)), subject in product(enumerate(VERB_FORMS), SUBJECTS):
+        asked, told = f"When did {subject}", f"Last year {subject}"
+        yield Pair(cluster, (asked, " " + base), (asked, " " + past))
+        yield Pair(cluster, (told, " " + past), (told, " " + base))
+        asked, told = f"Where did {subject} {base}", f"There {subject} did {base}"
+        yield Pair(cluster, (asked, " ?"), (asked, " ."))
+        yield Pair(cluster, (told, " ."), (told, " ?"))
+
+
+def pairs() -> dict[str, list[Pair]]:
+    """At least 100 of each kind, without repeats."""
+    return {"agreement": list(agreement()), "negation": list(negation()), "questions": list(questions())}

@@ -1,0 +1,73 @@
+"""Pictures of what heads cause: the loss without each, the scores over training, and the probes beside their rivals."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from picollm.report.gallery import Gallery
+from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, SECOND, plt
+
+CURVES = {
+    "kappa_max": "positional (kappa)",
+    "content": "token-specific (content)",
+    "previous": "previous token",
+    "duplicate": "duplicate token",
+    "induction": "induction",
+}
+
+
+def ablation_bars(ablation: dict, labels: list[str]) -> Figure:
+    """Nats that the loss gains without each head, with intervals, in order of layers; colour is the class."""
+    heads = ablation["heads"]
+    figure, axis = plt.subplots(figsize=(9, 3.2))
+    x, delta = np.arange(len(heads)), np.array([head["delta"] for head in heads])
+    arms = [
+        np.maximum(0, delta - [head["low"] for head in heads]),
+        np.maximum(0, [head["high"] for head in heads] - delta),
+    ]
+    axis.bar(x, delta, color=[LABEL_COLOURS[label] for label in labels], yerr=arms, error_kw={"elinewidth": 0.7})
+    axis.axhline(0, color=INK, linewidth=0.6)
+    axis.set_xticks(x, [head["name"] for head in heads], rotation=90, fontsize=6)
+    axis.set_ylabel("nats per token")
+    return figure
+
+
+def emergence_curves(emergence: dict) -> Figure:
+    """Above: heads with an effect. Below: the validation loss at the same snapshots."""
+    snapshots = emergence["snapshots"]
+    steps = [row["step"] for row in snapshots]
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7.2, 4.8), sharex=True, height_ratios=(2, 1))
+    for (name, label), style in zip(CURVES.items(), ("-", "--", "-.", ":", "-"), strict=True):
+        counts = [row["effects"][name] for row in snapshots]
+        above.plot(steps, counts, linestyle=style, marker="o", markersize=3, label=label)
+    above.set_ylabel("heads with an effect")
+    above.set_ylim(0, max(1, *(count for row in snapshots for count in row["effects"].values())) * 1.05)
+    above.legend(frameon=False, fontsize=8)
+    below.plot(steps, [row["loss"] for row in snapshots], color=MUTED, marker="o", markersize=3)
+    below.set(xlabel="training step", ylabel="validation loss")
+    below.set_xscale("symlog", linthresh=1)
+    return figure
+
+
+def probe_bars(probes: dict) -> Figure:
+    """Accuracy of the model on every probe, with its interval, beside the strongest and the other rivals."""
+    found = probes["coreference"]
+    rows = {"coreference": (found["chosen_on_one_half"], {**found["baselines"], "untrained": found["untrained"]})}
+    rows |= {kind: (entry["model"], entry["baselines"]) for kind, entry in probes["pairs"].items()}
+    figure, axis = plt.subplots(figsize=(6.4, 0.6 * len(rows) + 1))
+    for y, (own, rivals) in enumerate(rows.values()):
+        arms = [[max(0, own["accuracy"] - own["low"])], [max(0, own["high"] - own["accuracy"])]]
+        axis.errorbar(own["accuracy"], y, xerr=arms, fmt="o", color=ACCENT, capsize=3)
+        axis.scatter([row["accuracy"] for row in rivals.values()], [y] * len(rivals), marker="|", s=120, color=SECOND)
+    axis.axvline(0.5, color=MUTED, linestyle=":", linewidth=1)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy; dotted: chance")
+    return figure
+
+
+def mechanism_figures(gallery: Gallery, ablation: dict, emergence: dict, probes: dict, labels: list[str]) -> None:
+    gallery.add("ablation.svg", ablation_bars(ablation, labels), "What the validation loss gains without each head")
+    if emergence["snapshots"]:
+        gallery.add("emergence.svg", emergence_curves(emergence), "Heads with an effect, and the loss, by step")
+    gallery.add("probes.svg", probe_bars(probes), "Probes: the model (dot, 95 %) and its rivals (strokes)")

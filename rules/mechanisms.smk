@@ -1,0 +1,104 @@
+"""What the heads cause.
+
+REQUIRED INPUTS: the trained model and its snapshots, the packed tokens, data/attention/, reports/heads.json and
+reports/clusters.json.
+OUTPUTS: reports/mechanisms.json, reports/emergence.json, reports/ablation.json, reports/probes.json; study/.
+"""
+
+
+rule score_mechanisms:
+    """Previous-token, duplicate and induction scores on repeated random tokens, and when they came."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        snapshots="data/model/snapshots/manifest.json",
+        tokens="data/tokens/manifest.json",
+        maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
+        heads="reports/heads.json",
+    output:
+        report="reports/mechanisms.json",
+        emergence="reports/emergence.json",
+        metrics="reports/metrics/mechanisms.json",
+    log:
+        "logs/score_mechanisms.log",
+    benchmark:
+        "logs/benchmarks/score_mechanisms.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("mechanisms", "compute"),
+        code=fingerprint("score_mechanisms"),
+    script:
+        "../workflow_scripts/score_mechanisms.py"
+
+
+rule ablate_heads:
+    """What the loss loses without each head."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        tokens="data/tokens/manifest.json",
+    output:
+        report="reports/ablation.json",
+        metrics="reports/metrics/ablation.json",
+    log:
+        "logs/ablate_heads.log",
+    benchmark:
+        "logs/benchmarks/ablate_heads.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: workflow.cores
+    params:
+        cfg=sections("mechanisms", "compute"),
+        code=fingerprint("ablate_heads"),
+    script:
+        "../workflow_scripts/ablate_heads.py"
+
+
+rule probe_heads:
+    """Coreference by attention; agreement, negation and questions by minimal pairs."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        tokens="data/tokens/manifest.json",
+    output:
+        report="reports/probes.json",
+        metrics="reports/metrics/probes.json",
+    log:
+        "logs/probe_heads.log",
+    benchmark:
+        "logs/benchmarks/probe_heads.tsv"
+    conda:
+        "envs/picollm.yaml"
+    params:
+        cfg=sections("mechanisms", "compute"),
+        code=fingerprint("probe_heads"),
+    script:
+        "../workflow_scripts/probe_heads.py"
+
+
+rule full_study:
+    """What `make study` asks for: every kind of ablation, groups, categories, pairs."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        tokens="data/tokens/manifest.json",
+        maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
+        heads="reports/heads.json",
+        clusters="reports/clusters.json",
+        template="picollm/report/study.md.j2",
+    output:
+        report="study/study.json",
+        page="study/study.md",
+    log:
+        "logs/full_study.log",
+    benchmark:
+        "logs/benchmarks/full_study.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: workflow.cores
+    params:
+        cfg=sections("mechanisms", "compute"),
+        code=fingerprint("full_study"),
+    script:
+        "../workflow_scripts/full_study.py"

@@ -1,0 +1,126 @@
+"""A small model that grows an induction head: the study finds it, says when it came, and copying dies without it."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from picollm.attention.maps import from_arrays
+from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE
+from picollm.mechanisms.emergence import emergence
+from picollm.mechanisms.intervention import baseline, without
+from picollm.mechanisms.repeats import second_copy, sequences
+from picollm.mechanisms.scoring import induction_heads, mechanisms
+from picollm.mechanisms.subject import Subject
+from picollm.model.transformer import ModelConfig, Transformer
+
+pytestmark = pytest.mark.slow
+
+WORDS, CONTEXT, WIDTH, HEADS, STEPS = 32, 61, 128, 8, 900
+CPU = torch.device("cpu")
+
+
+def rows(n, generator, separator=END_OF_TEXT):
+    """3 to 30 words over and over, [n, CONTEXT]: what comes next was there, at a distance that no position tells."""
+    copies = (generator.permutation(WORDS)[: generator.integers(3, 31)] for _ in range(n))
+    return np.stack([[separator, *np.resize(copy, CONTEXT - 1)] for copy in copies])
+
+
+def model_of(vocab_size):
+    return Transformer(ModelConfig(vocab_size, CONTEXT, WIDTH, 2, HEADS, WIDTH, 0.0, True, 1e4, 128))
+
+
+def trained():
+    """The snapshots {step: model} of a model of 33 tokens whose second layer has one head only: several would copy,
+    and each would stand in for the others."""
+    torch.manual_seed(0)
+    model, generator, kept = model_of(WORDS + 1), np.random.default_rng(0), {}
+    hidden = [p for block in model.blocks for p in block.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not other for other in hidden)]
+    optimizers = [torch.optim.Muon(hidden, lr=0.02, weight_decay=0.0), torch.optim.AdamW(others, lr=3e-3)]
+    for step in range(STEPS + 1):
+        if step in (0, 50, STEPS):
+            kept[step] = deepcopy(model)
+        ids = torch.from_numpy(rows(32, generator, separator=WORDS))
+        logits = model.hidden(ids[:, :-1]) @ model.head.weight[: WORDS + 1].T
+        F.cross_entropy(logits.transpose(1, 2), ids[:, 1:]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            model.blocks[1].attention.out.weight[:, WIDTH // HEADS :] = 0
+    return {step: in_full(snapshot) for step, snapshot in kept.items()}
+
+
+def in_full(small):
+    """The same model with the tokenizer's vocabulary, its other embeddings zero."""
+    model = model_of(VOCAB_SIZE).eval()
+    ids = [*range(WORDS), END_OF_TEXT]
+    state, own = model.state_dict(), small.state_dict()
+    for name, value in own.items():
+        if name in ("embedding.weight", "head.weight"):
+            state[name].zero_()
+            state[name][ids] = value[: WORDS + 1]
+        else:
+            state[name].copy_(value)
+    return model
+
+
+@pytest.fixture(scope="module")
+def snapshots():
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def subject(snapshots):
+    text = rows(400, np.random.default_rng(1)).astype(np.uint16)
+    cfg = {"windows": 32, "mean_windows": 100, "null_models": 3, "seed": 1}
+    return Subject(snapshots[STEPS], text[:300], text[300:], cfg, CPU)
+
+
+@pytest.fixture(scope="module")
+def found(subject):
+    return mechanisms(subject)
+
+
+def test_the_study_finds_it(found):
+    assert induction_heads(found) == ["L1H0"] == [found["best"]["induction"]["head"]]
+    assert found["best"]["induction"]["low"] > 0.8 and found["best"]["previous"]["low"] > 0.8
+    assert found["best"]["previous"]["head"].startswith("L0"), "it reads what a previous-token head has written"
+    assert found["second_copy_loss"] < found["first_copy_loss"] - 2
+    assert found["in_context_learning"]["high"] < -1
+
+
+def copied(model, ids):
+    """Share of the second copy's tokens that the model finds likeliest."""
+    query = second_copy(ids.shape[1] // 2)
+    return (model(ids)[:, query].argmax(-1) == ids[:, query + 1]).double().mean().item()
+
+
+@torch.no_grad()
+def test_ablating_it_kills_the_copying(subject):
+    ids = torch.from_numpy(sequences(subject.counts, 25, seed=9)[:32])
+    one = torch.zeros(2, HEADS, dtype=torch.bool)
+    one[1, 0] = True
+    whole, ablated = baseline(subject.model, ids), without(subject.model, ids, one, subject.means)
+    query = second_copy(25)
+    assert ablated[:, query].mean() > whole[:, query].mean() + 2
+    removed = deepcopy(subject.model)
+    removed.blocks[1].attention.out.weight[:, : WIDTH // HEADS] = 0
+    assert copied(subject.model, ids) > 0.8 and copied(removed, ids) < 0.1
+
+
+def test_it_emerged_in_training(subject, snapshots):
+    ids = [list(row) for row in rows(12, np.random.default_rng(2))]
+    maps = [subject.model.attention_maps(torch.tensor([sequence]))[0][0].numpy() for sequence in ids]
+    threshold = dict.fromkeys(("kappa_max", "content", "kappa_sink", "previous", "duplicate", "induction"), 0.3)
+    over_time = emergence(subject, snapshots.items(), [from_arrays(maps, ids, category="repeats")], threshold, window=4)
+    head = subject.names.index("L1H0")
+    assert [row["step"] for row in over_time["snapshots"]] == [0, 50, STEPS]
+    assert over_time["onset"]["induction"][head] in (50, STEPS)
+    scores = [row["heads"]["induction"][head] for row in over_time["snapshots"]]
+    assert scores[0] < 0.05 and scores[-1] > 0.8
+    losses = [row["loss"] for row in over_time["snapshots"]]
+    assert losses[-1] < losses[0] - 1

@@ -1,0 +1,235 @@
+"""Probes: items are balanced, chance is chance, and what is there is found."""
+
+import re
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from refusals import refusal
+from scipy.stats import ttest_1samp
+
+from picollm.data.ngram import NGrams
+from picollm.data.tokenizer import END_OF_TEXT, encoding
+from picollm.mechanisms.accuracy import accuracy, preferred
+from picollm.mechanisms.coreference import (
+    baselines,
+    best_by_chance,
+    candidate_weights,
+    clusters_of,
+    coreference,
+    halves,
+    right,
+    selected,
+    tokenised,
+)
+from picollm.mechanisms.intervention import baseline
+from picollm.mechanisms.minimal_pairs import Continuations
+from picollm.mechanisms.templates import GENDERS, NOUNS, pairs, references
+from picollm.model.transformer import ModelConfig, Transformer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def items():
+    return tokenised(references())
+
+
+def gold_of(items):
+    return np.array([item.gold for item in items])
+
+
+def test_items_are_many_and_balanced():
+    found = references()
+    assert len(found) >= 200 and len({r.text for r in found}) == len(found)
+    for cluster in range(len(GENDERS)):
+        inside = [r for r in found if r.cluster == cluster]
+        assert len(inside) * len(GENDERS) == len(found)
+        assert sum(r.gold for r in inside) * 2 == len(inside), "the first as often as the second"
+    for r in found:
+        words = [r.text[a:b] for a, b in (*r.candidates, r.pronoun)]
+        assert words[2] in ("he", "she") and all(word.isalpha() for word in words)
+        assert r.candidates[0] < r.candidates[1] < r.pronoun, "a causal model has seen both"
+    used = [word for pair in GENDERS for word in pair]
+    assert len(set(used)) == len(used), "no word is in both halves"
+
+
+def test_the_pronoun_fits_its_antecedent_alone():
+    he, she = map(set, zip(*GENDERS, strict=True))
+    assert {"king", "uncle", "monk"} <= he and {"queen", "aunt", "nun"} <= she
+    for r in references():
+        antecedent, other = (r.text[slice(*r.candidates[k])] for k in (r.gold, 1 - r.gold))
+        fits = he if r.text[slice(*r.pronoun)] == "he" else she
+        assert antecedent in fits and other not in fits, r.text
+
+
+def test_rules_without_language_are_at_chance(items):
+    found = baselines(items, np.arange(50257), halves(clusters_of(items), 1))
+    for name in ("the nearer", "the first", "the subject", "the commoner in the training text"):
+        assert found[name]["accuracy"] == 0.5, name
+    assert found["uniform attention"]["accuracy"] == pytest.approx(0.5, abs=0.03)
+    assert found["the best fixed offset"]["low"] < 0.55
+
+
+def test_halves_share_no_word(items):
+    cluster = clusters_of(items)
+    first, gold = halves(cluster, 3), gold_of(items)
+    assert not set(cluster[first]) & set(cluster[~first]) and first.sum() * 2 == len(items)
+    assert gold[first].mean() == 0.5 and not np.array_equal(first, halves(cluster, 4))
+
+
+def by_chance(items, seed):
+    """56 heads that choose at random, item by item."""
+    return np.random.default_rng(seed).random((len(items), 56, 2))
+
+
+def by_affinity(items, seed):
+    """56 heads that like some words more, and after `she` others than after `he`, without knowing what they mean."""
+    generator = np.random.default_rng(seed)
+    liking = generator.random((len(GENDERS), 2, 2, 56))  # of each pair's words, after either pronoun
+    found = np.empty((len(items), 56, 2))
+    for i, r in enumerate(references()):
+        she = int(r.text[slice(*r.pronoun)] == "she")
+        own = int(she)  # which word of the pair is the antecedent
+        for c in (0, 1):
+            found[i, :, c] = liking[r.cluster, own if c == r.gold else 1 - own, she]
+    return found
+
+
+@pytest.mark.parametrize("heads", [by_chance, by_affinity])
+def test_heads_without_language_are_not_believed(items, heads):
+    """The best is far above half of the items, and neither the other half nor p falls for it."""
+    gold, cluster = gold_of(items), clusters_of(items)
+    best, out, covered, p = [], [], [], []
+    for seed in range(40):
+        found = right(heads(items, seed), gold)
+        best.append(found.mean(0).max())
+        chosen = accuracy(selected(found, halves(cluster, seed))[1], cluster)
+        out.append(chosen["accuracy"])
+        covered.append(chosen["low"] <= 0.5 <= chosen["high"])
+        chance = best_by_chance(found, cluster, seed=seed)
+        p.append((1 + (chance >= best[-1] - 1e-12).sum()) / (1 + len(chance)))
+    assert np.mean(best) > 0.55 and np.mean(out) == pytest.approx(0.5, abs=0.03)
+    assert np.mean(covered) >= 0.8
+    assert np.mean(p) == pytest.approx(0.5, abs=0.15) and np.mean(np.array(p) < 0.05) < 0.2
+
+
+def test_a_head_that_knows_is_found(items):
+    gold, drawn = gold_of(items), by_chance(items, 0)
+    knows = np.random.default_rng(1).random(len(items)) < 0.8
+    drawn[:, 7] = np.where((gold == 0) == knows, 1, -1)[:, None] * [1, -1]
+    names = [f"H{h}" for h in range(56)]
+    found = coreference(drawn, items, np.arange(50257), names, seed=1)
+    assert found["chosen_on_one_half"]["heads"] == ["H7", "H7"] and found["best_of_all"]["head"] == "H7"
+    assert found["chosen_on_one_half"]["accuracy"] == pytest.approx(knows.mean()) and found["best_of_all"]["p"] < 0.001
+    assert found["best_of_all"]["best_by_chance_95"] < 0.65
+
+
+def test_attention_is_read_at_the_pronoun(items):
+    few = items[::40]
+    model = tiny(3)
+    found = candidate_weights(model, few, CPU)
+    for n, item in enumerate(few):
+        maps = model.attention_maps(torch.tensor([item.ids]))[0][0].flatten(0, 1)
+        words = [encoding().decode(item.ids[a:b]).strip() for a, b in (*item.candidates, item.pronoun)]
+        r = references()[::40][n]
+        assert words == [r.text[a:b] for a, b in (*r.candidates, r.pronoun)]
+        expected = [maps[:, slice(*item.pronoun), slice(*span)].sum(-1).mean(-1) for span in item.candidates]
+        assert found[n] == pytest.approx(torch.stack(expected, -1).numpy(), abs=1e-6)
+
+
+def test_ties_count_half():
+    choice = np.array([[[1.0, 1.0]], [[2.0, 1.0]], [[1.0, 2.0]]])
+    assert right(choice, np.array([0, 0, 0]))[:, 0].tolist() == [0.5, 1.0, 0.0]
+    assert right(choice, np.array([1, 1, 1]))[:, 0].tolist() == [0.5, 0.0, 1.0]
+
+
+def test_the_interval_is_over_clusters():
+    cluster = np.repeat(np.arange(12), 10)
+    one = np.random.default_rng(0).random(12) < 0.5
+    found = accuracy(np.repeat(one, 10).astype(float), cluster)
+    expected = ttest_1samp(one.astype(float), 0).confidence_interval()
+    assert found["accuracy"] == pytest.approx(one.mean()) and (found["items"], found["clusters"]) == (120, 12)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert accuracy(np.ones(120), cluster)["low"] == 1
+
+
+def test_too_few_clusters_are_refused():
+    assert "coreference of 7 pairs of words: at least 8" in refusal(
+        tokenised, [r for r in references() if r.cluster < 7]
+    )
+    few = [pair for pair in pairs()["agreement"] if pair.cluster < 7]
+    assert "minimal pairs of 7 clusters: at least 8" in refusal(Continuations, few)
+
+
+def test_pairs_are_many_and_balanced_within_clusters_of_equal_size():
+    for kind, found in pairs().items():
+        assert len(found) >= 100 and len(set(found)) == len(found), kind
+        assert len(set(Counter(pair.cluster for pair in found).values())) == 1, kind
+        for cluster in {pair.cluster for pair in found}:
+            inside = [pair for pair in found if pair.cluster == cluster]
+            if kind == "negation":
+                negated = [pair.good[0] for pair in inside if re.search(r"\b(No|not)\b", pair.good[0])]
+                assert 2 * len(negated) == len(inside), "a liking for negated texts is right half of the time"
+                assert all(pair.good[1] == pair.bad[1] and pair.good[0] != pair.bad[0] for pair in inside)
+            else:
+                good, bad = (sorted(getattr(pair, side)[1] for pair in inside) for side in ("good", "bad"))
+                assert good == bad, f"{kind}: every target is as often right as wrong"
+
+
+def test_the_verb_agrees_with_the_first_noun_and_not_with_the_second():
+    plural = {forms[1] for forms in NOUNS}
+    for pair in pairs()["agreement"]:
+        words = pair.good[0].split()
+        assert (words[1] in plural) != (words[-1] in plural) and words[1].rstrip("s") != words[-1].rstrip("s")
+        assert (pair.good[1] in (" were", " are", " have")) == (words[1] in plural)
+        assert not set(words) & {"was", "were", "is", "are", "has", "have"}, "nothing else to agree with"
+
+
+@pytest.mark.parametrize("kind", list(pairs()))
+def test_models_that_know_nothing_are_at_chance(kind):
+    """Of several untrained models the intervals hold one half, nearly always."""
+    found, inside = Continuations(pairs()[kind]), []
+    for seed in range(10):
+        right_P = preferred(found.margins(partial(baseline, tiny(seed)), CPU))
+        own = accuracy(right_P, found.cluster_P)
+        inside.append(own["low"] <= 0.5 <= own["high"])
+    assert sum(inside) >= 8
+
+
+def tiny(seed):
+    torch.manual_seed(seed)
+    return Transformer(ModelConfig(50257, 32, 16, 2, 2, 16, 0.0, True, 1e4, 64)).eval()
+
+
+def test_margins_are_the_likelihoods_of_the_targets_alone():
+    chosen = pairs()["questions"][::7]
+    found, encode = Continuations(chosen), encoding().encode_ordinary
+    generator = np.random.default_rng(0)
+    table = generator.random((60_000,))  # nats of a token, whatever comes before
+
+    def losses(ids, scored):
+        return torch.from_numpy(table)[ids[:, 1:]] * scored
+
+    expected = [table[encode(p.bad[1])].sum() - table[encode(p.good[1])].sum() for p in chosen]
+    assert found.margins(losses, CPU) == pytest.approx(np.array(expected))
+    many = found.margins(lambda *given: torch.stack([losses(*given), 2 * losses(*given)]), CPU)
+    assert many.shape == (2, len(chosen)) and many[1] == pytest.approx(2 * many[0])
+    assert preferred(np.array([1.0, 0.0, -1.0, 2.0])).tolist() == [1.0, 0.5, 0.0, 1.0]
+
+
+def test_ngrams_see_only_what_they_can():
+    """A text in which `were` follows `churches` and `was` follows `church`: wrong for a verb after its attractor."""
+    encode, rows = encoding().encode_ordinary, np.zeros((50, 129), dtype=np.uint16)
+    text = [END_OF_TEXT]
+    for one, many in NOUNS:
+        for noun, verbs in ((one, " was is has"), (many, " were are have")):
+            for verb in verbs.split():
+                text += [*encode(f" {noun} {verb}")]
+    rows[:] = np.resize(text, rows.shape)
+    found = Continuations(pairs()["agreement"])
+    margin = found.by_ngrams(NGrams(rows, 50257))
+    assert preferred(margin["unigram"]).mean() == pytest.approx(0.5, abs=0.01)
+    assert preferred(margin["bigram"]).mean() < 0.2

@@ -1,0 +1,197 @@
+"""The full study of a small model: every part is there, agrees with its own function, and is not done twice."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import false_discovery_control
+from workspace import ROOT
+
+from picollm.attention.extraction import attention_maps
+from picollm.attention.labels import strongest_kappa
+from picollm.attention.maps import from_arrays
+from picollm.attention.statistics import macro_mean, sentence_sums
+from picollm.data.tokenizer import VOCAB_SIZE
+from picollm.mechanisms import probing
+from picollm.mechanisms.ablation import report
+from picollm.mechanisms.emergence import SAMPLE, STATISTICS, emergence
+from picollm.mechanisms.intervention import KINDS, baseline, each_head
+from picollm.mechanisms.study import by_category, full_study, groups_of
+from picollm.mechanisms.subject import Subject, spread
+from picollm.model.transformer import ModelConfig, Transformer
+from picollm.report.study import study_page
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+
+
+def subject(seed=1):
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(VOCAB_SIZE, 16, 16, 2, 2, 8, 0.0, True, 1e4, 32)).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.qkv.weight.mul_(20)
+            block.attention.out.weight.mul_(50)
+    generator = np.random.default_rng(0)
+    rows = generator.integers(0, 1000, (12, 17)).astype(np.uint16)
+    cfg = {"windows": 4, "mean_windows": 6, "null_models": 1, "seed": seed}
+    return Subject(model, rows[:8], rows[8:], cfg, CPU)
+
+
+def heads_and_clusters():
+    labels = ["local", "global", "global", "local"]
+    heads = {"heads": [{"label": label} for label in labels]}
+    return heads, {"heads": [{"cluster": c} for c in (1, 1, 1, 2)]}
+
+
+def category(s, name="simple"):
+    ids = [list(range(5, 5 + n)) for n in (7, 4, 9)]
+    maps = [s.model.attention_maps(torch.tensor([sequence]))[0][0].numpy() for sequence in ids]
+    return from_arrays(maps, ids, category=name)
+
+
+def run(s, folder):
+    heads, clusters = heads_and_clusters()
+    return full_study(s, [category(s)], heads, clusters, folder, code="1")
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "parts").iterdir()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_pairs():
+    """Every sixth pair of a cluster: the real ones are counted in test_probes.py."""
+    few = {kind: sorted(found, key=lambda pair: pair.cluster)[::6] for kind, found in probing.pairs().items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "pairs", lambda: few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def study(folder):
+    return run(subject(), folder)
+
+
+def test_the_study_has_its_parts_and_does_none_of_them_twice(study, folder, tmp_path):
+    s, found = subject(), study
+    shutil.copytree(folder / "parts", tmp_path / "parts")
+    json.dumps(found, allow_nan=False)
+    assert set(found["kinds"]) == set(KINDS) and found["kinds"]["mean"]["heads"] == report(s)["heads"]
+    heads = [head for entry in found["categories"].values() for head in entry["heads"]]
+    assert [head["q"] for head in heads] == pytest.approx(false_discovery_control([head["p"] for head in heads]))
+    assert set(found["rank_correlation_with_mean"]) == set(KINDS) - {"mean"}
+    assert [row["group"] for row in found["groups"]] == ["class local", "class global", "cluster 1"]
+    assert set(found["pairs"]) == {"agreement", "negation", "questions"}
+    before = times(tmp_path)
+    assert run(s, tmp_path) == found and times(tmp_path) == before
+    (tmp_path / "parts/zero.json").unlink()
+    assert run(s, tmp_path) == found
+    assert {name for name, at in times(tmp_path).items() if before.get(name) != at} == {"zero.json"}
+
+
+def test_of_other_settings_labels_or_code_no_part_is_kept(folder, study, tmp_path):
+    heads, clusters = heads_and_clusters()
+    swapped = {"heads": heads["heads"][::-1][1:] + heads["heads"][:1]}
+    shutil.copytree(folder / "parts", tmp_path / "parts")
+    path = tmp_path / "parts/zero.json"
+    for given in ({"s": subject(seed=2)}, {"heads": swapped}, {"code": "2"}):
+        s = subject()
+        given = {"s": s, "categories": [category(s)], "heads": heads, "clusters": clusters, "code": "1"} | given
+        shutil.copy(folder / "parts/zero.json", path)
+        before = json.loads(path.read_text())["key"]
+        full_study(folder=tmp_path, **given)
+        assert json.loads(path.read_text())["key"] != before
+
+
+def test_the_page_says_what_the_study_found(study):
+    page = study_page(ROOT / "picollm/report/study.md.j2", study)
+    top = max(study["kinds"]["mean"]["heads"], key=lambda head: head["delta"])
+    assert f"| {top['name']} | {study['classes'][top['name']]} | {top['delta']:+.4f} (" in page
+    assert all(f"| {row['group']} | {row['heads']} |" in page for row in study["groups"])
+    assert all(f"| {kind} |" in page for kind in (*KINDS, *study["pairs"], *study["categories"]))
+    nothing = deepcopy(study)
+    for head in nothing["categories"]["simple"]["heads"]:
+        head["q"] = 0.5
+    assert "| simple | 3 | none: this category shows nothing | – |" in study_page(
+        ROOT / "picollm/report/study.md.j2", nothing
+    )
+
+
+def test_groups_are_classes_and_clusters_of_several_heads_but_not_all():
+    s, (heads, clusters) = subject(), heads_and_clusters()
+    found = groups_of(s, heads, clusters)
+    assert {name: mask.astype(int).tolist() for name, mask in found.items()} == {
+        "class local": [[1, 0], [0, 1]],
+        "class global": [[0, 1], [1, 0]],
+        "cluster 1": [[1, 1], [1, 0]],
+    }
+
+
+def test_padding_changes_nothing_of_a_sentence():
+    s = subject()
+    found, alone = by_category(s, category(s)), []
+    for ids in category(s).ids:
+        one = torch.tensor([ids])
+        alone.append((each_head(s.model, one, "mean", s.means) - baseline(s.model, one)).mean((1, 2)).numpy())
+    expected = np.mean(alone, axis=0)
+    assert [head["name"] for head in found["heads"]] == s.names and found["sentences"] == 3
+    assert [head["delta"] for head in found["heads"]] == pytest.approx(expected, abs=2e-6)
+
+
+def test_emergence_of_no_and_of_one_snapshot():
+    s = subject()
+    null = dict.fromkeys(STATISTICS, 0.0)
+    none = emergence(s, [], [category(s)], null, window=4)
+    assert none["snapshots"] == [] and none["onset"]["induction"] == [None] * 4
+    one = emergence(s, [(7, s.model)], [category(s)], null | {"kappa_sink": 1.0}, window=4)
+    json.dumps(one, allow_nan=False)
+    (row,) = one["snapshots"]
+    assert row["step"] == 7 and row["loss"] == pytest.approx(report(s)["loss"], abs=1e-4)
+    assert one["onset"]["kappa_sink"] == [None] * 4 and row["effects"]["kappa_sink"] == 0
+    expected = strongest_kappa({name: v[0] for name, v in macro_mean(sentence_sums_of(s)).items()})
+    assert row["heads"]["kappa_max"] == pytest.approx(np.nan_to_num(expected), abs=1e-6)
+
+
+def sentence_sums_of(s):
+    """The statistics of every SAMPLE-th sentence, the long way."""
+    found = category(s)
+    return sentence_sums(attention_maps(s.model, found.ids[::SAMPLE], CPU), [0], window=4)
+
+
+def test_windows_are_spread():
+    rows = np.arange(100)[:, None]
+    assert spread(rows, 5).ravel().tolist() == [0, 25, 50, 74, 99] and len(spread(rows, 1000)) == 100
+
+
+def test_a_killed_study_goes_on_from_its_parts(tmp_path):
+    code = f"import sys; sys.path[:0] = {[os.path.dirname(__file__)]!r}; import test_study, pathlib, torch; "
+    code += "torch.set_num_threads(1); "
+    code += f"test_study.run(test_study.subject(), pathlib.Path({str(tmp_path)!r}))"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (tmp_path / "parts/zero.json").exists():
+        assert time.monotonic() < until and child.poll() is None
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
+    before = times(tmp_path)
+    assert "mean.json" in before and not (tmp_path / "parts/questions.json").exists()
+    found = run(subject(), tmp_path)
+    after = times(tmp_path)
+    assert {name: after[name] for name in ("mean.json", "zero.json")} == {
+        name: before[name] for name in ("mean.json", "zero.json")
+    }
+    assert found == run(subject(), tmp_path / "another")
