@@ -23,6 +23,7 @@ from picollm.mechanisms import probing
 from picollm.mechanisms.ablation import report
 from picollm.mechanisms.emergence import SAMPLE, STATISTICS, emergence
 from picollm.mechanisms.intervention import KINDS, baseline, each_head
+from picollm.mechanisms.scoring import in_context_learning
 from picollm.mechanisms.study import by_category, full_study, groups_of
 from picollm.mechanisms.subject import Subject, spread
 from picollm.model.transformer import ModelConfig, Transformer
@@ -163,6 +164,14 @@ def test_emergence_of_no_and_of_one_snapshot():
     assert one["onset"]["kappa_sink"] == [None] * 4 and row["effects"]["kappa_sink"] == 0
     expected = strongest_kappa({name: v[0] for name, v in macro_mean(sentence_sums_of(s)).items()})
     assert row["heads"]["kappa_max"] == pytest.approx(np.nan_to_num(expected), abs=1e-6)
+
+
+def test_in_context_learning_is_late_less_early_loss():
+    s = subject()
+    found, nats_WT = in_context_learning(s), baseline(s.model, torch.from_numpy(s.windows.astype(np.int64))).numpy()
+    (a, b), (c, d) = found["early"], found["late"]
+    assert 0 < a <= b < c <= d < 16 and found["low"] <= found["value"] <= found["high"]
+    assert found["value"] == pytest.approx(nats_WT[:, c : d + 1].mean() - nats_WT[:, a : b + 1].mean(), abs=1e-5)
 
 
 def sentence_sums_of(s):

@@ -120,8 +120,9 @@ def by_category(probes: Mapping) -> list[dict]:
         claim(
             "V.C",
             "heads follow coreference",
-            "the head that is best on one half of the items is right on the other more often than every rule without"
-            f" language and untrained heads (95 % interval), and the best of all beyond permuted answers, p < {ALPHA}",
+            "the head that is best on one half of the word pairs is right on the other more often than rules without"
+            " language, the mean of all heads and untrained heads (95 % interval), and the best of all more often than"
+            f" where pronouns are exchanged, p < {ALPHA}",
             found["shows"],
             accuracy=chosen["accuracy"], low=chosen["low"], high=chosen["high"],
             best_of_all=top["accuracy"], p=top["p"],

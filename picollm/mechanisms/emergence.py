@@ -31,7 +31,7 @@ STATISTICS = ("kappa_max", "content", "kappa_sink", *repeats.SCORES)
 FORMAT = 1
 BOOTSTRAPS = 200
 SAMPLE = 4
-WINDOWS = 32  # of the validation split
+WINDOWS = 16  # of the validation split
 
 
 def emergence(

@@ -129,9 +129,12 @@ def harm(s: Subject, ids_ST: NDArray) -> tuple[NDArray[np.float64], float, float
 
 def in_context_learning(s: Subject) -> dict:
     """Mean loss late in the context less that early in it, in nats: the more below 0, the more context is used."""
-    nats_WT = np.concatenate([baseline(s.model, ids).double().cpu().numpy() for ids in batches(s.windows, s.device)])
-    T = nats_WT.shape[1]
+    T = s.windows.shape[1] - 1
     early, late = (slice(round(a * T), max(round(b * T), round(a * T) + 1)) for a, b in (EARLY, LATE))
+    scored_T = torch.zeros(T, dtype=torch.bool, device=s.device)
+    scored_T[early] = scored_T[late] = True
+    parts = [baseline(s.model, ids, scored_T.expand(len(ids), T)) for ids in batches(s.windows, s.device)]
+    nats_WT = torch.cat(parts).double().cpu().numpy()
     difference_W = nats_WT[:, late].mean(1) - nats_WT[:, early].mean(1)
     return {
         **intervals(difference_W[:, None], s.cfg["seed"])[0],

@@ -67,7 +67,7 @@ def probe_bars(probes: dict) -> Figure:
 
 
 def mechanism_figures(gallery: Gallery, ablation: dict, emergence: dict, probes: dict, labels: list[str]) -> None:
-    gallery.add("ablation.svg", ablation_bars(ablation, labels), "What the validation loss gains without each head")
+    gallery.add("ablation.svg", ablation_bars(ablation, labels), "The loss without each head; colour: its class")
     if emergence["snapshots"]:
         gallery.add("emergence.svg", emergence_curves(emergence), "Heads with an effect, and the loss, by step")
     gallery.add("probes.svg", probe_bars(probes), "Probes: the model (dot, 95 %) and its rivals (strokes)")
