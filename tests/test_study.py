@@ -52,7 +52,7 @@ def heads_and_clusters():
     return heads, {"heads": [{"cluster": c} for c in (1, 1, 1, 2)]}
 
 
-def category(s, name="simple"):
+def category(s, name="questions"):
     ids = [list(range(5, 5 + n)) for n in (7, 4, 9)]
     maps = [s.model.attention_maps(torch.tensor([sequence]))[0][0].numpy() for sequence in ids]
     return from_arrays(maps, ids, category=name)
@@ -124,9 +124,9 @@ def test_the_page_says_what_the_study_found(study):
     assert all(f"| {row['group']} | {row['heads']} |" in page for row in study["groups"])
     assert all(f"| {kind} |" in page for kind in (*KINDS, *study["pairs"], *study["categories"]))
     nothing = deepcopy(study)
-    for head in nothing["categories"]["simple"]["heads"]:
+    for head in nothing["categories"]["questions"]["heads"]:
         head["q"] = 0.5
-    assert "| simple | 3 | none: this category shows nothing | – |" in study_page(
+    assert "| questions | 3 | none: this category shows nothing | – |" in study_page(
         ROOT / "picollm/report/study.md.j2", nothing
     )
 
@@ -197,7 +197,7 @@ def test_a_killed_study_goes_on_from_its_parts(tmp_path):
     child.kill()
     child.wait()
     before = times(tmp_path)
-    assert "mean.json" in before and not (tmp_path / "parts/questions.json").exists()
+    assert "mean.json" in before and not (tmp_path / "parts/pairs-questions.json").exists()
     found = run(subject(), tmp_path)
     after = times(tmp_path)
     assert {name: after[name] for name in ("mean.json", "zero.json")} == {

@@ -74,8 +74,10 @@ def full_study(
         "rank_correlation_with_mean": agreement(kinds),
         "group_tokens": int(few[:, 1:].size),
         "groups": [{**row, "q": q} for row, q in zip(shared, jointly(shared), strict=True)],
-        "categories": over_all({c.category: part(c.category, partial(by_category, s, c)) for c in tqdm(categories)}),
-        "pairs": over_all({kind: part(kind, partial(head_effects, s, kind)) for kind in pairs()}),
+        "categories": over_all(
+            {c.category: part(f"category {c.category}", partial(by_category, s, c)) for c in tqdm(categories)}
+        ),
+        "pairs": over_all({kind: part(f"pairs {kind}", partial(head_effects, s, kind)) for kind in pairs()}),
     }
 
 
