@@ -17,6 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ import yaml
 from torch import Tensor
 
 from picollm.data.tokenizer import VOCAB_SIZE
-from picollm.mechanisms.intervention import each_head, losses, mean_outputs
+from picollm.mechanisms.intervention import baseline, each_head, mean_outputs
 from picollm.model.transformer import ModelConfig, Transformer
 
 ROOT = Path(__file__).parents[1]
@@ -66,16 +67,10 @@ def ways(model: Transformer, ids: Tensor, means: Tensor) -> dict[str, Callable[[
         logits = model(ids)[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
 
-    def ours(ids: Tensor) -> Tensor:
-        x, cos, sin = model.start(ids)
-        for block in model.blocks:
-            x = block(x, cos, sin)
-        return losses(model, x, ids)
-
     return {
         "shared": lambda: each_head(model, ids, "mean", means),
         "whole": lambda: whole(model, ids, means, plain),
-        "whole-loss": lambda: whole(model, ids, means, ours),
+        "whole-loss": lambda: whole(model, ids, means, partial(baseline, model)),
     }
 
 

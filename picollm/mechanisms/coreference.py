@@ -142,7 +142,7 @@ def clusters_of(items: Sequence[Item]) -> NDArray[np.int64]:
 def coreference(
     weights_IHC: NDArray, items: Sequence[Item], counts_V: NDArray, names: Sequence[str], *, seed: int
 ) -> dict:
-    """The study of one model, from its `weights`."""
+    """The study of one model, from its `candidate_weights`."""
     gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
     right_IH, first_I = right(weights_IHC, gold_I), halves(cluster_I, seed)
     best, out_of_sample = selected(right_IH, first_I)

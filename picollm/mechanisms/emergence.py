@@ -19,7 +19,7 @@ from tqdm import tqdm
 from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import strongest_kappa
 from picollm.attention.maps import CategoryMaps
-from picollm.attention.statistics import bootstrap_counts, interval, macro_mean, sentence_sums
+from picollm.attention.statistics import bootstrap_counts, first, interval, macro_mean, sentence_sums
 from picollm.data.files import number_or_none
 from picollm.mechanisms import repeats
 from picollm.mechanisms.ablation import resampled
@@ -104,7 +104,7 @@ def measured(
     """Of each of STATISTICS the value and the lower end of its 95 % interval, [H]."""
     sums = sentence_sums(attention_maps(model, ids, device), category, window=window)
     drawn = macro_mean(sums, bootstrap_counts(sums.category, replicates=BOOTSTRAPS, seed=seed))
-    values = {name: column[0] for name, column in macro_mean(sums).items()}
+    values = first(macro_mean(sums))
     values["kappa_max"], drawn["kappa_max"] = strongest_kappa(values), strongest_kappa(drawn)
     scores = repeats.scores(model, ids_ST, device)
     low = {name: interval(drawn[name])[0] for name in STATISTICS if name not in scores}

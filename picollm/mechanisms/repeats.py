@@ -12,7 +12,7 @@ Shape suffixes: S sequence, B batch of them, T position, L layer, H head (layers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from picollm.data.tokenizer import END_OF_TEXT
 from picollm.errors import PicollmError
-from picollm.mechanisms.intervention import head_outputs
+from picollm.mechanisms.intervention import batches, head_outputs
 from picollm.model.transformer import Transformer
 
 SCORES = {
@@ -35,7 +35,6 @@ SEQUENCES = 64
 SEEDS = 3
 FEW = 16  # sequences, where many models are scored
 COMMON = 100  # occurrences in the training text from which a token is taken; a small text gives its commonest
-AT_ONCE = 8
 
 
 def lengths(context: int, counts_V: NDArray) -> list[int]:
@@ -61,11 +60,6 @@ def sequences(counts_V: NDArray, length: int, *, seed: int, matched: bool = Fals
     copies = [generator.choice(words, length, replace=False, p=share) for _ in range(SEQUENCES)]
     start = np.full((SEQUENCES, 1), END_OF_TEXT)
     return np.concatenate([start, copies, copies], axis=1)
-
-
-def batches(ids_ST: NDArray, device: torch.device) -> Iterator[Tensor]:
-    for start in range(0, len(ids_ST), AT_ONCE):
-        yield torch.from_numpy(ids_ST[start : start + AT_ONCE]).to(device)
 
 
 def second_copy(length: int) -> NDArray[np.int64]:
