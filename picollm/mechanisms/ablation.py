@@ -22,7 +22,7 @@ from picollm.attention.census import SIGNIFICANT
 from picollm.attention.robustness import false_discovery_rate
 from picollm.attention.statistics import bootstrap_counts, interval
 from picollm.data.files import number_or_none
-from picollm.mechanisms.intervention import BATCH_TOKENS, baseline, batches, each_head, without
+from picollm.mechanisms.intervention import baseline, batches, each_head, without
 from picollm.mechanisms.subject import Subject
 from picollm.model.transformer import Transformer
 
@@ -37,8 +37,7 @@ def effects(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean nats of each window of the whole model, [W], and how much more they are without each head, [H, W]."""
     whole, more = [], []
-    total = math.ceil(len(ids_WT) / max(1, BATCH_TOKENS // ids_WT.shape[1]))
-    for ids in tqdm(batches(ids_WT, device), total=total, unit="batch", desc=f"{kind} ablation", disable=None):
+    for ids in tqdm(batches(ids_WT, device), unit="batch", desc=f"{kind} ablation", disable=None):
         nats_WT = baseline(model, ids).double()
         whole.append(nats_WT.mean(-1))
         more.append((each_head(model, ids, kind, means_LHK).double() - nats_WT).mean(-1))

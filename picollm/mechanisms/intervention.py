@@ -121,11 +121,9 @@ def without(model: Transformer, ids_BT: Tensor, heads_LH: Tensor, means_LHK: Ten
     return losses(model, x, ids_BT)
 
 
-def batches(ids_WT: NDArray, device: torch.device) -> Iterator[Tensor]:
+def batches(ids_WT: NDArray, device: torch.device) -> tuple[Tensor, ...]:
     """Rows of ids, some at a time."""
-    at_once = max(1, BATCH_TOKENS // ids_WT.shape[1])
-    for start in range(0, len(ids_WT), at_once):
-        yield torch.from_numpy(ids_WT[start : start + at_once].astype(np.int64)).to(device)
+    return torch.from_numpy(ids_WT.astype(np.int64)).to(device).split(max(1, BATCH_TOKENS // ids_WT.shape[1]))
 
 
 @torch.no_grad()
