@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-vers
 # Two tests at a time: many wait for the tools that they start.
 PYTEST := python -m pytest -n 2 --dist worksteal
 
-.PHONY: report study test test-slow test-all lint setup clean
+.PHONY: report study bench-full gpu setup-nsys test-tensorrt test test-slow test-all lint setup clean
 
 report: setup
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
@@ -20,6 +20,26 @@ report: setup
 
 study: setup
 	@$(RUN) snakemake --cores all --quiet rules host reason -- study/study.json
+
+# Every backend, output and batch size, the gate on the whole validation split: into bench/. NNCF is for int8.
+bench-full: setup
+	@$(PIP) -e '.[int8]'
+	@$(RUN) snakemake --cores all --quiet rules host reason -- data/model/model.safetensors data/tokens/manifest.json
+	@$(RUN) picollm optimize --full --output bench
+
+# With the machine's own Python, which has the PyTorch of its GPU: into gpu/.
+gpu:
+	@$(PYTHON) benchmarks/gpu.py
+
+# Nsight Systems from Debian's packages; needs root.
+setup-nsys:
+	@.ci/install-nsys
+
+# About 5 GB: PyTorch's CUDA build with torch-tensorrt-rtx. No GPU needed.
+test-tensorrt:
+	@test -d .venv-tensorrt || $(PYTHON) -m venv .venv-tensorrt
+	@.venv-tensorrt/bin/python -m pip install --quiet --no-compile -r tests/tensorrt.txt
+	@PYTHONPATH=. .venv-tensorrt/bin/python tests/tensorrt_build.py
 
 test: $(VENV)/dev lint
 	@$(RUN) $(PYTEST)
@@ -48,4 +68,4 @@ $(VENV)/dev: $(VENV)/ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .snakemake logs
+	rm -rf $(VENV) .venv-tensorrt .snakemake logs

@@ -1,23 +1,27 @@
 """Ablation of every head, with shared prefixes, against 56 whole forwards.
 
-    python benchmarks/ablation.py                                # about three minutes on two cores
+    python benchmarks/ablation.py                                # about four minutes on two cores
 
 ways         shared      picollm: the layers before a head's own run once, the loss without storing the logits
              whole       a forward of the whole model for each head with a hook that replaces its output, and
                          F.cross_entropy of all its logits: what people write
-             whole-loss  the same with picollm's loss
+             whole-kept  the same in a process that keeps freed memory, as picollm's do (picollm/model/compute.py)
+             whole-loss  whole-kept with picollm's loss
+             loss alone  picollm's loss of as many tokens: what no sharing of layers can save
 
-The same model, windows and float32, interleaved; the largest difference between their losses. Tokens per second count
-each head's pass over each token. Median, smallest and largest.
+The same model, windows and float32, interleaved, in two processes of which one works at a time; the largest difference
+between their losses. Tokens per second count each head's pass over each token. Median, smallest and largest.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -27,6 +31,8 @@ from torch import Tensor
 
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.mechanisms.intervention import baseline, each_head, mean_outputs
+from picollm.model.compute import set_up
+from picollm.model.objective import EVALUATION_TOKENS, token_losses
 from picollm.model.transformer import ModelConfig, Transformer
 
 ROOT = Path(__file__).parents[1]
@@ -67,11 +73,64 @@ def ways(model: Transformer, ids: Tensor, means: Tensor) -> dict[str, Callable[[
         logits = model(ids)[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
 
+    hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
+    heads, targets, weight = means.shape[0] * means.shape[1], ids[:, 1:].flatten(), model.head.weight[:VOCAB_SIZE]
+
+    def loss_alone() -> Tensor:
+        parts = zip(hidden.split(EVALUATION_TOKENS), targets.split(EVALUATION_TOKENS), strict=True)
+        return torch.stack(
+            [torch.cat([token_losses(x, weight, t) for x, t in parts]) for parts in [list(parts)] * heads]
+        )
+
+    whole_plain = partial(whole, model, ids, means, plain)
     return {
         "shared": lambda: each_head(model, ids, "mean", means),
-        "whole": lambda: whole(model, ids, means, plain),
+        "whole": whole_plain,
+        "whole-kept": whole_plain,
         "whole-loss": lambda: whole(model, ids, means, partial(baseline, model)),
+        "loss alone": loss_alone,
     }
+
+
+@torch.no_grad()
+def serve(size: str, threads: int, keep: bool, line: Connection) -> None:
+    """A process that runs a way when told its name, and answers with seconds and losses."""
+    if keep:
+        set_up("cpu", threads)
+    torch.set_num_threads(threads)
+    model, ids = make(size)
+    means = mean_outputs(model, [ids])
+    found = ways(model, ids, means)
+    while (name := line.recv()) is not None:
+        start = time.perf_counter()
+        losses = found[name]()
+        line.send((time.perf_counter() - start, losses.numpy()))
+
+
+def measure(size: str, rounds: int, threads: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    lines = {}
+    for keep in (True, False):
+        lines[keep], theirs = context.Pipe()
+        context.Process(target=serve, args=(size, threads, keep, theirs), daemon=True).start()
+    names = ("shared", "whole", "whole-kept", "whole-loss", "loss alone")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    results = {}
+    for number in range(rounds + 1):  # the first counts for nothing
+        for name in names:
+            line = lines[name != "whole"]
+            line.send(name)
+            took, results[name] = line.recv()
+            if number:
+                seconds[name].append(took)
+    for line in lines.values():
+        line.send(None)
+    for name, times in seconds.items():
+        ratio = spread([b / a for a, b in zip(seconds["shared"], times, strict=True)], 2)
+        same = results[name].shape == results["shared"].shape
+        worst = f"{abs(results[name] - results['shared']).max():.1e}" if same else ""
+        rate = f"{results['shared'].size / statistics.median(times):,.0f}"
+        print(f"| {size} | {name} | {spread(times, 2)} | {rate} | {ratio} | {worst} |", flush=True)
 
 
 def main() -> None:
@@ -80,26 +139,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["default", "study"])
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     print("| size | way | seconds | tokens x heads a second | shared is ... times as fast | largest difference |")
     print("|---|---|---|---|---|---|")
     for size in arguments.sizes:
-        model, ids = make(size)
-        means = mean_outputs(model, [ids])
-        found = ways(model, ids, means)
-        seconds: dict[str, list[float]] = {name: [] for name in found}
-        results = {}
-        for _ in range(arguments.rounds):
-            for name, way in found.items():
-                start = time.perf_counter()
-                results[name] = way()
-                seconds[name].append(time.perf_counter() - start)
-        passes = means.shape[0] * means.shape[1] * ids[:, 1:].numel()
-        for name, times in seconds.items():
-            ratio = spread([b / a for a, b in zip(seconds["shared"], times, strict=True)], 2)
-            worst = (results[name] - results["shared"]).abs().max().item()
-            rate = f"{passes / statistics.median(times):,.0f}"
-            print(f"| {size} | {name} | {spread(times, 2)} | {rate} | {ratio} | {worst:.1e} |", flush=True)
+        measure(size, arguments.rounds, arguments.threads)
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from picollm.errors import PicollmError
 
+TOKENS = "data/tokens/manifest.json"
+
 # Each command imports what it needs: DVC alone takes half a second.
 
 
@@ -161,6 +163,56 @@ def analyze(arguments: argparse.Namespace) -> None:
     print(heads_line(heads), families_line(metrics(families)), f"Written: {folder}/", sep="\n")
 
 
+def optimize(arguments: argparse.Namespace) -> None:
+    """Make a trained model fast: build every backend, compare its answers with float32's, time it, print a table.
+
+    Backends, outputs and batch sizes are config.yaml's, or with --full all there are. Written: engine/, benchmark.json
+    and benchmark.csv in a folder.
+    """
+    from picollm.config import load
+    from picollm.engine.optimize import optimize
+    from picollm.engine.table import accuracy_lines, lines
+
+    config, folder = load("config.yaml"), Path(arguments.output)
+    if arguments.full:
+        config["engine"]["grid"] = "full"
+    report = optimize(Path(arguments.checkpoint), Path(TOKENS), folder, config)
+    print(*accuracy_lines(report), "", *lines(report), f"Written: {folder}/", sep="\n")
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Time some backends by hand, after the accuracy gate; nothing in the pipeline's reports changes."""
+    from picollm.config import check, load
+    from picollm.data.files import write_json
+    from picollm.engine.optimize import measure
+    from picollm.engine.table import accuracy_lines, lines
+
+    config = load("config.yaml")
+    asked = {
+        "engine": {"backends": arguments.backends, "outputs": arguments.outputs},
+        "benchmark": {"batches": arguments.batches, "rounds": arguments.rounds},
+    }
+    config["engine"]["grid"] = "listed"
+    for section, values in asked.items():
+        config[section] |= {name: value for name, value in values.items() if value is not None}
+    config = check(config, "picollm bench")
+    report, _ = measure(Path(arguments.checkpoint), Path(TOKENS), Path(arguments.engine), config)
+    print(*accuracy_lines(report), "", *lines(report), sep="\n")
+    if arguments.output:
+        write_json(arguments.output, report)
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    """Where a training step's time goes: record some real steps, as config.yaml trains, and print the shares."""
+    from picollm.config import load
+    from picollm.profiling.report import lines, profile
+
+    config = load("config.yaml")
+    config["profile"] |= {key: value for key in ("tool", "steps") if (value := getattr(arguments, key)) is not None}
+    report = profile(Path("data/model/config.json"), Path(TOKENS), Path(arguments.output), config)
+    print(*lines(report), f"Written: {arguments.output}/", sep="\n")
+
+
 def summary(arguments: argparse.Namespace) -> None:
     """What the last run learned, in five lines."""
     from picollm.report.summary import five_lines
@@ -209,6 +261,22 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", default="data/model", help="a model's folder, also an exported one (%(default)s)")
     add("--sentences", help="a YAML file like the one in attention.sentences, which it takes the place of")
     add("-o", "--output", default="analysis", help="the folder to write into (%(default)s)")
+    add = options["optimize"].add_argument
+    add("--checkpoint", default="data/model", help="a model's folder, also an exported one (%(default)s)")
+    add("--full", action="store_true", help="every backend, output and batch size, and the whole validation split")
+    add("-o", "--output", default="optimized", help="the folder to write into (%(default)s)")
+    add = options["bench"].add_argument
+    add("--backends", type=lambda text: text.split(","), help="RUNTIME-PRECISION, with commas between")
+    add("--outputs", type=lambda text: text.split(","), help="of last, full, loss")
+    add("--batches", type=lambda text: [int(x) for x in text.split(",")], help="sizes, with commas between")
+    add("--rounds", type=int, help="interleaved ones")
+    add("--checkpoint", default="data/model", help="the model that the engines were built from (%(default)s)")
+    add("--engine", default="data/engine", help="the folder of the engines (%(default)s)")
+    add("-o", "--output", help="a JSON file to write")
+    add = options["profile"].add_argument
+    add("--tool", choices=("auto", "nsys", "torch.profiler"), help="instead of profile.tool")
+    add("--steps", type=int, help="instead of profile.steps")
+    add("-o", "--output", default="profile", help="the folder to write into (%(default)s)")
     add = options["compare"].add_argument
     add("old", help="a commit, tag or branch")
     add("new", help="another one, or `workspace` for the files as they lie here")
@@ -218,7 +286,8 @@ def parser() -> argparse.ArgumentParser:
 
 COMMANDS = {
     "dvc-yaml": dvc_yaml, "track": track, "sync": sync, "verify": verify, "show": show, "compare": compare,
-    "data": data, "generate": generate, "evaluate": evaluate, "export": export, "analyze": analyze, "summary": summary,
+    "data": data, "generate": generate, "evaluate": evaluate, "export": export, "analyze": analyze,
+    "optimize": optimize, "bench": bench, "profile": profile, "summary": summary,
 }  # fmt: skip
 
 

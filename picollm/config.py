@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from picollm.engine.grid import BACKENDS, OUTPUTS
 from picollm.errors import PicollmError, one_line
 
 Positive = Annotated[int, Field(gt=0)]
@@ -129,23 +130,25 @@ class Mechanisms(Section):
 
 
 class Engine(Section):
-    precision: Literal["fp16", "fp32"]
+    backends: Annotated[list[Literal[BACKENDS]], Field(min_length=1)]
+    outputs: Annotated[list[Literal[tuple(OUTPUTS)]], Field(min_length=1)]  # what is timed
+    grid: Literal["listed", "full"]  # full: every backend, output and batch size, and the whole validation split
     compute_capabilities: Annotated[
         list[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]], Field(min_length=1)
     ]  # of TensorRT-RTX, ahead of time
     max_batch: Positive
+    calibration_rows: Positive  # training rows that int8 and fp8 are calibrated on
+    seed: Count  # of their choice
 
 
 class Benchmark(Section):
-    backends: Annotated[
-        list[Literal["eager-fp32", "eager-bf16", "compile-bf16", "openvino-f32", "openvino-bf16", "tensorrt"]],
-        Field(min_length=1),
-    ]
     batches: Annotated[list[Positive], Field(min_length=1)]
     rounds: Annotated[int, Field(ge=3, le=1000)]
     block_seconds: Seconds
     warmup_seconds: Seconds
     gate_rows: Positive
+    noise_limit: Annotated[float, Field(gt=0, le=1)]  # of |baseline against itself - 1|; above it a row is marked
+    cold_start: bool  # also start each backend in a fresh process
     seed: Count
 
 
@@ -180,6 +183,13 @@ class Config(Section):
             raise ValueError(
                 f"model.rope_cache = {self.model.rope_cache} must be at least tokens.context = {self.tokens.context}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def batches_fit(self) -> Config:
+        batches, most = self.benchmark.batches, self.engine.max_batch
+        if max(batches) > most:
+            raise ValueError(f"benchmark.batches = {batches} must not exceed engine.max_batch = {most}")
         return self
 
 

@@ -12,7 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
-PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "openvino", "tensorrt-rtx", "tensorrt", "torch-tensorrt", "nvtx")
+PACKAGES = (
+    "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt-rtx", "tensorrt",
+    "torch-tensorrt", "torch-tensorrt-rtx", "nvidia-modelopt", "nvtx",
+)  # fmt: skip
 
 
 def describe_hardware(*, device: str, threads: int) -> dict:

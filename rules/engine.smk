@@ -6,10 +6,11 @@ OUTPUTS: data/engine/, reports/benchmark.json and .csv, data/profile/, reports/p
 
 
 rule trt_compile:
-    """A TensorRT engine: for this machine's GPU, or ahead of time for the configured ones."""
+    """Every configured backend's artefact: TensorRT's for this machine's GPU, or ahead of time for the configured ones."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
+        tokens="data/tokens/manifest.json",
     output:
         manifest="data/engine/manifest.json",
     log:
@@ -44,7 +45,7 @@ rule trt_benchmark:
         "envs/picollm.yaml"
     threads: workflow.cores
     params:
-        cfg=sections("benchmark", "compute"),
+        cfg=sections("engine", "benchmark", "compute"),
         code=fingerprint("trt_benchmark"),
     script:
         "../workflow_scripts/trt_benchmark.py"

@@ -1,21 +1,34 @@
 """The benchmark's arithmetic against closed forms and the standard library, its protocol on a synthetic clock."""
 
+import json
 import statistics
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 
-from picollm.engine import backends
-from picollm.engine.backends import REFERENCE, Subject
-from picollm.engine.benchmark import AGAIN, Protocol, benchmark, latency, measure, metrics, speedup, verdict
-from picollm.engine.gate import compare, judge
+import picollm.engine
+from picollm.data.files import read_json, write_json
+from picollm.engine.backends import registry
+from picollm.engine.backends.interface import Subject
+from picollm.engine.backends.pytorch import Eager, host_run
+from picollm.engine.benchmark import AGAIN, Setting, benchmark, metrics
+from picollm.engine.export import Logits
+from picollm.engine.fresh import cold_start
+from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge
+from picollm.engine.grid import BACKENDS, REFERENCE, Grid, grid
+from picollm.engine.table import lines
+from picollm.engine.timing import Protocol, latency, measure, speedup, verdict
 from picollm.errors import PicollmError
 from picollm.hardware import CpuMeter, describe_hardware
+from picollm.model.checkpoint import save_model
 from picollm.model.transformer import ModelConfig, Transformer
 
+SCHEMA = read_json(Path(picollm.engine.__path__[0], "benchmark.schema.json"))
 PROTOCOL = Protocol(rounds=6, block_seconds=0.05, warmup_seconds=0.02, seed=3)
 
 
@@ -53,6 +66,10 @@ def test_latency_matches_the_standard_library():
     assert found["std"] == pytest.approx(statistics.stdev(x))
     assert found["p50"] == statistics.median(x)
     assert found["p90"] == pytest.approx(statistics.quantiles(x, n=10, method="inclusive")[8])
+    assert found["p95"] == pytest.approx(statistics.quantiles(x, n=20, method="inclusive")[18])
+    low, _, high = statistics.quantiles(x, n=4, method="inclusive")
+    assert found["iqr_rel"] == pytest.approx((high - low) / statistics.median(x))
+    assert found["p99"] is None and latency([x * 150])["p99"] == pytest.approx(9.0)
 
 
 def test_the_baseline_against_itself_covers_one_and_a_faster_backend_does_not():
@@ -93,92 +110,260 @@ def test_inputs_rotate():
     assert seen == [i % 5 for i in range(len(seen))] and len(seen) > 10
 
 
+VOCAB, CONTEXT = 500, 16
+
+
+def logits_of(table):
+    """A backend that answers with fixed logits: row i of [n, T, V] for the ids whose first token is i."""
+    return lambda ids, positions: table[ids[:, 0]][:, positions]
+
+
+def compared(reference, found, targets):
+    """compare_all of two tables [n, T, V] at targets [n, T], and the same by scipy."""
+    n, length, _ = reference.shape
+    rows = np.zeros((n, length + 1), dtype=np.uint16)
+    rows[:, 0], rows[:, 1:] = np.arange(n), targets
+    answers = {"reference": logits_of(reference), "other": logits_of(found)}
+    return compare_all(answers, "reference", rows, batch=4)["other"]
+
+
+def tables(noise, seed=0, shape=(6, 4, 40)):
+    draw = np.random.default_rng(seed)
+    reference = draw.normal(size=shape).astype(np.float32)
+    other = reference + draw.normal(scale=noise, size=shape).astype(np.float32)
+    return reference, other, draw.integers(shape[-1], size=shape[:-1])
+
+
 def test_accuracy_matches_scipy():
-    draw = np.random.default_rng(0)
-    reference = draw.normal(size=(6, 40)).astype(np.float32)
-    logits = reference + draw.normal(scale=0.1, size=reference.shape).astype(np.float32)
-    targets = draw.integers(40, size=6)
-    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (reference, logits))
+    reference, other, targets = tables(0.1)
+    p, q = (scipy.special.softmax(x.astype(float), -1) for x in (reference, other))
     kl = scipy.stats.entropy(p, q, axis=-1)
-    found = compare(reference, logits, targets)
+    nats = [-np.log(np.take_along_axis(x, targets[..., None], -1)) for x in (p, q)]
+    found = compared(reference, other, targets)
+    assert found["tokens"] == targets.size
     assert found["mean_kl"] == pytest.approx(kl.mean(), rel=1e-4)
     assert found["max_kl"] == pytest.approx(kl.max(), rel=1e-4)
-    nll = [-np.log(x[np.arange(6), targets]) for x in (p, q)]
-    assert found["loss_difference"] == pytest.approx(nll[1].mean() - nll[0].mean(), rel=1e-3)
+    assert found["p99_kl"] == pytest.approx(np.percentile(kl, 99), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(np.exp(nats[1].mean()), rel=1e-5)
+    assert found["perplexity_difference"] == pytest.approx(np.exp((nats[1] - nats[0]).mean()) - 1, rel=1e-3)
+    assert found["standard_error"] == pytest.approx(scipy.stats.sem((nats[1] - nats[0]).ravel()), rel=1e-3)
     assert found["top1_agreement"] == np.mean(p.argmax(-1) == q.argmax(-1))
+    behind = np.log(p.max(-1)) - np.log(np.take_along_axis(p, q.argmax(-1)[..., None], -1)[..., 0])
+    assert found["top1_level"] == np.mean(behind <= 0.1) and found["top1_level"] > found["top1_agreement"]
 
 
 def test_the_gate_passes_equal_logits_and_fails_wrong_ones():
-    draw = np.random.default_rng(1)
-    reference = draw.normal(size=(32, 100)).astype(np.float32)
-    targets = draw.integers(100, size=32)
-    assert judge(compare(reference, reference.copy(), targets), "fp32") == []
-    wrong = reference + draw.normal(scale=0.3, size=reference.shape).astype(np.float32)
-    assert any("mean KL" in words for words in judge(compare(reference, wrong, targets), "bf16"))
+    reference, _, targets = tables(0.0, seed=1, shape=(32, 2, 100))
+    same = compared(reference, reference.copy(), targets)
+    assert judge(same, "fp32") == [] and same["mean_kl"] < 1e-12
+    shifted = compared(reference, reference + 3.0, targets)  # the same distribution
+    assert judge(shifted, "fp32") == [] and shifted["mean_kl"] < 1e-12
+    wrong = tables(0.3, seed=1, shape=(32, 2, 100))[1]
+    assert any("mean KL" in words for words in judge(compared(reference, wrong, targets), "bf16"))
     broken = reference.copy()
-    broken[3, 5] = np.nan
-    assert judge(compare(reference, broken, targets), "bf16")
+    broken[3, 1, 5] = np.nan
+    assert judge(compared(reference, broken, targets), "int8")
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_each_limit_is_a_limit(precision):
+    limits = LIMITS[precision]
+    exact = {"tokens": 10_000, "standard_error": 0.0, "mean_kl": limits.mean_kl, "top1_level": limits.top1,
+             "perplexity_difference": -limits.perplexity}  # fmt: skip
+    assert judge(exact, precision) == []
+    assert "mean KL" in judge(exact | {"mean_kl": limits.mean_kl * 1.01}, precision)[0]
+    assert "perplexity" in judge(exact | {"perplexity_difference": limits.perplexity * 1.01}, precision)[0]
+    assert judge(exact | {"top1_level": limits.top1 - 1e-3}, precision)[0].startswith(
+        "top token more than 0.1 nats off"
+    )
 
 
 def test_a_small_sample_may_change_one_top_token_and_no_more():
-    found = {"rows": 32, "mean_kl": 0.0, "loss_difference": 0.0, "loss_standard_error": 0.0}
-    assert judge(found | {"top1_agreement": 31 / 32}, "bf16") == []
-    assert judge(found | {"top1_agreement": 30 / 32}, "bf16") == ["top token changed in 2 of 32 rows"]
-    many = found | {"rows": 1000, "top1_agreement": 0.994}
-    assert judge(many, "bf16") and not judge(many | {"top1_agreement": 0.996}, "bf16")
+    found = {"tokens": 32, "mean_kl": 0.0, "perplexity_difference": 0.0, "standard_error": 0.0}
+    assert judge(found | {"top1_level": 31 / 32}, "bf16") == []
+    assert judge(found | {"top1_level": 30 / 32}, "bf16") == ["top token more than 0.1 nats off in 2 of 32"]
+
+
+def test_greedy_text_is_the_models_own(model):
+    rows = np.random.default_rng(3).integers(VOCAB, size=(3, CONTEXT + 1)).astype(np.uint16)
+    found = greedy(host_run(Logits(model), torch.device("cpu")), rows)
+    for row, text in zip(rows.astype(np.int64), found, strict=True):
+        known = row[: CONTEXT // 2]
+        for token in text:  # one forward over what is there so far, without anything after it
+            with torch.no_grad():
+                assert token == model(torch.from_numpy(known)[None])[0, -1].argmax()
+            known = np.append(known, token)
+        assert len(known) == CONTEXT
+    assert greedy_match(found, found) == 1.0
+    other = found.copy()
+    other[0, 2] += 1  # of the first of three texts, six of eight tokens come after it or are it
+    assert greedy_match(found, other) == pytest.approx(1 - 6 / 24)
 
 
 @pytest.fixture(scope="module")
-def subject():
+def model():
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(500, 16, 28, 2, 7, 36, 0.0, True, 10000.0, 32)).eval()
-    manifest = {"target": "tensorrt-rtx", "precision": "fp16", "compute_capabilities": ["8.9"], "max_batch": 4,
-                "checkpoint_sha256": "0" * 64}  # fmt: skip
-    return Subject(model, manifest, Path("unused"), torch.device("cpu"), threads=2)
+    model = Transformer(ModelConfig(VOCAB, CONTEXT, 28, 2, 7, 36, 0.0, True, 10000.0, 32)).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(20)  # logits that differ, as a trained model's do
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """A model's folder with an engine folder of nothing built."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(model, folder / "model.safetensors", folder / "config.json")
+    write_json(folder / "manifest.json", {"backends": {}, "max_batch": 4, "checkpoint_sha256": "0" * 64, "files": []})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subject(model, folder):
+    return Subject(model, read_json(folder / "manifest.json"), folder, torch.device("cpu"), threads=2)
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return np.random.default_rng(2).integers(500, size=(12, 17)).astype(np.uint16)
+    return np.random.default_rng(2).integers(VOCAB, size=(12, CONTEXT + 1)).astype(np.uint16)
 
 
 QUICK = Protocol(rounds=3, block_seconds=0.01, warmup_seconds=0.01, seed=1)
 
 
-def test_the_report_has_numbers_only_for_what_ran(subject, rows, monkeypatch):
-    def wrong(subject, precision):
-        run = backends.load_eager(subject, "fp32")
-        return lambda ids: np.roll(run(ids), 1, axis=-1)
+def setting(names, noise_limit=0.5, cold=False, **batches):
+    return Setting(Grid(names, batches, 4), 8, QUICK, noise_limit, cold)
 
-    monkeypatch.setitem(backends.LOADERS, "openvino", wrong)
-    names = ["eager-bf16", "openvino-bf16"] + ["tensorrt"] * (not torch.cuda.is_available())
-    report, samples = benchmark(subject, names, rows, batches=[1, 4], gate_rows=8, protocol=QUICK)
 
-    table = {(row["backend"], row["batch"]): row for row in report["results"]}
-    assert set(table) == {(name, batch) for name in [REFERENCE, *names, AGAIN] for batch in (1, 4)}
-    for (name, _), row in table.items():
+def test_the_report_has_numbers_only_for_what_ran(subject, folder, rows, monkeypatch):
+    class Wrong(Eager):
+        runtime = "openvino"
+
+        def load(self, subject, graph):
+            run = Eager("fp32").load(subject, graph)
+            return lambda *inputs: np.roll(run(*inputs), 1, axis=-1)
+
+    monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Wrong("bf16"))
+    names = ["eager-bf16", "openvino-bf16", "onnxruntime-fp32"]
+    report, samples = benchmark(subject, rows, setting(names, last=(1, 4), loss=(1,), full=(2,)), folder)
+    jsonschema.validate(report, SCHEMA)
+
+    table = {(row["backend"], row["output"], row["batch"]): row for row in report["results"]}
+    cells = {("last", 1), ("last", 4), ("loss", 1), ("full", 2)}
+    assert set(table) == {(name, *cell) for name in [REFERENCE, *names, AGAIN] for cell in cells}
+    for (name, *_), row in table.items():
         if name in (REFERENCE, "eager-bf16", AGAIN):
             assert row["status"] == "ok" and row["latency_ms"]["n"] >= QUICK.rounds
         else:
-            assert set(row) == {"backend", "batch", "status"}
-    assert table["openvino-bf16", 1]["status"].startswith("failed: accuracy (mean KL")
-    assert table.get(("tensorrt", 1), {"status": "not run: no NVIDIA GPU"})["status"] == "not run: no NVIDIA GPU"
-    row = table["eager-bf16", 4]
+            assert set(row) == {"backend", "output", "batch", "status"}
+    assert table["openvino-bf16", "last", 1]["status"].startswith("failed: accuracy (mean KL")
+    assert table["onnxruntime-fp32", "full", 2]["status"].startswith("not run: it was not built")
+    row = table["eager-bf16", "last", 4]
     assert row["tokens_per_s"] == pytest.approx(4 * 16 / row["latency_ms"]["p50"] * 1e3)
     assert set(row["speedups"]) == {REFERENCE}
+    assert set(table[AGAIN, "last", 4]["speedups"]) == {REFERENCE, "eager-bf16"}
 
-    timed = {(s["backend"], s["batch"]) for s in samples}
-    assert timed == {(name, batch) for name in (REFERENCE, "eager-bf16", AGAIN) for batch in (1, 4)}
+    timed = {(s["backend"], s["output"], s["batch"]) for s in samples}
+    assert timed == {(name, *cell) for name in (REFERENCE, "eager-bf16", AGAIN) for cell in cells}
     assert len(samples) == sum(row["latency_ms"]["n"] for row in table.values() if "latency_ms" in row)
-    assert set(metrics(report)) == {"eager_bf16_b1_speedup", "eager_bf16_b4_speedup", "eager_fp32_b1_p50_ms",
-                                    "eager_fp32_b4_p50_ms", "eager_bf16_b1_p50_ms", "eager_bf16_b4_p50_ms"}  # fmt: skip
+    named = {
+        f"{name}{cell}" for cell in ("_b1", "_b4", "_loss_b1", "_full_b2") for name in ("eager_fp32", "eager_bf16")
+    }
+    assert set(metrics(report)) == {f"{name}_p50_ms" for name in named} | {
+        f"{name}_speedup" for name in named if "bf16" in name
+    }
 
 
-def test_a_batch_beyond_the_engine_or_the_split_is_refused(subject, rows):
-    with pytest.raises(PicollmError, match="benchmark.batches: 8 exceeds engine.max_batch = 4"):
-        benchmark(subject, [], rows, batches=[8], gate_rows=8, protocol=QUICK)
+def test_a_backend_that_answers_no_number_fails(subject, folder, rows, monkeypatch):
+    class Broken(Eager):
+        def load(self, subject, graph):
+            run = super().load(subject, graph)
+            return lambda *inputs: run(*inputs) * np.nan
+
+    monkeypatch.setitem(registry.BACKENDS, "eager-bf16", Broken("bf16"))
+    report, _ = benchmark(subject, rows, setting(["eager-bf16"], last=(1,)), folder)
+    jsonschema.validate(report, SCHEMA)
+    assert report["backends"]["eager-bf16"]["status"].startswith("failed: accuracy (mean KL nan")
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_wrong_answer_at_one_shape_or_output_alone_has_no_number(subject, folder, rows, monkeypatch):
+    class Sometimes(Eager):
+        runtime = "openvino"
+
+        def load(self, subject, graph):
+            run = Eager("bf16").load(subject, graph)
+            wrong = lambda ids, *rest: graph == "nats" or (len(ids), len(rest[0])) == (4, 1)  # noqa: E731
+            return lambda *inputs: run(*inputs) * (1.5 if wrong(*inputs) else 1)
+
+    monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Sometimes("bf16"))
+    report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1, 4), loss=(1,)), folder)
+    jsonschema.validate(report, SCHEMA)
+    status = {(r["output"], r["batch"]): r["status"] for r in report["results"] if r["backend"] == "openvino-bf16"}
+    assert status["last", 1] == "ok" and report["backends"]["openvino-bf16"]["status"] == "ok"
+    assert status["last", 4].startswith("failed: accuracy of this output and batch (")
+    assert status["loss", 1].startswith("failed: accuracy of this output and batch (")
+
+
+def test_a_backend_that_raises_fails_alone(subject, folder, rows, monkeypatch):
+    class Raises(Eager):
+        runtime = "openvino"
+
+        def load(self, subject, graph):
+            def run(*inputs):
+                raise RuntimeError("CUDA error:\nout of memory")
+
+            return run
+
+    monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Raises("bf16"))
+    report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1,)), folder)
+    assert report["backends"]["openvino-bf16"]["status"] == "failed: CUDA error: out of memory"
+    assert {row["backend"] for row in report["results"] if "latency_ms" in row} == {REFERENCE, "eager-bf16", AGAIN}
+
+
+def test_a_checkpoint_of_no_numbers_is_refused(model, folder, rows):
+    broken = Transformer(model.config)
+    with torch.no_grad():
+        broken.norm.weight.fill_(float("nan"))
+    manifest = read_json(folder / "manifest.json")
+    subject = Subject(broken.eval(), manifest, folder, torch.device("cpu"), threads=2)
+    with pytest.raises(PicollmError, match="the checkpoint itself can't be compared with: failed: accuracy"):
+        benchmark(subject, rows, setting([], last=(1,)), folder)
+
+
+def test_noise_beyond_the_limit_is_marked_and_shown(subject, folder, rows):
+    report, _ = benchmark(subject, rows, setting(["eager-bf16"], noise_limit=1e-9, last=(1,)), folder)
+    assert all(row["noisy"] and "latency_ms" in row for row in report["results"])
+    assert any("NOISY" in line for line in lines(report))
+
+
+def test_a_fresh_process_measures_the_cold_start(subject, folder, rows):
+    found = cold_start("eager-bf16", subject, folder, batch=2)
+    assert found["batch"] == 2 and found["first_ms"] > 0 and found["load_seconds"] >= 0
+    weights = sum(p.numel() for p in subject.model.parameters()) * 2 / 2**20
+    assert weights < found["memory_mib"] < 500 and found["gpu_memory_mib"] is None
+    with pytest.raises(
+        PicollmError, match="openvino-fp32 in a fresh process: exit code 1: picollm: not run: it was not"
+    ):
+        cold_start("openvino-fp32", subject, folder, batch=1)
+
+
+def test_a_batch_beyond_the_engine_or_the_split_is_refused(subject, folder, rows):
+    with pytest.raises(PicollmError, match="benchmark.batches: 8 is beyond the engines' profile, batch 1 to 4"):
+        benchmark(subject, rows, setting([], last=(8,)), folder)
     with pytest.raises(PicollmError, match="the validation split has 2 rows of 16 tokens"):
-        benchmark(subject, [], rows[:2], batches=[4], gate_rows=8, protocol=QUICK)
+        benchmark(subject, rows[:2], setting([], last=(4,)), folder)
+    with pytest.raises(PicollmError, match="the tokens go up to 50000, the model's vocabulary has 500"):
+        benchmark(subject, np.full_like(rows, 50_000), setting([], last=(1,)), folder)
+
+
+def test_the_full_grid_has_everything():
+    engine = {"grid": "full", "backends": ["eager-fp32"], "outputs": ["last"], "max_batch": 2}
+    full, listed = grid(engine, [1]), grid(engine | {"grid": "listed", "outputs": ["last", "loss"]}, [2, 1, 2])
+    assert full.backends == BACKENDS and full.graphs == ("logits", "nats") and full.largest == 32 <= full.max_batch
+    assert set(full.batches) == {"last", "full", "loss"}
+    assert listed == Grid(("eager-fp32", "eager-bf16"), {"last": (2, 1), "loss": (2, 1)}, 2)
+    assert listed.graphs == ("logits", "nats") and grid(engine | {"grid": "listed"}).graphs == ("logits",)
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="not Linux: other processes are not measured")

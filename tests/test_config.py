@@ -82,7 +82,8 @@ def test_there_is_a_preset_beside_the_configuration_in_force():
         ({"benchmark__batches": [1, 0]}, ["benchmark.batches.1 = 0", "greater than 0"]),
         ({"benchmark__batches": []}, ["benchmark.batches = []", "at least 1"]),
         ({"pretrain__unit": "hours"}, ["pretrain.unit = 'hours'", "'steps' or 'epochs'"]),
-        ({"benchmark__backends": ["onnx"]}, ["benchmark.backends.0 = 'onnx'", "'eager-fp32'"]),
+        ({"engine__backends": ["onnx"]}, ["engine.backends.0 = 'onnx'", "'eager-fp32'"]),
+        ({"benchmark__batches": [1, 64]}, ["benchmark.batches = [1, 64] must not exceed engine.max_batch = "]),
         # missing
         ({"pretrain__seed": REMOVED}, ["pretrain.seed is missing", "presets/"]),
         ({"heads": REMOVED}, ["heads is missing", "presets/"]),

@@ -1,22 +1,33 @@
 """The compiled artefacts compute what the model computes, and a wrong one is refused in one line."""
 
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from picollm.data.files import sha256, write_json
-from picollm.data.manifest import describe
-from picollm.engine import backends
-from picollm.engine.backends import Subject, load_backend
-from picollm.engine.export import Float32Norm, export_onnx, half_precision, in_precision
-from picollm.engine.manifest import FORMAT, read_manifest
-from picollm.engine.tensorrt import RTX, TORCH, build_rtx_plan, choose_target
+from picollm.data.files import read_json, sha256, write_json
+from picollm.engine.backends import tensorrt
+from picollm.engine.backends.interface import Source, Subject
+from picollm.engine.backends.pytorch import AotInductor, tf32
+from picollm.engine.backends.registry import BACKENDS, load_backend
+from picollm.engine.backends.rtx import build_plan
+from picollm.engine.backends.tensorrt import FLAGS, RTX, TORCH, choose_target, shapes
+from picollm.engine.build import build, calibration
+from picollm.engine.export import Float32Norm, export_program, half_precision
+from picollm.engine.grid import BACKENDS as NAMES
+from picollm.engine.grid import Grid
+from picollm.engine.manifest import artefact, read_manifest
 from picollm.errors import PicollmError
 from picollm.model.checkpoint import save_model
 from picollm.model.transformer import ModelConfig, Transformer
 
 CONTEXT, VOCAB, MAX_BATCH = 16, 500, 4
 LAYERS = 2
+BUILT = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "tensorrt-fp16")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -26,56 +37,69 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
+def built(model, tmp_path_factory):
+    """(engine folder, weights) with every artefact that takes little time."""
     folder = tmp_path_factory.mktemp("engine")
-    for precision in ("fp32", "fp16"):
-        export_onnx(in_precision(model, precision), folder / f"model.{precision}.onnx", max_batch=MAX_BATCH)
-    return folder
+    weights = folder / "model.safetensors"
+    save_model(model, weights, folder / "config.json")
+    rows = np.random.default_rng(0).integers(VOCAB, size=(8, CONTEXT))
+    source = Source(model, folder / "engine", CPU, MAX_BATCH, rows, ["8.6", "8.9"])
+    names = tuple(name for name in BUILT if name != "tensorrt-fp16" or find_spec("tensorrt_rtx"))
+    build(source, Grid(names, {"last": (1,), "loss": (1,)}, MAX_BATCH), checkpoint_sha256=sha256(weights))
+    return folder / "engine", weights
 
 
 @pytest.fixture
-def engine(model, exported, tmp_path):
-    """A complete engine folder: (manifest path, weights path)."""
-    weights = tmp_path / "model.safetensors"
-    save_model(model, weights, tmp_path / "config.json")
-    (tmp_path / "model.fp32.onnx").write_bytes((exported / "model.fp32.onnx").read_bytes())
-    write_json(tmp_path / "manifest.json", {
-        "format": FORMAT, "target": "tensorrt-rtx", "engine": "model.fp16.engine", "onnx": "model.fp32.onnx",
-        "precision": "fp16", "compute_capabilities": ["8.9"], "max_batch": MAX_BATCH,
-        "checkpoint_sha256": sha256(weights), "files": [describe(tmp_path / "model.fp32.onnx")],
-    })  # fmt: skip
+def copied(built, tmp_path):
+    """A copy to damage: (manifest path, weights)."""
+    folder, weights = built
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path / "manifest.json", weights
 
 
+def subject_of(model, manifest, weights, device=CPU):
+    return Subject(model, read_manifest(manifest, weights=weights), manifest.parent, device, threads=2)
+
+
 @pytest.fixture
-def subject(model, engine):
-    manifest, weights = engine
-    return Subject(model, read_manifest(manifest, weights=weights), manifest.parent, torch.device("cpu"), threads=2)
+def subject(model, copied):
+    return subject_of(model, *copied)
 
 
 def ids(batch):
     return np.random.default_rng(batch).integers(VOCAB, size=(batch, CONTEXT))
 
 
-def eager(model, tokens):
+LAST, EVERY = np.array([CONTEXT - 1]), np.arange(CONTEXT)
+
+
+def eager(model, tokens, positions=LAST):
     with torch.no_grad():
-        return model(torch.from_numpy(tokens))[:, -1].numpy()
+        return model(torch.from_numpy(tokens))[:, positions].numpy()
 
 
+@pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
 @pytest.mark.parametrize("batch", [1, 3, MAX_BATCH])
-def test_openvino_float32_equals_the_model(model, subject, batch):
-    pytest.importorskip("openvino")
-    backend = load_backend("openvino-f32", subject)
-    tokens = ids(batch)
-    np.testing.assert_allclose(backend.run(tokens), eager(model, tokens), atol=1e-4)
+def test_float32_artefacts_equal_the_model_at_any_batch_and_position(model, subject, name, batch):
+    loaded, tokens = load_backend(name, subject, ("logits", "nats")), ids(batch)
+    for positions in (LAST, EVERY, np.array([5, 2])):
+        np.testing.assert_allclose(loaded.run(tokens, positions), eager(model, tokens, positions), atol=1e-4)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokens))[:, :-1].flatten(0, 1)
+        nats = torch.nn.functional.cross_entropy(logits, torch.from_numpy(tokens[:, 1:]).flatten(), reduction="none")
+    np.testing.assert_allclose(loaded.runs["nats"](tokens), nats.reshape(batch, -1).numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["eager-fp32", "eager-bf16"])
-def test_eager_backends_return_float32_of_the_last_position(model, subject, name):
-    tokens = ids(2)
-    found = load_backend(name, subject).run(tokens)
+@pytest.mark.parametrize(("name", "atol"), [("eager-fp32", 1e-5), ("eager-bf16", 0.02), ("openvino-bf16", 0.02),
+                                            ("onnxruntime-int8", 0.1)])  # fmt: skip
+def test_other_precisions_are_near_and_return_float32(model, subject, name, atol):
+    loaded = load_backend(name, subject)
+    if loaded.status.endswith("this CPU has no bf16 instructions"):
+        pytest.skip(loaded.status)
+    found = loaded.run(ids(2), LAST)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, eager(model, tokens), atol=1e-5 if name == "eager-fp32" else 0.02)
+    np.testing.assert_allclose(found, eager(model, ids(2)), atol=atol)
     assert model.embedding.weight.dtype == torch.float32, "a backend must not change the model it was given"
 
 
@@ -89,95 +113,272 @@ def test_half_precision_keeps_layer_norm_in_float32(model):
     assert half.head.weight is half.embedding.weight and half.head.weight.dtype == torch.float16
     with torch.no_grad():
         found = half(torch.from_numpy(ids(2)), last=True).float().numpy()
-    np.testing.assert_allclose(found, eager(model, ids(2)), atol=5e-3)
+    np.testing.assert_allclose(found, eager(model, ids(2))[:, 0], atol=5e-3)
 
 
-def test_the_onnx_file_names_no_path_of_this_machine(exported):
-    data = (exported / "model.fp32.onnx").read_bytes()
+def test_the_exported_program_has_only_operators_that_tensorrt_knows(model):
+    program = export_program(half_precision(model), "logits", max_batch=MAX_BATCH)
+    used = {node.target.name().partition(".")[0] for node in program.graph.nodes if node.op == "call_function"
+            and hasattr(node.target, "name")}  # fmt: skip
+    known = (
+        "embedding linear layer_norm scaled_dot_product_attention silu mul add sub neg cat split chunk unbind slice "
+        "select index_select to "
+        "view reshape transpose permute unsqueeze unflatten flatten sym_size _assert_tensor_metadata"
+    )
+    assert {name.removeprefix("aten::") for name in used} <= set(known.split())
+    assert not any(node.meta["val"].is_complex() for node in program.graph.nodes
+                   if isinstance(node.meta.get("val"), torch.Tensor))  # fmt: skip
+
+
+def test_no_artefact_names_a_path_of_this_machine(built):
+    data = (built[0] / "logits.fp32.onnx").read_bytes()
     assert b"transformer.py" not in data and b"site-packages" not in data
 
 
-def test_tensorrt_rtx_builds_a_strongly_typed_plan_without_a_gpu(model, exported, tmp_path):
+def test_tensorrt_rtx_builds_a_strongly_typed_plan_without_a_gpu(model, built):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no plan can be built")
-    plan = tmp_path / "model.fp16.engine"
-    built = build_rtx_plan(exported / "model.fp16.onnx", plan, compute_capabilities=["8.6", "8.9"],
-                           context=CONTEXT, max_batch=MAX_BATCH)  # fmt: skip
-    assert built["layers"]["NORMALIZATION"] == {"FLOAT": 2 * LAYERS + 1}
-    assert built["layers"]["MATRIX_MULTIPLY"] == {"HALF": 6 * LAYERS + 1}  # qkv, q k, w v, out, gate_up, down; head
+    about = read_json(built[0] / "manifest.json")["backends"]["tensorrt-fp16"]["graphs"]["logits"]
+    assert about["target"] == RTX and about["compute_capabilities"] == ["8.6", "8.9"]
+    assert about["profile"] == {"ids": [[1, 16], [4, 16], [4, 16]], "positions": [[1], [2], [16]]}
+    assert about["layers"]["NORMALIZATION"] == {"FLOAT": 2 * LAYERS + 1}
+    assert about["layers"]["MATRIX_MULTIPLY"] == {"HALF": 6 * LAYERS + 1}  # qkv, q k, w v, out, gate_up, down; head
     weights = sum(p.numel() for p in model.parameters()) * 2
-    assert plan.stat().st_size > weights
+    assert (built[0] / "logits.fp16.plan").stat().st_size > weights
 
 
-def test_damaged_onnx_is_one_clear_line(subject, tmp_path):
-    (tmp_path / "model.fp32.onnx").write_bytes(b"not an onnx file")
-    pytest.importorskip("openvino")
-    with pytest.raises(PicollmError, match="OpenVINO can't read .*model.fp32.onnx"):
-        load_backend("openvino-f32", subject)
+def test_the_manifest_says_what_each_artefact_is(built):
+    manifest = read_manifest(built[0] / "manifest.json", weights=built[1])
+    assert {entry["file"] for entry in manifest["files"]} == {p.name for p in built[0].iterdir()} - {"manifest.json"}
+    int8, float32 = (artefact(manifest, f"onnxruntime-{precision}") for precision in ("int8", "fp32"))
+    assert int8["bytes"] == (built[0] / "logits.int8.onnx").stat().st_size < 0.5 * float32["bytes"]
+    assert int8["build_seconds"] >= float32["build_seconds"] > 0  # the export is part of it
+    assert artefact(manifest, "eager-fp32") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aoti-fp32", "aoti-bf16", "openvino-int8"])
+def test_artefacts_that_take_long_to_build(model, tmp_path, name):
+    if name == "openvino-int8":
+        pytest.importorskip("nncf", reason="NNCF is not installed")
+    weights = tmp_path / "model.safetensors"
+    save_model(model, weights, tmp_path / "config.json")
+    source = Source(model, tmp_path / "engine", CPU, MAX_BATCH, ids(8), ["8.9"])
+    build(source, Grid((name,), {"last": (1,)}, MAX_BATCH), checkpoint_sha256=sha256(weights))
+    loaded = load_backend(name, subject_of(model, tmp_path / "engine/manifest.json", weights))
+    found, expected = loaded.run(ids(3), EVERY), eager(model, ids(3), EVERY)
+    limit = {"aoti-fp32": 1e-5, "aoti-bf16": 0.02, "openvino-int8": 0.2}[name]
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < limit
+
+
+@pytest.mark.parametrize(("file", "backend", "said"), [
+    ("logits.fp32.onnx", "openvino-fp32", "OpenVINO can't read"),
+    ("logits.int8.onnx", "onnxruntime-int8", "ONNX Runtime can't read"),
+])  # fmt: skip
+def test_what_a_runtime_cannot_read_is_one_clear_line(subject, file, backend, said):
+    (subject.folder / file).write_bytes(b"not a model")
+    loaded = load_backend(backend, subject)
+    assert loaded.runs == {} and loaded.status.startswith(f"failed: {said} ") and file in loaded.status
+    assert "\n" not in loaded.status
+    assert load_backend("eager-fp32", subject).status == "ok"
 
 
 def test_what_tensorrt_rtx_cannot_read_is_one_clear_line(tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    (tmp_path / "model.fp32.onnx").write_bytes(b"not an onnx file")
+    (tmp_path / "x.onnx").write_bytes(b"not an onnx file")
     with pytest.raises(PicollmError, match="TensorRT-RTX can't read") as error:
-        build_rtx_plan(tmp_path / "model.fp32.onnx", tmp_path / "x.engine", compute_capabilities=["8.9"],
-                       context=CONTEXT, max_batch=1)  # fmt: skip
-    assert "\n" not in str(error.value)
+        build_plan(tmp_path / "x.onnx", tmp_path / "x.plan", ["8.9"], shapes("logits", CONTEXT, 1))
+    assert "\n" not in str(error.value) and not (tmp_path / "x.plan").exists()
 
 
-def test_a_flipped_byte_in_the_engine_folder_is_refused(engine):
-    manifest, weights = engine
-    file = manifest.parent / "model.fp32.onnx"
+def test_a_flipped_byte_in_the_engine_folder_is_refused(copied):
+    manifest, weights = copied
+    file = manifest.parent / "logits.fp32.onnx"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(PicollmError, match="model.fp32.onnx is damaged"):
+    with pytest.raises(PicollmError, match="logits.fp32.onnx is damaged"):
         read_manifest(manifest, weights=weights)
     file.unlink()
-    with pytest.raises(PicollmError, match="model.fp32.onnx is missing"):
+    with pytest.raises(PicollmError, match="logits.fp32.onnx is missing"):
         read_manifest(manifest, weights=weights)
 
 
-def test_an_engine_of_other_weights_is_refused(engine):
-    manifest, weights = engine
-    weights.write_bytes(weights.read_bytes() + b" ")
+def test_an_engine_of_other_weights_is_refused(copied, tmp_path):
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(copied[1].read_bytes() + b" ")
     with pytest.raises(PicollmError, match="built from other weights"):
-        read_manifest(manifest, weights=weights)
+        read_manifest(copied[0], weights=other)
 
 
-def test_without_a_compiler_the_compiled_backend_says_so(subject, monkeypatch):
+def with_entry(subject, name, entry):
+    backends = subject.manifest["backends"] | {name: entry}
+    return Subject(subject.model, subject.manifest | {"backends": backends}, subject.folder, subject.device, 2)
+
+
+def test_a_package_of_another_version_or_processor_is_refused(subject):
+    here = AotInductor("bf16").made_for(CPU)
+    entry = {"reason": None, "files": {"logits": "logits.bf16.pt2"}, "graphs": {"logits": {}}}
+    for changed, said in (
+        ({"torch": "2.0.0"}, "built for torch 2.0.0, here is"),
+        ({"isa": ["avx2"]}, "isa avx2, here"),
+    ):
+        loaded = load_backend("aoti-bf16", with_entry(subject, "aoti-bf16", entry | {"made_for": here | changed}))
+        assert loaded.runs == {} and said in loaded.status and loaded.status.endswith("run trt_compile here")
+
+
+def test_what_was_not_built_says_so(subject):
+    assert load_backend("openvino-int8", subject).status.startswith("not run: it was not built: name it in engine.")
+    entry = {"files": {}, "reason": "it was not built: NNCF is not installed: pip install nncf"}
+    status = load_backend("openvino-int8", with_entry(subject, "openvino-int8", entry)).status
+    assert status == "not run: it was not built: NNCF is not installed: pip install nncf"
+
+
+def test_an_output_whose_graph_was_not_built_says_so(subject):
+    entry = subject.manifest["backends"]["openvino-fp32"]
+    entry = entry | {"files": {"logits": entry["files"]["logits"]}}
+    status = load_backend("openvino-fp32", with_entry(subject, "openvino-fp32", entry), ("logits", "nats")).status
+    assert status == "not run: its graph nats was not built: name the output in engine.outputs, and run trt_compile"
+
+
+def test_one_build_that_fails_costs_nothing_else(model, tmp_path, monkeypatch):
+    class Unsupported(type(BACKENDS["onnxruntime-int8"])):
+        def build(self, source, graph):
+            raise AssertionError("the operator\naten::thing has no converter")
+
+    monkeypatch.setitem(BACKENDS, "onnxruntime-int8", Unsupported("int8"))
+    source = Source(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
+    manifest = build(source, Grid(("onnxruntime-int8", "onnxruntime-fp32"), {"last": (1,)}, 4), checkpoint_sha256="0")
+    found = manifest["backends"]
+    assert found["onnxruntime-int8"]["reason"] == "its build failed: the operator aten::thing has no converter"
+    assert found["onnxruntime-int8"]["files"] == {} and found["onnxruntime-fp32"]["reason"] is None
+
+
+def test_a_build_clears_its_own_files_and_no_others(model, tmp_path):
+    for name in ("logits.int8.onnx", ".nats.fp32.onnx.partial", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    source = Source(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
+    manifest = build(source, Grid(("eager-bf16",), {"last": (1,)}, 4), checkpoint_sha256="0")
+    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", "notes.txt"} and manifest["files"] == []
+
+
+def test_a_full_disk_stops_the_build(model, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("picollm.engine.backends.interface.export_onnx", full)
+    source = Source(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
+    with pytest.raises(OSError, match="No space left"):
+        build(source, Grid(("onnxruntime-fp32",), {"last": (1,)}, 4), checkpoint_sha256="0")
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_torch_compile_compiles_every_shape(model, subject):
+    """Beyond its limit of recompilations it would run eagerly without a word; fullgraph makes that an error."""
+    loaded = load_backend("compile-fp32", subject)
+    for batch in range(1, 12):
+        found = loaded.run(ids(batch), LAST)
+    np.testing.assert_allclose(found, eager(model, ids(11)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "module", "said"), [
+    ("onnxruntime-fp32", "onnxruntime", "ONNX Runtime is not installed: pip install onnxruntime"),
+    ("openvino-fp32", "openvino", "OpenVINO is not installed: pip install openvino"),
+    ("openvino-int8", "nncf", "NNCF is not installed: pip install nncf"),
+    ("tensorrt-fp16", "tensorrt_rtx", "tensorrt-rtx is not installed: pip install tensorrt-rtx"),
+])  # fmt: skip
+def test_a_runtime_that_is_not_installed_is_named_with_its_command(monkeypatch, name, module, said):
+    package = {"onnxruntime-fp32": "onnxruntime", "openvino-fp32": "openvino", "openvino-int8": "openvino"}
+    where = f"picollm.engine.backends.{package.get(name, 'tensorrt')}.find_spec"
+    monkeypatch.setattr(where, lambda asked: None if asked == module else find_spec(asked))
+    assert BACKENDS[name].cannot_build(CPU) == said
+
+
+@pytest.mark.parametrize("name", ["compile-bf16", "aoti-bf16"])
+def test_without_a_compiler_it_says_so(monkeypatch, name):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    backend = load_backend("compile-bf16", subject)
-    assert (backend.status, backend.run) == ("not run: no C++ compiler", None)
+    assert BACKENDS[name].cannot_build(CPU) == "no C++ compiler"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_tensorrt_says_so(subject):
-    backend = load_backend("tensorrt", subject)
-    assert (backend.status, backend.run) == ("not run: no NVIDIA GPU", None)
+def test_without_a_gpu_what_needs_one_says_so(subject):
+    for name in ("tensorrt-fp16", "cudagraph-bf16", "eager-tf32", "eager-fp16"):
+        assert load_backend(name, subject).status == "not run: no NVIDIA GPU"
 
 
-@pytest.mark.parametrize(("target", "said"), [
-    ("torch-tensorrt", "the engine is for compute capability 8.9, this GPU has 9.0"),
-    ("tensorrt-rtx", "no engine for this GPU"),
+@pytest.mark.parametrize(("about", "said"), [
+    ({"target": TORCH, "compute_capabilities": ["8.9"]}, "for compute capability 8.9, this GPU has 9.0: run trt_com"),
+    ({"target": TORCH, "compute_capabilities": ["9.0"]}, "the engine is torch-tensorrt's, which is not installed"),
+    ({"target": RTX, "compute_capabilities": ["9.0"]}, "built for tensorrt-rtx 0.1, here is"),
 ])  # fmt: skip
-def test_an_engine_of_another_device_is_refused(model, subject, monkeypatch, target, said):
-    monkeypatch.setattr(backends, "describe_gpu", lambda: {"compute_capability": "9.0"})
-    foreign = Subject(model, subject.manifest | {"target": target}, subject.folder, torch.device("cuda"), threads=2)
-    backend = load_backend("tensorrt", foreign)
-    assert backend.run is None and backend.status.startswith("not run: ") and said in backend.status
+def test_an_engine_of_another_device_or_version_is_refused(monkeypatch, about, said):
+    monkeypatch.setattr(tensorrt, "describe_gpu", lambda: {"compute_capability": "9.0"})
+    monkeypatch.setattr(tensorrt, "find_spec", lambda name: name == "tensorrt_rtx")
+    built = {"graphs": {"logits": about}, "made_for": {"tensorrt-rtx": "0.1"}}
+    assert said in BACKENDS["tensorrt-fp16"].refuses(built, torch.device("cuda"))
 
 
 def test_an_unknown_backend_names_the_allowed_ones(subject):
-    with pytest.raises(PicollmError, match="'tensorrt-int8' does not exist; allowed: eager-fp32, .*tensorrt"):
-        load_backend("tensorrt-int8", subject)
+    with pytest.raises(PicollmError, match="'tensorrt-int4' does not exist; allowed: eager-fp32, .*tensorrt-fp8"):
+        load_backend("tensorrt-int4", subject)
+    assert tuple(BACKENDS) == NAMES
 
 
 def test_the_compiler_that_is_installed_is_chosen(monkeypatch):
     installed = {"tensorrt_rtx", "torch_tensorrt"}
-    monkeypatch.setattr("picollm.engine.tensorrt.find_spec", lambda name: name in installed or None)
-    assert choose_target(torch.device("cuda")) == TORCH and choose_target(torch.device("cpu")) == RTX
+    monkeypatch.setattr(tensorrt, "find_spec", lambda name: name in installed or None)
+    assert choose_target(torch.device("cuda")) == TORCH and choose_target(CPU) == RTX
     installed.discard("torch_tensorrt")
     assert choose_target(torch.device("cuda")) == RTX
     installed.clear()
-    assert choose_target(torch.device("cpu")) is None
+    assert choose_target(CPU) is None
+
+
+def test_every_keyword_for_torch_tensorrt_exists_in_its_releases():
+    """An unknown one is swallowed without a word. The file has the named parameters in the wheels of 2.11 to 2.14."""
+    signatures = json.loads(Path(__file__).with_name("torch_tensorrt.json").read_text())
+    assert list(signatures) == ["2.11.0", "2.12.1", "2.13.0", "2.14.0"]
+    for known in signatures.values():
+        assert {"arg_inputs", *FLAGS} <= set(known["dynamo.compile"])
+        assert {"module", "file_path", "output_format", "arg_inputs"} <= set(known["save"])
+        assert {"min_shape", "opt_shape", "max_shape", "dtype", "name"} <= set(known["Input"])
+    assert "enabled_precisions" not in signatures["2.13.0"]["dynamo.compile"]
+
+
+def test_calibration_rows_are_drawn_once_each():
+    rows = np.arange(60, dtype=np.uint16).reshape(20, 3)
+    found = calibration(rows, 7, seed=1)
+    assert found.shape == (7, 2) and found.dtype == np.int64 and len(np.unique(found[:, 0])) == 7
+    assert set(map(tuple, found)) <= set(map(tuple, rows[:, :-1].astype(np.int64)))
+    np.testing.assert_array_equal(found, calibration(rows, 7, seed=1))
+    assert len(calibration(rows, 100, seed=1)) == 20
+
+
+def test_tf32_is_put_back():
+    before = torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(RuntimeError, match="inside"), tf32(not before):
+        assert torch.backends.cuda.matmul.allow_tf32 is not before
+        raise RuntimeError("inside")
+    assert torch.backends.cuda.matmul.allow_tf32 is before
+
+
+def test_int8_quantizes_the_head_and_leaves_the_embedding(model):
+    pytest.importorskip("modelopt", reason="NVIDIA's ModelOpt is not installed: pip install nvidia-modelopt")
+    from picollm.engine.quantization import quantized
+
+    found = quantized(model, "int8", ids(8))
+    enabled = {name for name, module in found.named_modules() if getattr(module, "is_enabled", False)}
+    assert {"head.weight_quantizer", "head.input_quantizer"} <= enabled
+    assert not any(name.startswith("embedding") for name in enabled)
+    assert torch.equal(found.embedding.weight, model.embedding.weight)
+    with torch.no_grad():
+        error = found(torch.from_numpy(ids(2)))[:, -1].numpy() - eager(model, ids(2))[:, 0]
+    assert np.linalg.norm(error) < 0.1 * np.linalg.norm(eager(model, ids(2)))
+
+
+def test_a_manifest_of_an_older_format_is_refused(copied):
+    manifest, weights = copied
+    write_json(manifest, read_json(manifest) | {"format": 1})
+    with pytest.raises(PicollmError, match="is of format 1, not 2: run trt_compile again"):
+        read_manifest(manifest, weights=weights)

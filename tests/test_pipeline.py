@@ -3,11 +3,17 @@
 import json
 import os
 import re
+import shutil
+from pathlib import Path
 
+import jsonschema
 import pytest
 import workspace
 import yaml
 from conftest import once
+
+import picollm.engine
+from picollm.data.files import read_json
 
 STAGES = {
     "prepare_corpus", "tokenize_pack", "pretrain", "extract_attention", "classify_heads", "cluster_heads",
@@ -39,7 +45,8 @@ def test_report_needs_no_network_and_names_what_was_not_run(project):
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
     assert html.count('src="data:image/') == 13 + 2 * 10
     benchmark = json.loads((project.path / "reports/benchmark.json").read_text())
-    assert benchmark["backends"]["tensorrt"]["status"] in html
+    assert benchmark["backends"]["tensorrt-fp32"]["status"] in html
+    jsonschema.validate(benchmark, read_json(Path(picollm.engine.__path__[0], "benchmark.schema.json")))
 
 
 def test_summary_is_five_lines(project):
@@ -98,6 +105,31 @@ def test_metrics_are_flat_numbers(project):
         values = json.loads(path.read_text())
         assert 0 < len(values) <= 20
         assert all(type(value) in (int, float) for value in values.values()), path
+
+
+def test_backends_are_timed_by_hand(project):
+    measured = (project.path / "reports/benchmark.json").read_bytes()
+    text = project.picollm(
+        "bench", "--backends", "eager-bf16,openvino-int8", "--outputs", "last,full", "-o", "by-hand.json"
+    )
+    assert re.search(r"eager-bf16 +full +batch 1 +p50 .* eager-fp32", text)
+    assert "openvino-int8        last  batch 1   not run: it was not built: name it in engine.backends" in text
+    assert len(read_json(project.path / "by-hand.json")["results"]) == 2 * 4
+    assert (project.path / "reports/benchmark.json").read_bytes() == measured
+    text = project.picollm("bench", "--backends", "openvino-bf16", "--outputs", "loss")
+    assert "its graph nats was not built: name the output in engine.outputs, and run trt_compile" in text
+    assert "engine.backends.0 = 'fast'" in refused(project, "bench", "--backends", "fast")
+    assert "must not exceed engine.max_batch = 2" in refused(project, "bench", "--batches", "64")
+    (project.path / "by-hand.json").unlink()
+
+
+def test_training_is_profiled_by_hand(project):
+    text = project.picollm("profile", "--steps", "3", "-o", "elsewhere")
+    assert (
+        text.startswith("torch.profiler") and "3 steps" in text and re.search(r"backward +\d+\.\d+% of the step", text)
+    )
+    assert {path.name for path in (project.path / "elsewhere").iterdir()} == {"manifest.json", "training.trace.json"}
+    shutil.rmtree(project.path / "elsewhere")
 
 
 def test_benchmark_settings_touch_the_benchmark_alone(project):

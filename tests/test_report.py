@@ -59,8 +59,9 @@ def speedup(ratio, low, high):
 
 def timed(name, batch, p50, p90, **speedups):
     speedups = {key.replace("_", "-"): value for key, value in speedups.items()}
-    return {"backend": name, "batch": batch, "status": "ok", "latency_ms": {"n": 9, "p50": p50, "p90": p90},
-            "tokens_per_s": 1e3 / p50, "speedups": speedups}  # fmt: skip
+    times = {"n": 9, "p50": p50, "p90": p90, "p95": p90}
+    return {"backend": name, "output": "last", "batch": batch, "status": "ok", "latency_ms": times,
+            "tokens_per_s": 1e3 / p50, "noisy": False, "speedups": speedups}  # fmt: skip
 
 
 def chapters():
@@ -114,25 +115,33 @@ def chapters():
         "nats_below_a_bigram": 0.25,
         "claims": [claim],
     }
+    plan = {"target": "tensorrt-rtx", "compute_capabilities": ["8.9"], "from": "a.onnx"}
     engine = {
-        "target": "tensorrt-rtx", "compute_capabilities": ["8.9"], "precision": "fp16", "max_batch": 8, "context": 128,
-        "checkpoint_sha256": "ab" * 32, "hardware": HARDWARE, "files": [{"file": "a.plan", "bytes": 5_000_000}],
-        "build_seconds": {"a.plan": 1.5},
+        "max_batch": 8, "context": 128, "checkpoint_sha256": "ab" * 32, "hardware": HARDWARE,
+        "backends": {"tensorrt-fp16": {"reason": None, "graphs": {"logits": plan}},
+                     "openvino-int8": {"reason": "it was not built: NNCF is not installed", "graphs": {}}},
     }  # fmt: skip
-    accuracy = {"mean_kl": 1e-4, "top1_agreement": 0.99, "loss_difference": 1e-3}
+    accuracy = {"mean_kl": 1e-4, "p99_kl": 1e-3, "top1_agreement": 0.99, "perplexity_difference": 1e-3,
+                "greedy_match": 0.75, "failed": [], "of": "the backend"}  # fmt: skip
+    of_graph = accuracy | {"of": "its ONNX graph in ONNX Runtime"}
+    cold = {"load_seconds": 0.5, "first_ms": 12.5, "memory_mib": 96.0, "gpu_memory_mib": None}
+    nothing = {"artefact": None, "cold": None, "accuracy": None}
     benchmark = {
-        "protocol": {"timed": "last logits", "rounds": 7, "gate_rows": 32}, "hardware": HARDWARE,
+        "protocol": {"timed": "on the host", "rounds": 7, "gate_tokens": 8192, "noise_limit": 0.1},
+        "hardware": HARDWARE,
         "backends": {
-            "eager-fp32": {"status": "ok", "accuracy": None},
-            "openvino-bf16": {"status": "ok", "accuracy": accuracy},
-            "tensorrt": {"status": "not run: no NVIDIA GPU", "accuracy": None},
+            "eager-fp32": nothing | {"status": "ok", "cold": cold},
+            "openvino-bf16": nothing | {"status": "ok", "accuracy": accuracy},
+            "openvino-int8": nothing | {"status": "not run: it was not built: NNCF is not installed"},
+            "tensorrt-fp16": {"status": "not run: no NVIDIA GPU", "accuracy": of_graph, "cold": None,
+                              "artefact": {"files": ["a.plan"], "bytes": 5_000_000, "build_seconds": 1.5}},
         },
         "results": [
             timed("eager-fp32", 1, 10.0, 11.0),
             timed("openvino-bf16", 1, 4.0, 4.5, eager_fp32=speedup(2.5, 2.25, 2.75)),
             timed("eager-fp32 (again)", 1, 2.0, 2.5, eager_fp32=speedup(5.0, 4.0, 6.0)),
             timed("openvino-bf16", 8, 4.0, 4.5, eager_fp32=speedup(9.0, 8.0, 9.5)),
-            {"backend": "tensorrt", "batch": 1, "status": "not run: no NVIDIA GPU"},
+            {"backend": "tensorrt-fp16", "output": "last", "batch": 1, "status": "not run: no NVIDIA GPU"},
         ],
     }  # fmt: skip
     times = {"n": 3, "median_ms": 5.0, "p90_ms": 6.0, "share": 0.75}
@@ -265,6 +274,9 @@ def test_the_page_says_what_the_chapters_say(figures):
              "CPU & Co <9>", "It gives not defined of the heads", "75.0 % of the heads keep their class",
              "L0H1 on complex syntax (-0.12)", "0.25 nats per token below a bigram", "heads are <global>",
              "untrained models –", "+0.0300 +0.0150 … +0.0600", "Here: L1H1.",
+             "its engine of 5.0 MB is built, and the graph that it was built from passes the accuracy gate", "12.5",
+             "compared: its ONNX graph in ONNX Runtime", "tensorrt-rtx, compute capability 8.9",
+             "NNCF is not installed",
              "8,192 validation tokens", "(p = 0.2500)", "negation"]  # fmt: skip
     assert [word for word in words if word not in page] == []
     assert all(line in page for line in lines(metrics(), chapters()["heads"], chapters()["benchmark"]))
@@ -272,7 +284,7 @@ def test_the_page_says_what_the_chapters_say(figures):
 
 def test_text_is_escaped(figures):
     found, evil = chapters(), "<script>alert('1')</script>"
-    found["benchmark"]["backends"]["tensorrt"]["status"] = found["profile"]["tool"]["reason"] = evil
+    found["benchmark"]["backends"]["tensorrt-fp16"]["status"] = found["profile"]["tool"]["reason"] = evil
     found["clusters"]["clusters"][0]["heads"] = found["heads"]["rule"] = [evil]
     page = render(TEMPLATE, figures, found, metrics(), CFG | {"report": {"title": evil}})
     assert "<script" not in page and page.count("&lt;script&gt;") >= 6

@@ -237,7 +237,7 @@ ROWS = [
     Row("another branch's data and back", steps(checkout("other"), DVC_CHECKOUT, checkout("main")), NONE),
     Row("a merge", run("git", "merge", "-q", "other"), NONE),
     Row("a clone with dvc pull", pulled_clone, NONE),
-    Row("a clone with dvc pull and an edit", steps(pulled_clone, FEWER), CLUSTERS, fast=True),
+    Row("a clone with dvc pull and an edit", steps(pulled_clone, FEWER), CLUSTERS),
     Row("a clone with dvc pull and edited code", steps(pulled_clone, write(HTML, append)), {"final_report"}),
     Row("a clone with dvc pull and a lost file", steps(pulled_clone, remove(WEIGHTS)), NONE),
     Row("a clone without data", fresh_clone, ALL),

@@ -47,8 +47,8 @@ OTHER = {
     "corpus.source": "wikitext-103", "corpus.path": "text", "corpus.hub": "other/wikitext", "corpus.revision": "0" * 40,
     "corpus.fraction": 0.5, "compute.device": "cpu", "model.d_model": 56, "model.n_heads": 2, "model.dropout": 0.25,
     "pretrain.unit": "epochs", "pretrain.optimizer": "adamw", "pretrain.autocast": "all", "pretrain.compile": "all",
-    "pretrain.warmup": 0.2, "engine.precision": "fp16", "engine.compute_capabilities": ["7.5"],
-    "benchmark.backends": ["eager-fp32"], "benchmark.batches": [2], "profile.tool": "nsys", "report.title": "other",
+    "pretrain.warmup": 0.2, "engine.backends": ["eager-fp32"], "engine.grid": "full", "engine.outputs": ["full"],
+    "engine.compute_capabilities": ["7.5"], "benchmark.batches": [2], "profile.tool": "nsys", "report.title": "other",
     "attention.sentences": "other.yaml", "attention.style": "wikitext", "pretrain.loading": "workers",
 }  # fmt: skip
 FIRST = {section: (key, value) for section, key, value in reversed(LEAVES)}

@@ -1,211 +1,279 @@
-"""Latency of the backends, measured so that a shared machine can't decide the result.
+"""The benchmark: accuracy gate, cold starts, interleaved latencies; the report, and a row for each timed call.
 
-All backends are loaded in one process and take turns: in every round, in a fresh shuffled order, each runs a block of
-calls on real token rows. A disturbance hits all of them, or is seen as spread between rounds. The baseline takes part
-twice; the ratio of the two copies is the noise band, and a speed-up whose interval overlaps it is no difference.
+What can't run, or fails the gate, gets its reason and no number. What it may say is in benchmark.schema.json.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import cycle
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from picollm.engine.backends import REFERENCE, Backend, Run, Subject, load_backend
-from picollm.engine.gate import compare, judge, last_logits, thresholds
-from picollm.errors import PicollmError
+from picollm.engine.backends.interface import Run, Subject
+from picollm.engine.backends.onnxruntime import OnnxRuntime, load_onnx
+from picollm.engine.backends.registry import Loaded, load_backend
+from picollm.engine.fresh import cold_start
+from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge, mean_kl, rows_at_once, thresholds
+from picollm.engine.grid import BASELINES, OUTPUTS, REFERENCE, Grid, grid, result_key
+from picollm.engine.manifest import artefact
+from picollm.engine.timing import Call, Protocol, Rounds, latency, measure, speedup, verdict
+from picollm.errors import PicollmError, one_line
 from picollm.hardware import CpuMeter, describe_hardware
+from picollm.model.transformer import Transformer
 
 log = logging.getLogger(__name__)
 
+SCHEMA = "picollm-benchmark/2"
+COLUMNS = ("backend", "output", "batch", "round", "ms")
 AGAIN = f"{REFERENCE} (again)"
-BASELINES = (REFERENCE, "eager-bf16")
-BOOTSTRAPS = 1000
 INPUTS = 16  # rotating inputs: timing one and the same would flatter caches and branch prediction
 DISTURBED = 0.1  # share of the cores that others may take before the benchmark warns
-WARMUP_CALLS = 3  # at least; the first of a compiled model compiles
-
-Rounds = list[list[float]]  # milliseconds of each call, by round
+GREEDY_ROWS = 4
+CELL_MARGIN = 10
+# It rounds weights and activations as the engine does, and adds up products in float32.
+STAND_IN = "its ONNX graph in ONNX Runtime"
 
 
 @dataclass(frozen=True)
-class Protocol:
-    rounds: int
-    block_seconds: float
-    warmup_seconds: float
-    seed: int
+class Setting:
+    """What is measured, and how.
 
-
-def measure(
-    runs: dict[str, Run],
-    inputs: list[np.ndarray],
-    protocol: Protocol,
-    clock: Callable[[], float] = time.perf_counter,
-    advance: Callable[[], object] = lambda: None,
-) -> dict[str, Rounds]:
-    """Milliseconds of every timed call, by backend and round. `advance` is called after each block."""
-    order = np.random.default_rng(protocol.seed)
-    source = cycle(inputs)
-    for run in runs.values():
-        start, calls = clock(), 0
-        while calls < WARMUP_CALLS or clock() - start < protocol.warmup_seconds:
-            run(next(source))
-            calls += 1
-    samples: dict[str, Rounds] = {name: [] for name in runs}
-    for _ in range(protocol.rounds):
-        for name in order.permutation(list(runs)):
-            run, block = runs[name], []
-            run(next(source))  # untimed: the caches are the previous backend's
-            start = clock()
-            while not block or clock() - start < protocol.block_seconds:
-                ids = next(source)
-                before = clock()
-                run(ids)
-                block.append((clock() - before) * 1e3)
-            samples[name].append(block)
-            advance()
-    return samples
-
-
-def latency(rounds: Rounds) -> dict:
-    """Statistics over all calls, in milliseconds (n: calls). Percentiles interpolate linearly, as NumPy does."""
-    x = np.concatenate(rounds)
-    p50, p90 = np.percentile(x, [50, 90])
-    deviation = float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    return {"n": len(x), "mean": float(x.mean()), "std": deviation, "min": float(x.min()),
-            "p50": float(p50), "p90": float(p90)}  # fmt: skip
-
-
-def speedup(baseline: Rounds, rounds: Rounds, seed: int) -> dict:
-    """Ratio of median latencies, baseline / backend, with its 95 % percentile-bootstrap interval.
-
-    Rounds are resampled, the same ones for both sides: calls within a round are not independent of each other.
+    gate_rows: of the validation split; None: all. noise_limit: how far the interval of the baseline against itself may
+    reach from 1 before a row is marked. cold: also start each backend in a fresh process.
     """
-    draw = np.random.default_rng(seed)
 
-    def ratio(chosen) -> float:
-        a, b = (np.median(np.concatenate([x[i] for i in chosen])) for x in (baseline, rounds))
-        return float(a / b)
-
-    n = len(rounds)
-    low, high = np.percentile([ratio(draw.integers(n, size=n)) for _ in range(BOOTSTRAPS)], [2.5, 97.5])
-    return {"ratio": ratio(range(n)), "low": float(low), "high": float(high)}
+    grid: Grid
+    gate_rows: int | None
+    protocol: Protocol
+    noise_limit: float
+    cold: bool = True
 
 
-def verdict(found: dict, noise: dict) -> str:
-    """faster, slower, or `no difference` where the interval overlaps the noise band (which always holds 1)."""
-    if found["low"] <= max(noise["high"], 1.0) and found["high"] >= min(noise["low"], 1.0):
-        return "no difference"
-    return "faster" if found["ratio"] > 1 else "slower"
+def setting(engine: Mapping, benchmark: Mapping) -> Setting:
+    """Of the configuration's sections `engine` and `benchmark`; engine.grid: full takes the whole validation split."""
+    protocol = Protocol(**{key: benchmark[key] for key in ("rounds", "block_seconds", "warmup_seconds", "seed")})
+    return Setting(
+        grid(engine, benchmark["batches"]),
+        None if engine["grid"] == "full" else benchmark["gate_rows"],
+        protocol,
+        benchmark["noise_limit"],
+        benchmark["cold_start"],
+    )
 
 
-def check_accuracy(backends: dict[str, Backend], rows: np.ndarray, batch: int) -> dict[str, dict]:
-    """{backend: comparison with the reference, and `failed`, the exceeded limits}, for the backends that run."""
-    reference = last_logits(backends[REFERENCE].run, rows, 1)
-    found = {}
-    for name, backend in backends.items():
-        if backend.run:
-            accuracy = compare(reference, last_logits(backend.run, rows, batch), rows[:, -1].astype(np.int64))
-            found[name] = accuracy | {"failed": judge(accuracy, backend.precision)}
-    return found
+def benchmark(subject: Subject, rows: np.ndarray, how: Setting, model_folder: Path) -> tuple[dict, list[dict]]:
+    """The report, and one row per timed call: backend, output, batch, round, ms. rows: validation rows [n, T + 1].
 
-
-def final_status(backend: Backend, accuracy: dict | None) -> str:
-    if accuracy and accuracy["failed"]:
-        return f"failed: accuracy ({'; '.join(accuracy['failed'])})"
-    return backend.status
-
-
-def check_sizes(rows: np.ndarray, *, largest: int, context: int, max_batch: int) -> None:
-    if largest > max_batch:
-        raise PicollmError(f"benchmark.batches: {largest} exceeds engine.max_batch = {max_batch}")
-    if rows.shape[1] != context + 1 or len(rows) < largest:
-        raise PicollmError(
-            f"the validation split has {len(rows)} rows of {rows.shape[1] - 1} tokens; the benchmark needs at least "
-            f"{largest} (the largest of benchmark.batches) of {context} (the model's context)"
-        )
-
-
-def benchmark(
-    subject: Subject, names: list[str], rows: np.ndarray, *, batches: list[int], gate_rows: int, protocol: Protocol
-) -> tuple[dict, list[dict]]:
-    """The report, and one row per timed call: backend, batch, round, ms.
-
-    rows: validation rows [n, T + 1]. The reference is measured whether it is named or not. A backend that can't run
-    or fails the gate gets its status and no numbers.
+    Raises PicollmError where sizes don't fit, or the checkpoint itself answers no numbers.
     """
-    model, largest = subject.model, max(batches)
-    context = model.config.context
-    check_sizes(rows, largest=largest, context=context, max_batch=subject.manifest["max_batch"])
-    backends = {name: load_backend(name, subject) for name in dict.fromkeys([REFERENCE, *names])}
-    accuracy = check_accuracy(backends, rows[:gate_rows], largest)
-    status = {name: final_status(backend, accuracy.get(name)) for name, backend in backends.items()}
-    runs = {name: backend.run for name, backend in backends.items() if status[name] == "ok"}
-    runs[AGAIN] = runs[REFERENCE]
-
-    results, samples = [], []
-    meter = CpuMeter()
-    bar = tqdm(total=len(batches) * protocol.rounds * len(runs), desc="benchmark", unit=" blocks", disable=None)
-    for batch in batches:
-        starts = np.linspace(0, len(rows) - batch, INPUTS).astype(int)
-        inputs = [np.ascontiguousarray(rows[s : s + batch, :-1], dtype=np.int64) for s in starts]
-        measured = measure(runs, inputs, protocol, advance=bar.update)
-        results += summarise(measured, status, batch, context, protocol.seed)
-        samples += [
-            {"backend": name, "batch": batch, "round": number, "ms": round(ms, 4)}
-            for name, rounds in measured.items()
-            for number, block in enumerate(rounds)
-            for ms in block
-        ]
-    bar.close()
+    check_sizes(rows, how.grid, subject.manifest["max_batch"], subject.model)
+    names = dict.fromkeys([*BASELINES, *how.grid.backends])
+    loaded = {name: load_backend(name, subject, how.grid.graphs) for name in names}
+    accuracy, status = check_accuracy(loaded, subject, rows[: how.gate_rows])
+    if status[REFERENCE] != "ok":
+        raise PicollmError(f"{model_folder}: the checkpoint itself can't be compared with: {status[REFERENCE]}")
+    runnable = {name: backend for name, backend in loaded.items() if status[name] == "ok"}
+    cold = {name: cold_start_or_none(name, subject, model_folder) for name in runnable if how.cold}
+    meter, before = CpuMeter(), os.getloadavg()[0]
+    results, samples = time_all(runnable, status, subject, rows, how)
     others = meter.others()
     if others and sum(others.values()) > DISTURBED * (os.cpu_count() or 1):
         log.warning("other processes took %.1f cores meanwhile: measure again when it is quiet", sum(others.values()))
-    report = {
-        "model": {"config": model.config.to_dict(), "parameters": model.parameter_counts(),
-                  "checkpoint_sha256": subject.manifest["checkpoint_sha256"]},
-        "engine": {key: subject.manifest[key] for key in ("target", "precision", "compute_capabilities", "max_batch")},
-        "hardware": describe_hardware(device=subject.device.type, threads=subject.threads),
-        "protocol": asdict(protocol) | {
-            "timed": "ids [B, T] on the host to logits of the last position [B, V] float32 on the host",
-            "interleaved": True,
-            "gate_rows": min(gate_rows, len(rows)),
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
-        },
+    report = describe(subject, how, len(rows[: how.gate_rows])) | {
         "other_processes": others,
-        "limits": thresholds(),
+        "load_average": [before, os.getloadavg()[0]],
         "backends": {
-            name: {"status": status[name], "precision": backend.precision, "load_seconds": backend.load_seconds,
-                   "accuracy": accuracy.get(name)}
-            for name, backend in backends.items()
+            name: {
+                "status": status[name], "precision": backend.backend.precision, "accuracy": accuracy.get(name),
+                "artefact": artefact(subject.manifest, name), "cold": cold.get(name),
+            }
+            for name, backend in loaded.items()
         },
         "results": results,
     }  # fmt: skip
     return report, samples
 
 
-def summarise(measured: dict[str, Rounds], status: dict[str, str], batch: int, context: int, seed: int) -> list[dict]:
-    """One row per backend at one batch size; throughput is that of the median latency."""
+def cold_start_or_none(name: str, subject: Subject, model_folder: Path) -> dict | None:
+    try:
+        return cold_start(name, subject, model_folder, batch=1)
+    except PicollmError as error:
+        log.warning("no cold start: %s", error)
+        return None
+
+
+def describe(subject: Subject, how: Setting, gate_rows: int) -> dict:
+    """Of what, where and how: everything in the report that is not a result."""
+    model, manifest = subject.model, subject.manifest
+    return {
+        "schema": SCHEMA,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {"config": model.config.to_dict(), "parameters": model.parameter_counts(),
+                  "checkpoint_sha256": manifest["checkpoint_sha256"]},
+        "hardware": describe_hardware(device=subject.device.type, threads=subject.threads),
+        "protocol": asdict(how.protocol) | {
+            "timed": "ids [B, T] on the host to the float32 output on the host",
+            "interleaved": True,
+            "noise_limit": how.noise_limit,
+            "gate_rows": gate_rows,
+            "gate_tokens": gate_rows * model.config.context,
+        },
+        "limits": thresholds(),
+    }  # fmt: skip
+
+
+def check_sizes(rows: np.ndarray, grid: Grid, max_batch: int, model: Transformer) -> None:
+    """Raises PicollmError where the grid, the engines, the tokens and the model don't fit each other."""
+    context, vocabulary = model.config.context, model.config.vocab_size
+    if grid.largest > max_batch:
+        raise PicollmError(
+            f"benchmark.batches: {grid.largest} is beyond the engines' profile, batch 1 to {max_batch}: raise "
+            "engine.max_batch and run trt_compile"
+        )
+    if rows.shape[1] != context + 1 or len(rows) < grid.largest:
+        raise PicollmError(
+            f"the validation split has {len(rows)} rows of {rows.shape[1] - 1} tokens; the benchmark needs at least "
+            f"{grid.largest} (the largest of benchmark.batches) of {context} (the model's context)"
+        )
+    if rows.max() >= vocabulary:
+        raise PicollmError(
+            f"the tokens go up to {rows.max()}, the model's vocabulary has {vocabulary}: not its tokenizer"
+        )
+
+
+def check_accuracy(loaded: Mapping[str, Loaded], subject: Subject, rows: np.ndarray) -> tuple[dict, dict[str, str]]:
+    """{backend: comparison with the reference, `failed` the exceeded limits}, and every backend's status.
+
+    A TensorRT plan that can't run here is judged by the graph that it was compiled from: that can.
+    """
+    status = {name: backend.status for name, backend in loaded.items()}
+    answers = {name: backend.run for name, backend in loaded.items() if backend.runs}
+    stand_ins = {name: run for name in loaded if (run := source_graph(name, loaded[name], subject))}
+    for name, run in list(answers.items()):
+        try:  # what fails at all fails at once, and the others go on
+            run(rows[:1, :-1].astype(np.int64), np.array([0]))
+        except Exception as error:
+            log.debug("%s", name, exc_info=True)
+            status[name] = f"failed: {one_line(error)[:300]}"
+            del answers[name]
+    if REFERENCE not in answers:
+        return {}, status
+    max_batch = subject.manifest["max_batch"]
+    batch = rows_at_once(rows, subject.model.config.vocab_size, max_batch)
+    accuracy = compare_all(answers | stand_ins, REFERENCE, rows, batch)
+    texts = {name: greedy(run, rows[:GREEDY_ROWS][:max_batch]) for name, run in (answers | stand_ins).items()}
+    for name, found in accuracy.items():
+        failed = judge(found, loaded[name].backend.precision)
+        # What is not a number failed, and JSON has no word for it.
+        accuracy[name] = {what: value if np.isfinite(value) else None for what, value in found.items()} | {
+            "greedy_match": greedy_match(texts[REFERENCE], texts[name]),
+            "failed": failed,
+            "of": STAND_IN if name in stand_ins else "the backend",
+        }
+        if failed:
+            status[name] = f"failed: accuracy ({'; '.join(failed)})"
+    return accuracy, status
+
+
+def source_graph(name: str, loaded: Loaded, subject: Subject) -> Run | None:
+    """The ONNX graph given to TensorRT's builder, where the engine itself can't run and ONNX Runtime is installed."""
+    built = subject.manifest["backends"].get(name, {"graphs": {}})
+    made_from = built["graphs"].get("logits", {}).get("from")
+    if loaded.runs or loaded.backend.runtime != "tensorrt" or not made_from:
+        return None
+    if OnnxRuntime("fp32").cannot_run(subject.device):
+        return None
+    return load_onnx(subject.folder / made_from, subject.threads)
+
+
+def time_all(
+    runnable: Mapping[str, Loaded], status: Mapping[str, str], subject: Subject, rows: np.ndarray, how: Setting
+) -> tuple[list[dict], list[dict]]:
+    """The table's rows and the raw samples, one output and batch size after another."""
+    results, samples = [], []
+    context, protocol = subject.model.config.context, how.protocol
+    cells = [(output, batch) for output, batches in how.grid.batches.items() for batch in batches]
+    draw = np.random.default_rng(protocol.seed)
+    blocks = len(cells) * protocol.rounds * (len(runnable) + 1)
+    with tqdm(total=blocks, desc="benchmark", unit=" blocks", disable=None) as bar:
+        for output, batch in cells:
+            inputs = [rows[draw.integers(len(rows), size=batch), :-1].astype(np.int64) for _ in range(INPUTS)]
+            runs = {name: call(backend, output, context) for name, backend in runnable.items()}
+            try:
+                wrong = check_cell(runs, runnable, inputs[0])
+                runs = {name: run for name, run in runs.items() if name not in wrong}
+                measured = measure(runs | {AGAIN: runs[REFERENCE]}, inputs, protocol, advance=bar.update)
+            except torch.OutOfMemoryError as error:
+                raise PicollmError(
+                    f"the GPU's memory does not hold output {output} at batch {batch} ({one_line(error)[:120]}): "
+                    "take smaller benchmark.batches, or fewer engine.backends"
+                ) from None
+            about = {"output": output, "batch": batch}
+            results += summarise(measured, {**status, **wrong}, about, context, protocol.seed, how.noise_limit)
+            samples += [
+                {"backend": name, **about, "round": number, "ms": round(ms, 4)}
+                for name, rounds in measured.items()
+                for number, block in enumerate(rounds)
+                for ms in block
+            ]
+    return results, samples
+
+
+def check_cell(runs: Mapping[str, Call], runnable: Mapping[str, Loaded], ids: np.ndarray) -> dict[str, str]:
+    """{backend: status} of those whose answer at this very output and shape is a wrong one.
+
+    The gate has looked at all tokens, at its own shapes; compiled kernels may be others here, and `loss` is a graph of
+    its own. One input's mean scatters, so only what exceeds the gate's limits tenfold is wrong.
+    """
+    expected, wrong = np.asarray(runs[REFERENCE](ids)), {}
+    for name, run in runs.items():
+        found, limits = np.asarray(run(ids)), LIMITS[runnable[name].backend.precision]
+        if found.ndim == expected.ndim == 2:
+            difference, limit, unit = np.abs((found - expected).mean()), limits.perplexity, "nats"
+        else:
+            difference, limit, unit = mean_kl(expected, found), limits.mean_kl, "nats of KL"
+        if not difference <= CELL_MARGIN * limit:
+            wrong[name] = (
+                f"failed: accuracy of this output and batch ({difference:.2g} > {CELL_MARGIN * limit:.2g} {unit})"
+            )
+    return wrong
+
+
+def call(loaded: Loaded, output: str, context: int) -> Call:
+    run = loaded.runs[OUTPUTS[output]]
+    if output == "loss":
+        return run
+    positions = np.array([context - 1]) if output == "last" else np.arange(context)
+    return lambda ids: run(ids, positions)
+
+
+def summarise(
+    measured: Mapping[str, Rounds], status: Mapping[str, str], about: dict, context: int, seed: int, noise_limit: float
+) -> list[dict]:
+    """One row per backend at one output and batch size; throughput is that of the median latency.
+
+    `noisy`: the baseline against itself was further from 1 than the limit, so the row's ratios are not to be trusted.
+    """
     noise = speedup(measured[REFERENCE], measured[AGAIN], seed)
+    noisy = max(noise["high"] - 1, 1 - noise["low"]) > noise_limit
     table = []
     for name in [*status, AGAIN]:
-        row = {"backend": name, "batch": batch, "status": status.get(name, "ok")}
+        row = {"backend": name, **about, "status": status.get(name, "ok")}
         if name in measured:
             times = latency(measured[name])
-            per_second = batch / times["p50"] * 1e3
+            per_second = about["batch"] / times["p50"] * 1e3
             row |= {"latency_ms": times, "sequences_per_s": per_second, "tokens_per_s": per_second * context}
-            row["speedups"] = {}
-            for baseline in BASELINES:
-                if baseline in measured and baseline != name:
-                    found = speedup(measured[baseline], measured[name], seed)
-                    row["speedups"][baseline] = found | {"verdict": verdict(found, noise)}
+            row |= {"noisy": noisy, "speedups": {}}
+            for baseline in (other for other in measured if other.startswith("eager-") and other not in (name, AGAIN)):
+                found = speedup(measured[baseline], measured[name], seed)
+                row["speedups"][baseline] = found | {"verdict": verdict(found, noise)}
         table.append(row)
     return table
 
@@ -213,11 +281,10 @@ def summarise(measured: dict[str, Rounds], status: dict[str, str], batch: int, c
 def metrics(report: dict) -> dict[str, float]:
     """Flat scalars for DVC, at most 20: first speed-ups over eager float32, then medians, in the report's order."""
     rows = [row for row in report["results"] if "latency_ms" in row and row["backend"] != AGAIN]
-    keys = [f"{row['backend'].replace('-', '_')}_b{row['batch']}" for row in rows]
     pairs = [
-        (f"{key}_speedup", row["speedups"][REFERENCE]["ratio"])
-        for key, row in zip(keys, rows, strict=True)
+        (f"{result_key(row)}_speedup", row["speedups"][REFERENCE]["ratio"])
+        for row in rows
         if REFERENCE in row["speedups"]
     ]
-    pairs += [(f"{key}_p50_ms", row["latency_ms"]["p50"]) for key, row in zip(keys, rows, strict=True)]
+    pairs += [(f"{result_key(row)}_p50_ms", row["latency_ms"]["p50"]) for row in rows]
     return dict(pairs[:20])

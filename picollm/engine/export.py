@@ -1,8 +1,8 @@
 """A trained Transformer -> torch.export program -> ONNX file: the input of every compiled backend.
 
-All backends compute the same thing: ids [B, T] int64 -> logits of the last position [B, V] float32, with T the model's
-context (static: rotary tables become constants) and B dynamic. The last position is what a next-token service needs;
-copying all T x V logits off the device would cost more than the model itself.
+All backends compute the same two graphs, with T the model's context (static: rotary tables become constants) and the
+batch dynamic. The last position is what a next-token service needs; copying all T x V logits off the device would cost
+more than the model itself.
 """
 
 from __future__ import annotations
@@ -21,15 +21,37 @@ from picollm.data.files import atomic_path
 from picollm.model.transformer import Transformer
 
 
-class LastLogits(nn.Module):
-    """ids [B, T] int64 -> logits of the last position [B, V] float32."""
+class Logits(nn.Module):
+    """ids [B, T] int64, positions [P] int64 -> logits of these positions [B, P, V] float32.
+
+    One graph serves the last position, a whole sequence, and the accuracy gate.
+    """
+
+    inputs = ("ids", "positions")
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_BT: Tensor, positions_P: Tensor) -> Tensor:
+        return self.model.logits(self.model.hidden(ids_BT).index_select(1, positions_P)).float()
+
+
+class Nats(nn.Module):
+    """ids [B, T] int64 -> nats of each next token [B, T - 1] float32."""
+
+    inputs = ("ids",)
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        return self.model(ids_BT, last=True).float()
+        logits_BTV = self.model.logits(self.model.hidden(ids_BT)[:, :-1]).float()
+        return -logits_BTV.log_softmax(-1).gather(-1, ids_BT[:, 1:, None])[..., 0]
+
+
+GRAPHS: dict[str, type[Logits | Nats]] = {"logits": Logits, "nats": Nats}
 
 
 class Float32Norm(nn.Module):
@@ -57,33 +79,49 @@ def half_precision(model: Transformer) -> Transformer:
 
 
 def in_precision(model: Transformer, precision: str) -> Transformer:
+    """The model itself for fp32, else a copy whose types say the precision: fp16 with LayerNorm in float32, or bf16."""
+    if precision == "bf16":
+        return copy.deepcopy(model).bfloat16()
     return half_precision(model) if precision == "fp16" else model
 
 
-def export_program(model: Transformer, *, max_batch: int) -> torch.export.ExportedProgram:
-    """LastLogits as a graph with a dynamic batch of 1 to `max_batch`, on the model's device."""
-    # An example batch of 1 would be specialised to a constant.
-    ids = torch.zeros(2, model.config.context, dtype=torch.int64, device=model.embedding.weight.device)
-    batch = torch.export.Dim("batch", min=1, max=max(2, max_batch))
+def export_program(model: Transformer, graph: str, *, max_batch: int) -> torch.export.ExportedProgram:
+    """One of GRAPHS with a batch of 1 to `max_batch` and any number of positions, on the model's device."""
+    context, device = model.config.context, model.embedding.weight.device
+    # Engines are tuned for the example. One of 1 would be specialised to a constant.
+    ids = torch.zeros(max(2, max_batch), context, dtype=torch.int64, device=device)
+    example = {"ids": ids, "positions": torch.tensor([0, context - 1], device=device)}
+    sizes = {
+        "ids": torch.export.Dim("batch", min=1, max=max(2, max_batch)),
+        "positions": torch.export.Dim("positions", min=1, max=context),
+    }
+    made = GRAPHS[graph](model).eval()
     with torch.no_grad(), quiet():
-        return torch.export.export(LastLogits(model).eval(), (ids,), dynamic_shapes=({0: batch},), strict=False)
+        return torch.export.export(
+            made,
+            tuple(example[name] for name in made.inputs),
+            dynamic_shapes=tuple({0: sizes[name]} for name in made.inputs),
+            strict=False,
+        )
 
 
-def export_onnx(model: Transformer, path: str | Path, *, max_batch: int) -> None:
-    """Write a self-contained ONNX file, input `ids`, output `logits`; equal models give equal bytes."""
+def export_onnx(model: Transformer, path: str | Path, graph: str, *, max_batch: int) -> None:
+    """Write a self-contained ONNX file with the graph's inputs and output by name; equal models give equal bytes."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
-    program = export_program(model, max_batch=max_batch)
+    program = export_program(model, graph, max_batch=max_batch)
+    inputs = GRAPHS[graph].inputs
+    axes = {"ids": "batch", "positions": "positions"}  # their names in the file
     with torch.no_grad(), quiet():
         exported = torch.onnx.export(
             program,
             dynamo=True,
             optimize=False,
             verbose=False,
-            input_names=["ids"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),  # the axis's name in the file
+            input_names=list(inputs),
+            output_names=[graph],
+            dynamic_shapes=tuple({0: torch.export.Dim(axes[name])} for name in inputs),
         )
         # In place of optimize=True, whose search for patterns takes seconds and finds what the engines fuse anyway.
         # Folding is needed: it makes Split of SplitToSequence, which TensorRT refuses.

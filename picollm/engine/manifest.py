@@ -1,6 +1,6 @@
 """The engine folder's manifest: which files, built from which checkpoint, for which device, and the proof of each.
 
-An engine is no portable artefact: it belongs to one checkpoint, one compute capability and one TensorRT version.
+An engine is no portable artefact: it belongs to one checkpoint, one device and one version of its runtime.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from picollm.data.files import read_json, sha256
 from picollm.data.manifest import prove
 from picollm.errors import PicollmError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def read_manifest(path: str | Path, *, weights: str | Path) -> dict:
@@ -27,3 +27,23 @@ def read_manifest(path: str | Path, *, weights: str | Path) -> dict:
     for entry in manifest["files"]:
         prove(path, entry, "trt_compile")
     return manifest
+
+
+def artefact(manifest: dict, backend: str) -> dict | None:
+    """Files, bytes and build seconds of a backend's artefact for logits; None where it has none.
+
+    The seconds include the ONNX export that it was built from; what backends share is counted for each.
+    """
+    built = manifest["backends"].get(backend, {"files": {}})
+    main = built["files"].get("logits")
+    if main is None:
+        return None
+    stem = main.rpartition(".")[0]
+    names = {main, f"{stem}.bin"} if main.endswith(".xml") else {main}
+    entries = [entry for entry in manifest["files"] if entry["file"] in names]
+    seconds, made_from = manifest["build_seconds"], built["graphs"]["logits"].get("from")
+    return {
+        "files": [entry["file"] for entry in entries],
+        "bytes": sum(entry["bytes"] for entry in entries),
+        "build_seconds": round(seconds[main] + seconds.get(made_from, 0.0), 2),
+    }

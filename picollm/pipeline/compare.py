@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from picollm.data.files import write_text
+from picollm.engine.grid import result_key
 from picollm.errors import PicollmError
 from picollm.pipeline.repository import git
 from picollm.pipeline.revisions import Revision, open_revision, parse_yaml
@@ -116,7 +117,7 @@ def measured(data: bytes, chapter: str) -> dict[str, dict]:
     for label, row in detail["labels"].items() if chapter == "heads" else ():
         sure[f"share_{label.replace('-', '_')}"] = {"value": row["share"], "low": row["low"], "high": row["high"]}
     for row in detail["results"] if chapter == "benchmark" else ():
-        key = f"{row['backend'].replace('-', '_')}_b{row['batch']}"
+        key = result_key(row)
         if speedup := row.get("speedups", {}).get("eager-fp32"):
             sure[f"{key}_speedup"] = {"value": speedup["ratio"], "low": speedup["low"], "high": speedup["high"]}
         if times := row.get("latency_ms"):

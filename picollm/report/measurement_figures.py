@@ -25,9 +25,11 @@ def loss_curve(rows: list[dict[str, str]], training: dict) -> Figure:
 
 
 def latency_bars(results: list[dict]) -> Figure:
-    """Median latency by backend and batch; the whisker ends at the 90th percentile."""
-    rows = [row for row in results if "latency_ms" in row]
+    """Median latency by backend, at the smallest and the largest batch; the whisker ends at the 90th percentile."""
+    rows = [row for row in results if "latency_ms" in row and row["output"] == results[0]["output"]]
     batches = sorted({row["batch"] for row in rows})
+    batches = sorted({batches[0], batches[-1]})
+    rows = [row for row in rows if row["batch"] in batches]
     figure, axes = plt.subplots(1, len(batches), figsize=(4.2 * len(batches), 0.42 * len(rows) / len(batches) + 1.1),
                                 squeeze=False, sharey=True)  # fmt: skip
     for axis, batch in zip(axes[0], batches, strict=True):

@@ -1,0 +1,100 @@
+"""The engines at the original's size (35.3 M parameters, 384 tokens), on a checkpoint trained here for some minutes.
+
+    pip install -c constraints.txt -e '.[int8]'
+    python benchmarks/engines.py --folder /tmp/engines            # 15 minutes on two cores; used again
+    python benchmarks/engines.py --folder /tmp/engines --backends eager-fp32,eager-bf16,openvino-bf16 --rounds 15
+
+The accuracy gate means nothing on untrained weights, whose logits are flat: the model is trained first, on the embedded
+sample, with the study preset's recipe. Then everything is `picollm optimize`: build, gate, interleaved rounds. The
+protocol is in picollm/engine/timing.py; docs/benchmarks.md has results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+from training import ROOT, load
+
+from picollm.config import check
+from picollm.data.articles import SPLITS, write_articles
+from picollm.data.corpora import Corpus
+from picollm.data.loading import open_split
+from picollm.data.packing import tokenize_pack
+from picollm.engine.grid import BACKENDS
+from picollm.engine.optimize import optimize
+from picollm.engine.table import accuracy_lines, lines
+from picollm.model.checkpoint import save_model
+from picollm.model.compute import set_up
+from picollm.model.training import Trainer
+
+RECIPE = "presets/cpu-study.yaml"
+KEPT = (
+    "optimizer",
+    "lr",
+    "muon_lr",
+    "weight_decay",
+    "muon_weight_decay",
+    "head_common",
+    "head_sampled",
+    "autocast",
+    "compile",
+)
+ON_CPU = tuple(name for name in BACKENDS if name.startswith(("aoti", "onnxruntime", "openvino")))
+
+
+def prepare(folder: Path, steps: int) -> None:
+    """folder/tokens and folder/model, unless they are there."""
+    if (folder / "model/config.json").exists():
+        return
+    study = yaml.safe_load((ROOT / RECIPE).read_text())
+    corpus = Corpus(**study["corpus"])
+    sources = {split: folder / f"{split}.parquet" for split in SPLITS}
+    for split, path in sources.items():
+        write_articles(path, corpus.articles(split))
+    shape, recipe, compute = load("original", length=steps, **{key: study["pretrain"][key] for key in KEPT})
+    tokenize_pack(sources, folder / "tokens/manifest.json", context=shape.context, shard_rows=65536)
+    trainer = Trainer(shape, recipe, open_split(folder / "tokens/manifest.json", "train"), set_up(**compute))
+    trainer.model.train()
+    for _ in tqdm(range(steps), desc="training", unit=" steps"):
+        trainer.advance()
+    trainer.read()
+    print(
+        f"trained {trainer.step} steps of {trainer.curve[0]['tokens']:,} tokens: loss {trainer.curve[-1]['loss']:.2f}"
+    )
+    save_model(trainer.model.eval(), folder / "model/model.safetensors", folder / "model/config.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=300, help="of training, of 8 x 384 tokens")
+    parser.add_argument("--backends", default=",".join(["eager-fp32", "eager-bf16", *ON_CPU]))
+    parser.add_argument("--outputs", default="last,full")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    prepare(arguments.folder, arguments.steps)
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    batches = [int(size) for size in arguments.batches.split(",")]
+    config["tokens"]["context"] = 384
+    config["engine"] |= {
+        "backends": arguments.backends.split(","), "outputs": arguments.outputs.split(","), "max_batch": max(batches)
+    }  # fmt: skip
+    config["benchmark"] |= {"batches": batches, "rounds": arguments.rounds, "gate_rows": 24}
+    folder = arguments.folder
+    report = optimize(folder / "model", folder / "tokens/manifest.json", folder / "optimized", check(config))
+    print(*accuracy_lines(report), "", *lines(report), "", sep="\n")
+    for name, row in report["backends"].items():
+        if row["artefact"]:
+            print(
+                f"{name:20} {row['artefact']['bytes'] / 1e6:8.1f} MB, built in {row['artefact']['build_seconds']:.1f} s"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The ladder of data loading: what pin_memory and workers are worth for training on this machine, in tokens per second.
+
+    python benchmarks/loading.py                          # the default's model; about three minutes on two cores
+    python benchmarks/loading.py --size original --rounds 7
+
+Each rung feeds the same training loop (`picollm.model.training.Trainer`), without a profiler:
+
+    L0   one row at a time: Dataset.__getitem__ of a row, DataLoader without workers, the default collation
+    L1   L0 with pin_memory (copies to the GPU don't wait); without a GPU there is nothing to pin for
+    L2   L1 with two workers, persistent, two batches ahead each
+    L3   the rows of a batch in one gather over the memory-mapped shards: pretrain.loading: gather
+    L4   all tokens on the device, gathered there: pretrain.loading: resident
+
+"Before" is L0 and "after" L3. Rounds are interleaved in shuffled order; L0 takes part twice, and the ratio of the two
+is the noise. A ratio is of blocks' medians, with a 95 % bootstrap interval over rounds. Waits: the share of a step
+before its batch is there. Random tokens: speed knows no words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from training import SIZES, load, random_rows
+
+from picollm.engine.timing import speedup
+from picollm.model.compute import set_up
+from picollm.model.training import Trainer
+
+ROWS = 20_000
+AHEAD = 2  # batches that each of two workers reads ahead
+DRAINED = 2 * AHEAD + 1  # steps before a block that count for nothing
+STEPS = 8  # in a block
+RUNGS = ("L0", "L0 (again)", "L1", "L2", "L3", "L4")
+
+
+class EachRow(Dataset):
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return torch.from_numpy(self.rows[number].astype(np.int64))
+
+
+def endless(loader: DataLoader) -> Iterator[Tensor]:
+    while True:
+        yield from loader
+
+
+def row_by_row(rows: np.ndarray, batch: int, device: torch.device, *, pin: bool, workers: int) -> Iterator[Tensor]:
+    ahead = {"persistent_workers": True, "prefetch_factor": AHEAD} if workers else {}
+    pinned = pin and device.type == "cuda"
+    loader = DataLoader(
+        EachRow(rows), batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=pinned, **ahead
+    )
+    return endless(loader)
+
+
+def trainer(rung: str, size: str, rows: np.ndarray, device: torch.device) -> Trainer:
+    shape, recipe, _ = load(size, loading="resident" if rung == "L4" else "gather")
+    made = Trainer(shape, recipe, rows, device)
+    made.model.train()
+    if rung[:2] in ("L0", "L1", "L2"):
+        workers = 2 if rung == "L2" else 0
+        made.stream = row_by_row(rows, recipe.batch_rows, device, pin=rung in ("L1", "L2"), workers=workers)
+    return made
+
+
+def block(made: Trainer) -> tuple[list[float], list[float]]:
+    """Milliseconds of a step, the block's mean, and the share of the steps that waited."""
+    for _ in range(DRAINED):  # what workers read while others ran would come for nothing
+        made.advance()
+    made.read()
+    done, start = len(made.curve), time.perf_counter()
+    for _ in range(STEPS):
+        made.advance()
+    made.read()  # the loop's own habit: no waiting for the device at every step
+    return [(time.perf_counter() - start) * 1e3 / STEPS], [row["data_wait"] for row in made.curve[done:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="default")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    shape, recipe, compute = load(arguments.size)
+    device = set_up(**compute)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rows.npy")
+        np.save(path, random_rows(shape, ROWS))
+        rows = np.load(path, mmap_mode="r")
+        rungs = [rung for rung in RUNGS if rung != "L1" or device.type == "cuda"]
+        made = {rung: trainer(rung, arguments.size, rows, device) for rung in rungs}
+        for each in made.values():
+            block(each)
+        times, waits = ({rung: [] for rung in rungs} for _ in range(2))
+        order = np.random.default_rng(0)
+        for _ in range(arguments.rounds):
+            for rung in order.permutation(rungs):
+                found, waited = block(made[rung])
+                times[rung].append(found)
+                waits[rung] += waited
+    tokens = recipe.batch_rows * shape.context
+    print(f"{arguments.size}: {recipe.batch_rows} x {shape.context} tokens a step, {device.type}, "
+          f"{arguments.rounds} rounds of {STEPS} steps")  # fmt: skip
+    if "L1" not in rungs:
+        print("L1           not measured: no GPU, so there is nothing to pin for")
+    for rung in rungs:
+        ratio = speedup(times["L0"], times[rung], seed=0)
+        step = np.median(np.concatenate(times[rung]))
+        print(
+            f"{rung:12} {tokens / step * 1e3:9,.0f} tokens/s, step {step:8.1f} ms, waits {np.median(waits[rung]):7.3%},"
+            f" {ratio['ratio']:.3f}x L0 [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""OpenVINO on the CPU, from the float32 ONNX file. Its default precision depends on the CPU, so it is pinned."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from picollm.data.files import atomic_path
+from picollm.engine.backends.interface import Backend, Run, Source, Subject
+from picollm.errors import PicollmError, one_line
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVino(Backend):
+    runtime = "openvino"
+
+    def cannot_run(self, device: torch.device) -> str | None:
+        if not find_spec("openvino"):
+            return "OpenVINO is not installed: pip install openvino"
+        if self.precision == "bf16" and not has_bf16():
+            return "this CPU has no bf16 instructions"
+        return None
+
+    def cannot_build(self, device: torch.device) -> str | None:
+        if self.precision == "int8" and not find_spec("nncf"):
+            return "NNCF is not installed: pip install nncf"
+        return self.cannot_run(device)
+
+    def build(self, source: Source, graph: str) -> tuple[Path, dict]:
+        onnx = source.onnx(graph, "fp32")
+        if self.precision != "int8":
+            return onnx, {}
+        return quantize(onnx, source.path(graph, "int8", ".xml"), source.calibration)
+
+    def load(self, subject: Subject, graph: str) -> Run:
+        import openvino
+
+        path = subject.file(self.name, graph)
+        options = {
+            # What surrounds int8 products: they are coarser than bf16.
+            "INFERENCE_PRECISION_HINT": HINTS.get(self.precision) or ("bf16" if has_bf16() else "f32"),
+            "INFERENCE_NUM_THREADS": subject.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            raise PicollmError(f"OpenVINO can't read {path}: {one_line(error)[:300]}") from None
+
+        def run(*inputs: np.ndarray) -> np.ndarray:
+            return request.infer(list(inputs))[0]
+
+        return run
+
+
+def has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dict]:
+    """NNCF's post-training int8, activations calibrated on training rows [n, T], as an IR: .xml and .bin."""
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(onnx)
+    context = calibration.shape[1]
+    given = [row[None] for row in calibration]
+    if len(model.inputs) == 2:
+        given = [(row, np.arange(context)) for row in given]
+    quantized = nncf.quantize(
+        model,
+        nncf.Dataset(given),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(given),
+    )
+    # The .bin's name follows the .xml's: both are written under names that no reader looks for, the .xml renamed last.
+    with atomic_path(path) as temporary:
+        ir = temporary.with_suffix(".xml")
+        openvino.save_model(quantized, ir, compress_to_fp16=True)  # the embedding, which int8 leaves as it is
+        ir.with_suffix(".bin").rename(path.with_suffix(".bin"))
+        ir.rename(temporary)
+    return path, {"from": onnx.name, "calibration_rows": len(given), "preset": "mixed", "model_type": "transformer"}

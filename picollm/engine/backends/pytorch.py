@@ -1,0 +1,157 @@
+"""PyTorch's own ways to run a model: eager, torch.compile, a CUDA graph, and AOTInductor's compiled package."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from picollm.data.files import atomic_path
+from picollm.engine.backends.interface import Backend, Run, Source, Subject, no_gpu
+from picollm.engine.export import GRAPHS, export_program, in_precision, quiet
+from picollm.errors import PicollmError, one_line
+from picollm.hardware import cxx_compiler, describe_cpu, describe_gpu
+
+RECOMPILE_LIMIT = 128
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def host_run(call: Callable[..., Tensor], device: torch.device) -> Run:
+    @torch.inference_mode()
+    def run(*inputs: np.ndarray) -> np.ndarray:
+        # The copy to the host waits for the device, so a host clock around `run` measures all of it.
+        return call(*(torch.from_numpy(x).to(device) for x in inputs)).cpu().numpy()
+
+    return run
+
+
+@contextmanager
+def tf32(allowed: bool):
+    """Float32 products on a GPU's tensor cores with 10 bits of mantissa, or exact ones."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class Eager(Backend):
+    """The checkpoint as PyTorch runs it. fp32 is the reference of every other; TF32 is a backend of its own."""
+
+    runtime = "eager"
+    builds = False
+
+    def cannot_run(self, device: torch.device) -> str | None:
+        return no_gpu(device) if self.precision in ("tf32", "fp16") else None
+
+    def load(self, subject: Subject, graph: str) -> Run:
+        run = host_run(self.module(subject, graph), subject.device)
+
+        def exactly(*inputs: np.ndarray) -> np.ndarray:
+            with tf32(self.precision == "tf32"):
+                return run(*inputs)
+
+        return exactly
+
+    def module(self, subject: Subject, graph: str) -> nn.Module:
+        model = copy.deepcopy(subject.model).to(subject.device, DTYPES[self.precision])
+        return GRAPHS[graph](model).eval()
+
+
+class Compiled(Eager):
+    """torch.compile. It compiles at the first call of each shape, that is, in the gate or during warm-up."""
+
+    runtime = "compile"
+
+    def cannot_run(self, device: torch.device) -> str | None:
+        return no_compiler(device) or super().cannot_run(device)
+
+    def module(self, subject: Subject, graph: str) -> nn.Module:
+        # Every shape of every precision counts against one limit, beyond which it would run eagerly without a word.
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        return torch.compile(super().module(subject, graph), dynamic=False, fullgraph=True)
+
+
+class CudaGraph(Eager):
+    """Eager kernels, recorded once for each shape and launched together. Never executed by us: no GPU was at hand."""
+
+    runtime = "cudagraph"
+
+    def cannot_run(self, device: torch.device) -> str | None:
+        return no_gpu(device)
+
+    def load(self, subject: Subject, graph: str) -> Run:
+        module, recorded = self.module(subject, graph), {}
+
+        @torch.inference_mode()
+        def run(*inputs: np.ndarray) -> np.ndarray:
+            shape = tuple(x.shape for x in inputs)
+            if shape not in recorded:
+                recorded[shape] = record(module, [torch.from_numpy(x).to(subject.device) for x in inputs])
+            cuda_graph, held, output = recorded[shape]
+            for x, fresh in zip(held, inputs, strict=True):
+                x.copy_(torch.from_numpy(fresh))
+            cuda_graph.replay()
+            return output.cpu().numpy()
+
+        return run
+
+
+def record(module: nn.Module, held: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+    """A CUDA graph, the tensors that it reads and the one that it writes."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries allocate and choose kernels at first use, which can't be recorded
+        for _ in range(3):
+            module(*held)
+    torch.cuda.current_stream().wait_stream(side)
+    cuda_graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(cuda_graph):
+        output = module(*held)
+    return cuda_graph, held, output
+
+
+class AotInductor(Backend):
+    """AOTInductor: the graph compiled ahead of time into a package (.pt2) that runs without Python's part of it."""
+
+    runtime = "aoti"
+
+    def cannot_run(self, device: torch.device) -> str | None:
+        return no_gpu(device) if self.precision == "fp16" else None
+
+    def cannot_build(self, device: torch.device) -> str | None:
+        return no_compiler(device) or self.cannot_run(device)
+
+    def made_for(self, device: torch.device) -> dict[str, object]:
+        gpu = describe_gpu() if device.type == "cuda" else None
+        # Inductor compiles for the instruction set, or the GPU, that it finds.
+        made = {"torch": torch.__version__, "device": device.type}
+        return made | ({"compute_capability": gpu["compute_capability"]} if gpu else {"isa": describe_cpu()["isa"]})
+
+    def build(self, source: Source, graph: str) -> tuple[Path, dict]:
+        path = source.path(graph, self.precision, ".pt2")
+        model = in_precision(source.model, self.precision).to(source.device)
+        program = export_program(model, graph, max_batch=source.max_batch)
+        with atomic_path(path) as temporary, quiet():
+            package = temporary.with_suffix(".pt2")  # a name that it insists on
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+            package.rename(temporary)
+        return path, {}
+
+    def load(self, subject: Subject, graph: str) -> Run:
+        path = subject.file(self.name, graph)
+        try:
+            package = torch._inductor.aoti_load_package(str(path))
+        except RuntimeError as error:
+            raise PicollmError(f"AOTInductor can't load {path}: {one_line(error)[:300]}") from None
+        return host_run(package, subject.device)
+
+
+def no_compiler(device: torch.device) -> str | None:
+    return "no C++ compiler" if device.type == "cpu" and cxx_compiler() is None else None

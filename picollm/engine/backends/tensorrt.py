@@ -1,0 +1,153 @@
+"""TensorRT, by one of two compilers that share the exported graph:
+
+without an NVIDIA GPU   TensorRT-RTX compiles the ONNX file ahead of time for named compute capabilities (Turing to
+                        Blackwell RTX cards) into a plan that such a card finishes by JIT. It is built here, not run.
+with one                torch-tensorrt compiles the torch.export program for that GPU into a loadable `.ep` file.
+
+What needs a GPU (running either, building the second) was never executed by us: it is written against TensorRT-RTX 1.7
+and torch-tensorrt 2.11 to 2.14, whose signatures a test holds it to.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from picollm.data.files import atomic_path
+from picollm.engine.backends.interface import Backend, Run, Source, Subject, differs, no_gpu
+from picollm.engine.backends.pytorch import host_run
+from picollm.engine.backends.rtx import build_plan, load_plan
+from picollm.engine.export import GRAPHS, export_program, in_precision
+from picollm.errors import PicollmError
+from picollm.hardware import describe_gpu, installed
+
+RTX, TORCH = "tensorrt-rtx", "torch-tensorrt"  # targets, named like their packages
+MODULES = {RTX: "tensorrt_rtx", TORCH: "torch_tensorrt"}
+QUANTIZED = ("int8", "fp8")
+
+# Keywords of torch_tensorrt.dynamo.compile. Precision comes from the graph alone: since 2.13 `enabled_precisions` is
+# swallowed without a word and gives a float32 engine.
+FLAGS = {
+    "require_full_compilation": True,  # a part left to PyTorch would be timed as TensorRT
+    "min_block_size": 1,
+    "use_fast_partitioner": False,
+    "optimization_level": 4,
+    "disable_tf32": True,  # float32 means float32
+    "attn_bias_is_causal": True,  # our only mask is the causal one
+    "immutable_weights": True,
+}
+
+
+class TensorRt(Backend):
+    runtime = "tensorrt"
+
+    def cannot_run(self, device: torch.device) -> str | None:
+        return no_gpu(device)
+
+    def cannot_build(self, device: torch.device) -> str | None:
+        target = choose_target(device)
+        if target is None:
+            return f"{RTX} is not installed: pip install {RTX}"
+        if self.precision in QUANTIZED and target == RTX:
+            return f"{self.precision} is for an NVIDIA GPU with {TORCH}"
+        if self.precision in QUANTIZED and not find_spec("modelopt"):
+            return "NVIDIA's ModelOpt is not installed: pip install nvidia-modelopt"
+        return None
+
+    def build(self, source: Source, graph: str) -> tuple[Path, dict]:
+        if choose_target(source.device) == TORCH:
+            path = source.path(graph, self.precision, ".ep")
+            flags = build_torch_tensorrt(source, graph, self.precision, path)
+            capabilities = [describe_gpu()["compute_capability"]]
+            return path, {"target": TORCH, "compute_capabilities": capabilities, "flags": flags}
+        path = source.path(graph, self.precision, ".plan")
+        profile = shapes(graph, source.model.config.context, source.max_batch)
+        onnx = source.onnx(graph, self.precision)
+        found = build_plan(onnx, path, source.capabilities, profile)
+        about = {"target": RTX, "from": onnx.name, "compute_capabilities": source.capabilities, "profile": profile}
+        return path, about | found
+
+    def refuses(self, built: dict, device: torch.device) -> str | None:
+        about = built["graphs"]["logits"]
+        target, here = about["target"], describe_gpu()["compute_capability"]
+        if here not in about["compute_capabilities"]:
+            built_for = ", ".join(about["compute_capabilities"])
+            return f"the engine is for compute capability {built_for}, this GPU has {here}: run trt_compile here"
+        if not find_spec(MODULES[target]):
+            return f"the engine is {target}'s, which is not installed: pip install {target}"
+        return differs(built["made_for"], versions(target))
+
+    def made_for(self, device: torch.device) -> dict[str, object]:
+        return versions(choose_target(device))
+
+    def load(self, subject: Subject, graph: str) -> Run:
+        path = subject.file(self.name, graph)
+        if path.suffix == ".plan":
+            return load_plan(path)
+        return host_run(import_torch_tensorrt().load(str(path)).module(), subject.device)
+
+
+def versions(target: str) -> dict[str, object]:
+    """Of what an engine depends on; torch-tensorrt comes as two distributions."""
+    packages = (RTX,) if target == RTX else (TORCH, "torch-tensorrt-rtx", "tensorrt", RTX, "torch")
+    return {package: installed(package) for package in packages}
+
+
+def choose_target(device: torch.device) -> str | None:
+    """torch-tensorrt for this machine's GPU, else TensorRT-RTX ahead of time; None where neither is installed.
+
+    Both are optional: they are proprietary, and the rest of the pipeline needs neither.
+    """
+    wanted = (TORCH, RTX) if device.type == "cuda" else (RTX,)
+    return next((target for target in wanted if find_spec(MODULES[target])), None)
+
+
+def shapes(graph: str, context: int, max_batch: int) -> dict[str, list[list[int]]]:
+    """Each input's smallest, usual and largest shape: the engine's profile, outside of which it refuses.
+
+    torch-tensorrt takes the usual ones from the exported program's example, which has two positions: one would be
+    specialised to a constant.
+    """
+    known = {
+        "ids": [[1, context], [max_batch, context], [max_batch, context]],
+        "positions": [[1], [2], [context]],
+    }
+    return {name: known[name] for name in GRAPHS[graph].inputs}
+
+
+def build_torch_tensorrt(source: Source, graph: str, precision: str, path: Path) -> dict:
+    """torch-tensorrt for this machine's GPU, saved as an exported program (`.ep`). Returns the compiler's flags."""
+    torch_tensorrt = import_torch_tensorrt()
+    context = source.model.config.context
+    profile = shapes(graph, context, source.max_batch)
+    inputs = [
+        torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
+        for name, (least, usual, most) in profile.items()
+    ]
+    if precision in QUANTIZED:
+        from picollm.engine.quantization import quantized_program
+
+        program = quantized_program(source, graph, precision)
+    else:
+        model = in_precision(source.model, precision).to(source.device)
+        program = export_program(model, graph, max_batch=source.max_batch)
+    compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=inputs, **FLAGS)
+    engines = [name for name, _ in compiled.named_children() if name.startswith("_run_on_acc")]
+    others = [name for name, _ in compiled.named_children() if name.startswith("_run_on_gpu")]
+    if len(engines) != 1 or others:
+        raise PicollmError(
+            f"torch-tensorrt made {len(engines)} engines and left {len(others)} parts to PyTorch, not one"
+        )
+    with atomic_path(path) as temporary:
+        torch_tensorrt.save(compiled, str(temporary), output_format="exported_program", arg_inputs=inputs)
+    return FLAGS | {"profile": profile}
+
+
+def import_torch_tensorrt():
+    try:
+        import torch_tensorrt
+    except ImportError as error:
+        raise PicollmError(f"torch-tensorrt can't be loaded ({error}): pip install {TORCH}==2.13.0") from None
+    return torch_tensorrt

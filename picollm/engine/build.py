@@ -1,0 +1,83 @@
+"""Build every named backend's artefacts into one folder, and the manifest that says what they are good for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from picollm.data.files import write_json
+from picollm.data.loading import Rows
+from picollm.data.manifest import clear, describe
+from picollm.engine.backends.interface import Backend, Source
+from picollm.engine.backends.registry import find_backend
+from picollm.engine.export import GRAPHS
+from picollm.engine.grid import Grid
+from picollm.engine.manifest import FORMAT
+from picollm.errors import one_line
+from picollm.hardware import describe_hardware
+
+log = logging.getLogger(__name__)
+
+
+def calibration(rows: Rows | np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Training rows for int8 and fp8, [count, T] int64, drawn once each; all of them where there are fewer."""
+    chosen = np.random.default_rng(seed).choice(len(rows), min(count, len(rows)), replace=False)
+    return np.ascontiguousarray(rows[np.sort(chosen)][:, :-1], dtype=np.int64)
+
+
+def build(source: Source, grid: Grid, *, checkpoint_sha256: str) -> dict:
+    """Write artefacts and manifest.json, last; returns the manifest.
+
+    A backend that this machine can't build, or whose build fails, gets the reason, and the others go on.
+    """
+    manifest_path = source.folder / "manifest.json"
+    source.folder.mkdir(parents=True, exist_ok=True)
+    clear(manifest_path, *(f"{dot}{graph}.*" for graph in GRAPHS for dot in ("", ".")))
+    backends = {name: build_one(find_backend(name), source, grid.graphs) for name in grid.backends}
+    manifest = {
+        "format": FORMAT,
+        "context": source.model.config.context,
+        "max_batch": source.max_batch,
+        "checkpoint_sha256": checkpoint_sha256,
+        "backends": backends,
+        "build_seconds": source.seconds,
+        "hardware": describe_hardware(device=source.device.type, threads=torch.get_num_threads()),
+        "files": [describe(file) for graph in GRAPHS for file in sorted(source.folder.glob(f"{graph}.*"))],
+    }
+    write_json(manifest_path, manifest)
+    return manifest
+
+
+def build_one(backend: Backend, source: Source, graphs: Sequence[str]) -> dict:
+    """The manifest's entry: `reason` is null where it was built or needs no artefact."""
+    entry = {"precision": backend.precision, "reason": None, "files": {}, "graphs": {}, "made_for": {}}
+    if not backend.builds:
+        return entry
+    reason = backend.cannot_build(source.device)
+    if reason:
+        log.warning("%s is not built: %s", backend.name, reason)
+        return entry | {"reason": f"it was not built: {reason}"}
+    try:
+        build_graphs(backend, source, graphs, entry)
+    except OSError:  # a full disk is no property of a backend
+        raise
+    except Exception as error:  # runtimes raise what they like: unsupported operators, assertions, compilers' output
+        log.warning("%s is not built: %s", backend.name, one_line(error)[:300])
+        log.debug("%s", backend.name, exc_info=True)
+        return entry | {"files": {}, "graphs": {}, "reason": f"its build failed: {one_line(error)[:300]}"}
+    return entry | {"made_for": backend.made_for(source.device)}
+
+
+def build_graphs(backend: Backend, source: Source, graphs: Sequence[str], entry: dict) -> None:
+    for graph in graphs:
+        start, shared = time.perf_counter(), sum(source.seconds.values())
+        path, about = backend.build(source, graph)
+        entry["files"][graph], entry["graphs"][graph] = path.name, about
+        if path.name not in source.seconds:  # less the exports that it caused, which have their own
+            own = time.perf_counter() - start - (sum(source.seconds.values()) - shared)
+            source.seconds[path.name] = round(own, 2)
+            log.info("%s: %.1f s, %.1f MB", path.name, own, path.stat().st_size / 1e6)

@@ -1,0 +1,57 @@
+"""What can be built and timed, by name: backends, outputs, batch sizes. Imports nothing: the configuration reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+RUNTIMES = {
+    "eager": ("fp32", "tf32", "bf16", "fp16"),
+    "compile": ("fp32", "bf16", "fp16"),
+    "cudagraph": ("fp32", "bf16", "fp16"),
+    "aoti": ("fp32", "bf16", "fp16"),
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8", "fp8"),
+}
+BACKENDS = tuple(f"{runtime}-{precision}" for runtime, precisions in RUNTIMES.items() for precision in precisions)
+REFERENCE = "eager-fp32"
+BASELINES = (REFERENCE, "eager-bf16")  # measured always: a speed-up over float32 alone would flatter
+
+# output: the graph of picollm.engine.export that computes it. last: logits of the last position; full: of all of them;
+# loss: nats of each next token.
+OUTPUTS = {"last": "logits", "full": "logits", "loss": "nats"}
+SWEEP = (1, 2, 4, 8, 16, 32)
+FULL_BATCHES = {"last": SWEEP, "full": (1, 8), "loss": (1, 8)}  # all logits of 32 rows: 2.5 GB at the original's size
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Backends in order, the batch sizes that each output is timed at, and the largest that engines accept."""
+
+    backends: tuple[str, ...]
+    batches: Mapping[str, tuple[int, ...]]
+    max_batch: int
+
+    @property
+    def largest(self) -> int:
+        return max(max(batches) for batches in self.batches.values())
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """`logits` always: the gate reads them."""
+        return tuple(dict.fromkeys(["logits", *(OUTPUTS[output] for output in self.batches)]))
+
+
+def grid(engine: Mapping, batches: Sequence[int] = (1,)) -> Grid:
+    """Of the configuration's section `engine`, and benchmark.batches."""
+    if engine["grid"] == "full":
+        return Grid(BACKENDS, FULL_BATCHES, max(SWEEP))
+    names = tuple(dict.fromkeys([*BASELINES, *engine["backends"]]))
+    return Grid(names, dict.fromkeys(engine["outputs"], tuple(dict.fromkeys(batches))), engine["max_batch"])
+
+
+def result_key(row: Mapping) -> str:
+    """A result's name in flat metrics: backend and batch, and the output where it is not the usual one."""
+    output = row.get("output", "last")  # older reports had no other
+    return f"{row['backend'].replace('-', '_')}{'' if output == 'last' else f'_{output}'}_b{row['batch']}"

@@ -1,0 +1,36 @@
+"""A benchmark report as lines for a terminal or a log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from picollm.engine.grid import REFERENCE
+
+log = logging.getLogger(__name__)
+
+
+def lines(report: dict) -> Iterator[str]:
+    """One line a result: medians, and ratios to the eager baselines with 95 % intervals."""
+    for row in report["results"]:
+        about = f"{row['backend']:20} {row['output']:5} batch {row['batch']:<3}"
+        if "latency_ms" not in row:
+            yield f"{about} {row['status']}"
+            continue
+        over = [f"{s['ratio']:.2f}x [{s['low']:.2f}, {s['high']:.2f}] {name}" for name, s in row["speedups"].items()]
+        noisy = "; NOISY: beyond benchmark.noise_limit" if row["noisy"] else ""
+        yield f"{about} p50 {row['latency_ms']['p50']:9.2f} ms  {', '.join(over) or 'baseline'}{noisy}"
+
+
+def accuracy_lines(report: dict) -> Iterator[str]:
+    for name, backend in report["backends"].items():
+        if (found := backend["accuracy"]) and name != REFERENCE:
+            yield (
+                f"{name:20} perplexity {found['perplexity_difference']:+.3%}, mean KL {found['mean_kl']:.1e} nats, "
+                f"same top token {found['top1_agreement']:.2%} of {found['tokens']}: {backend['status']}"
+            )
+
+
+def log_table(report: dict) -> None:
+    for line in (*accuracy_lines(report), *lines(report)):
+        log.info("%s", line)

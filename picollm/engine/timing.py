@@ -1,0 +1,96 @@
+"""Latencies, measured so that a shared machine can't decide the result, and what may be said of their ratios.
+
+All backends are loaded in one process and take turns: in every round, in a fresh shuffled order, each runs a block of
+calls on real token rows. A disturbance hits all of them, or is seen as spread between rounds. The baseline takes part
+twice; the ratio of the two copies is the noise band, and a speed-up whose interval overlaps it is no difference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+
+BOOTSTRAPS = 1000
+ENOUGH_FOR_P99 = 1000
+WARMUP_CALLS = 3  # at least; the first of a compiled model compiles
+
+Call = Callable[[np.ndarray], object]  # ids [B, T] int64 on the host; the answer has arrived there when it returns
+Rounds = list[list[float]]  # milliseconds of each call, by round
+
+
+@dataclass(frozen=True)
+class Protocol:
+    rounds: int
+    block_seconds: float
+    warmup_seconds: float
+    seed: int
+
+
+def measure(
+    runs: dict[str, Call],
+    inputs: list[np.ndarray],
+    protocol: Protocol,
+    clock: Callable[[], float] = time.perf_counter,
+    advance: Callable[[], object] = lambda: None,
+) -> dict[str, Rounds]:
+    """Milliseconds of every timed call, by backend and round. `advance` is called after each block."""
+    order = np.random.default_rng(protocol.seed)
+    source = cycle(inputs)
+    for run in runs.values():
+        start, calls = clock(), 0
+        while calls < WARMUP_CALLS or clock() - start < protocol.warmup_seconds:
+            run(next(source))
+            calls += 1
+    samples: dict[str, Rounds] = {name: [] for name in runs}
+    for _ in range(protocol.rounds):
+        for name in order.permutation(list(runs)):
+            run, block = runs[name], []
+            run(next(source))  # untimed: the caches are the previous backend's
+            start = clock()
+            while not block or clock() - start < protocol.block_seconds:
+                ids = next(source)
+                before = clock()
+                run(ids)
+                block.append((clock() - before) * 1e3)
+            samples[name].append(block)
+            advance()
+    return samples
+
+
+def latency(rounds: Rounds) -> dict:
+    """Statistics over all calls, in milliseconds (n: calls). Percentiles interpolate linearly, as NumPy does.
+
+    Tails need calls: p99 is None below a thousand. iqr_rel: interquartile range / median.
+    """
+    x = np.concatenate(rounds)
+    p25, p50, p75, p90, p95, p99 = map(float, np.percentile(x, [25, 50, 75, 90, 95, 99]))
+    deviation = float(x.std(ddof=1)) if len(x) > 1 else 0.0
+    return {"n": len(x), "mean": float(x.mean()), "std": deviation, "min": float(x.min()), "p50": p50, "p90": p90,
+            "p95": p95, "p99": p99 if len(x) >= ENOUGH_FOR_P99 else None, "iqr_rel": (p75 - p25) / p50}  # fmt: skip
+
+
+def speedup(baseline: Rounds, rounds: Rounds, seed: int) -> dict:
+    """Ratio of median latencies, baseline / backend, with its 95 % percentile-bootstrap interval.
+
+    Rounds are resampled, the same ones for both sides: calls within a round are not independent of each other.
+    """
+    draw = np.random.default_rng(seed)
+
+    def ratio(chosen) -> float:
+        a, b = (np.median(np.concatenate([x[i] for i in chosen])) for x in (baseline, rounds))
+        return float(a / b)
+
+    n = len(rounds)
+    low, high = np.percentile([ratio(draw.integers(n, size=n)) for _ in range(BOOTSTRAPS)], [2.5, 97.5])
+    return {"ratio": ratio(range(n)), "low": float(low), "high": float(high)}
+
+
+def verdict(found: dict, noise: dict) -> str:
+    """faster, slower, or `no difference` where the interval overlaps the noise band (which always holds 1)."""
+    if found["low"] <= max(noise["high"], 1.0) and found["high"] >= min(noise["low"], 1.0):
+        return "no difference"
+    return "faster" if found["ratio"] > 1 else "slower"

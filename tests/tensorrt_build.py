@@ -1,0 +1,86 @@
+"""`make test-tensorrt`: torch-tensorrt takes the whole decoder into one network and builds it, without a GPU.
+
+torch-tensorrt asks the GPU for its properties, which a machine without one can't answer: these queries are answered for
+an RTX 4090 here (compute capability 8.9). Everything else is real: the export, the converters, TensorRT-RTX's builder.
+What comes out can't be loaded for want of a device, and is not run.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from picollm.engine.backends.rtx import layer_types  # noqa: E402
+from picollm.engine.backends.tensorrt import FLAGS, shapes  # noqa: E402
+from picollm.engine.export import export_program, half_precision  # noqa: E402
+from picollm.model.transformer import ModelConfig, Transformer  # noqa: E402
+
+CAPABILITY, MEMORY, MAX_BATCH = (8, 9), 24 * 2**30, 8
+ORIGINAL = ModelConfig(50257, 384, 448, 8, 7, 592, 0.0, True, 10000.0, 512)
+
+
+def main() -> None:
+    if torch.cuda.is_available():
+        sys.exit("test-tensorrt: this machine has a GPU: `make gpu` runs the real thing")
+    properties = SimpleNamespace(major=8, minor=9, name="NVIDIA GeForce RTX 4090", total_memory=MEMORY)
+    answers = {
+        "current_device": lambda: 0,
+        "get_device_properties": lambda *_: properties,
+        "get_device_capability": lambda *_: CAPABILITY,
+        "mem_get_info": lambda *_: (MEMORY, MEMORY),
+    }
+    torch.manual_seed(0)
+    model = half_precision(Transformer(ORIGINAL).eval())
+    program = export_program(model, "logits", max_batch=MAX_BATCH)
+    engines, networks = [], []
+    logging.disable(logging.ERROR)  # it reports that nothing was loaded
+
+    class Runtime:
+        """Takes the serialized engine in the place where a device would load it."""
+
+        def __init__(self, *_: object) -> None: ...
+
+        def deserialize_cuda_engine(self, engine: object) -> None:
+            engines.append(bytes(engine))
+
+    with mock.patch.multiple(torch.cuda, **answers):
+        import torch_tensorrt
+        from torch_tensorrt.dynamo.conversion import _TRTInterpreter as interpreter
+
+        construct = interpreter.TRTInterpreter._construct_trt_network_def
+
+        def constructed(self: object) -> None:
+            construct(self)
+            networks.append(layer_types(self.ctx.net))
+
+        profile = shapes("logits", ORIGINAL.context, MAX_BATCH)
+        inputs = [
+            torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
+            for name, (least, usual, most) in profile.items()
+        ]
+        with (
+            mock.patch.object(interpreter.TRTInterpreter, "_construct_trt_network_def", constructed),
+            mock.patch.object(interpreter.trt, "Runtime", Runtime),
+            suppress(RuntimeError),  # that there is no loaded engine
+        ):
+            torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(program, arg_inputs=inputs, **FLAGS)
+    if len(networks) != 1 or len(engines) != 1:
+        sys.exit(f"test-tensorrt: {len(networks)} networks and {len(engines)} engines, not one of each")
+    weights = sum(p.numel() for p in model.parameters()) * 2
+    versions = f"torch-tensorrt {torch_tensorrt.__version__}, torch {torch.__version__}"
+    print(f"{versions}: one network, {len(engines[0]) / 1e6:.1f} MB (float16 weights: {weights / 1e6:.1f} MB)")
+    print(networks[0])
+    if len(engines[0]) < weights or "FLOAT" in networks[0]["MATRIX_MULTIPLY"]:
+        sys.exit("test-tensorrt: the engine is smaller than its weights, or multiplies in float32")
+
+
+if __name__ == "__main__":
+    main()
