@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-LOGITS_BYTES = 256 * 2**20  # of float32 logits at a time
+LOGITS_BYTES = 64 * 2**20  # of float32 logits at a time
 PROMPT_SHARE = 2  # greedy text begins after the first half of a row
 GREEDY_TOKENS = 64  # at most
 LEVEL = 0.1  # nats
