@@ -19,6 +19,7 @@ LOGITS_BYTES = 64 * 2**20  # of float32 logits at a time
 PROMPT_SHARE = 2  # greedy text begins after the first half of a row
 GREEDY_TOKENS = 64  # at most
 LEVEL = 0.1  # nats
+TOKENS_AT_ONCE = 64
 
 Answer = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids [B, T], positions [P] -> logits [B, P, V] float32
 
@@ -52,7 +53,8 @@ def compare_all(answers: Mapping[str, Answer], reference: str, rows: np.ndarray,
     for start in tqdm(range(0, len(rows), batch), desc="accuracy gate", unit=" batches", disable=None):
         part = rows[start : start + batch].astype(np.int64)
         ids, targets = np.ascontiguousarray(part[:, :-1]), torch.from_numpy(part[:, 1:]).flatten()
-        expected = torch.from_numpy(answers[reference](ids, positions)).flatten(0, 1).log_softmax(-1)
+        # A copy: a backend may return its own buffer and overwrite it.
+        expected = torch.from_numpy(np.array(answers[reference](ids, positions))).flatten(0, 1)
         for name, answer in answers.items():
             logits = expected if name == reference else torch.from_numpy(answer(ids, positions)).flatten(0, 1)
             found[name].append(per_token(expected, logits, targets))
@@ -65,12 +67,18 @@ def rows_at_once(rows: np.ndarray, vocabulary: int, at_most: int) -> int:
 
 
 def per_token(expected: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probabilities and logits [N, V], targets [N] -> [5, N]: reference's nats, these, KL, same top token, level.
+    """Logits [N, V] each, targets [N] -> [5, N]: reference's nats, these, KL, same top token, level.
 
     Level: the top token is, for the reference, the best or within LEVEL of it. Which of two such tokens comes first
     says more of the model, the flatter its answers the more, than of the arithmetic.
     """
-    given = logits.log_softmax(-1)
+    # Some tokens at a time: whole batches of ten such arrays would take gigabytes, and leave the cache.
+    parts = zip(*(x.split(TOKENS_AT_ONCE) for x in (expected, logits, targets)), strict=True)
+    return torch.cat([compared(p.log_softmax(-1), q.log_softmax(-1), t) for p, q, t in parts], 1)
+
+
+def compared(expected: Tensor, given: Tensor, targets: Tensor) -> Tensor:
+    """`per_token` of log-probabilities."""
     nats, reference = (-x.gather(-1, targets[:, None])[:, 0] for x in (given, expected))
     best, top = expected.max(-1), given.argmax(-1, keepdim=True)
     same = top[:, 0] == best.indices
@@ -80,8 +88,8 @@ def per_token(expected: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
 
 def mean_kl(expected: np.ndarray, found: np.ndarray) -> float:
     """Nats, over all positions of two sets of logits [..., V]."""
-    p, q = (torch.from_numpy(x).flatten(0, -2).log_softmax(-1) for x in (expected, found))
-    return divergence(p, q).mean().item()
+    parts = zip(*(torch.from_numpy(x).flatten(0, -2).split(TOKENS_AT_ONCE) for x in (expected, found)), strict=True)
+    return torch.cat([divergence(p.log_softmax(-1), q.log_softmax(-1)) for p, q in parts]).mean().item()
 
 
 def divergence(expected: Tensor, given: Tensor) -> Tensor:
