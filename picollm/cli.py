@@ -248,12 +248,7 @@ def parser() -> argparse.ArgumentParser:
     add("--top-k", type=int, default=50, help="draw from so many likeliest tokens (%(default)s)")
     add("--seed", type=int, default=1)
     add = options["evaluate"].add_argument
-    add(
-        "corpus",
-        nargs="?",
-        default="data/corpus/test.parquet",
-        help="text in any form that corpus.path takes (%(default)s)",
-    )
+    add("corpus", nargs="?", default="data/corpus/test.parquet", help="any text that corpus.path takes (%(default)s)")
     add("--split", default="test", choices=("train", "validation", "test"), help="where it has splits (%(default)s)")
     add("--json", action="store_true", help="as JSON, with all digits")
     options["export"].add_argument("folder", help="written into it: model.safetensors, config.json")

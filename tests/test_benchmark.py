@@ -21,7 +21,7 @@ from picollm.engine.export import Logits
 from picollm.engine.fresh import cold_start
 from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge
 from picollm.engine.grid import BACKENDS, REFERENCE, Grid, grid
-from picollm.engine.table import lines
+from picollm.engine.table import accuracy_lines, lines
 from picollm.engine.timing import Protocol, latency, measure, speedup, verdict
 from picollm.errors import PicollmError
 from picollm.hardware import CpuMeter, describe_hardware
@@ -285,6 +285,8 @@ def test_a_backend_that_answers_no_number_fails(subject, folder, rows, monkeypat
     jsonschema.validate(report, SCHEMA)
     assert report["backends"]["eager-bf16"]["status"].startswith("failed: accuracy (mean KL nan")
     json.dumps(report, allow_nan=False)
+    (line,) = accuracy_lines(report)
+    assert line.startswith("eager-bf16") and "failed: accuracy (mean KL nan" in line
 
 
 def test_a_wrong_answer_at_one_shape_or_output_alone_has_no_number(subject, folder, rows, monkeypatch):

@@ -24,7 +24,11 @@ def lines(report: dict) -> Iterator[str]:
 
 def accuracy_lines(report: dict) -> Iterator[str]:
     for name, backend in report["backends"].items():
-        if (found := backend["accuracy"]) and name != REFERENCE:
+        if not (found := backend["accuracy"]) or name == REFERENCE:
+            continue
+        if found["mean_kl"] is None:  # its answers were no numbers
+            yield f"{name:20} {backend['status']}"
+        else:
             yield (
                 f"{name:20} perplexity {found['perplexity_difference']:+.3%}, mean KL {found['mean_kl']:.1e} nats, "
                 f"same top token {found['top1_agreement']:.2%} of {found['tokens']}: {backend['status']}"

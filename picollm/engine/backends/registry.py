@@ -48,8 +48,8 @@ def find_backend(name: str) -> Backend:
 
 
 def load_backend(name: str, subject: Subject, graphs: tuple[str, ...] = ("logits",)) -> Loaded:
-    backend = find_backend(name)
     """What can't run has a status that begins with `not run`, what fails to load one that begins with `failed`."""
+    backend = find_backend(name)
     reason = why_not(backend, subject, graphs)
     if reason:
         return Loaded(backend, f"not run: {reason}")
