@@ -44,7 +44,7 @@ from picollm.engine.table import accuracy_lines, lines  # noqa: E402
 from picollm.engine.timing import Protocol  # noqa: E402
 from picollm.hardware import describe_hardware  # noqa: E402
 from picollm.model.checkpoint import save_model  # noqa: E402
-from picollm.model.compute import set_up  # noqa: E402
+from picollm.model.compute import set_up_to_time  # noqa: E402
 from picollm.model.costs import flops_per_token, gemm_rate, peak_memory_mib  # noqa: E402
 from picollm.model.training import Trainer, TrainingConfig  # noqa: E402
 from picollm.model.transformer import ModelConfig, Transformer  # noqa: E402
@@ -182,8 +182,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu"), help="the folder to write into (%(default)s)")
     arguments = parser.parse_args()
-    device = set_up(arguments.device, torch.get_num_threads())
-    torch.set_deterministic_debug_mode("default")
+    device = set_up_to_time(arguments.device, torch.get_num_threads())
     if arguments.size == "original" and device.type == "cpu":
         sys.exit("gpu: torch sees no GPU; --size smoke runs on a CPU, to see whether it works")
     shape, recipe = presets(arguments.size)

@@ -23,7 +23,7 @@ from picollm.data.files import read_json
 from picollm.engine.backends.interface import Subject
 from picollm.engine.backends.registry import load_backend
 from picollm.errors import PicollmError, one_line
-from picollm.model.compute import set_up
+from picollm.model.compute import set_up_to_time
 from picollm.model.exchange import load_folder
 
 TIMEOUT = 900  # seconds; torch.compile of a large model takes minutes on a slow machine
@@ -99,8 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch", type=int, default=1)
     arguments = parser.parse_args()
-    device = set_up(arguments.device, arguments.threads)
-    torch.set_deterministic_debug_mode("default")
+    device = set_up_to_time(arguments.device, arguments.threads)
     engine = Path(arguments.engine)
     # Whoever started this has proven the files already.
     subject = Subject(load_folder(Path(arguments.model)), read_json(engine), engine.parent, device, arguments.threads)

@@ -15,7 +15,7 @@ from picollm.engine.benchmark import COLUMNS, benchmark, check_sizes, setting
 from picollm.engine.build import build, calibration
 from picollm.engine.grid import grid
 from picollm.engine.manifest import read_manifest
-from picollm.model.compute import set_up
+from picollm.model.compute import set_up_to_time
 from picollm.model.exchange import load_folder
 
 WEIGHTS = "model.safetensors"
@@ -38,7 +38,7 @@ def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, 
 
 def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> dict:
     """The artefacts of the section `engine` for the model in `checkpoint`; the manifest."""
-    engine, device = config["engine"], set_up_to_time(config["compute"])
+    engine, device = config["engine"], set_up_to_time(**config["compute"])
     wanted = grid(engine)
     rows = calibration(open_split(tokens, "train"), engine["calibration_rows"], engine["seed"])
     model = load_folder(checkpoint)
@@ -48,16 +48,9 @@ def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mappin
 
 def measure(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> tuple[dict, list[dict]]:
     """Gate and benchmark of an engine folder that exists; the report and its samples."""
-    device = set_up_to_time(config["compute"])
+    device = set_up_to_time(**config["compute"])
     model = load_folder(checkpoint)
     manifest = read_manifest(folder / "manifest.json", weights=checkpoint / WEIGHTS)
     subject = Subject(model, manifest, folder, device, torch.get_num_threads())
     rows = np.asarray(open_split(tokens, "validation"))
     return benchmark(subject, rows, setting(config["engine"], config["benchmark"]), checkpoint)
-
-
-def set_up_to_time(compute: Mapping) -> torch.device:
-    """As people would run it: what repeats exactly may be slower."""
-    device = set_up(**compute)
-    torch.set_deterministic_debug_mode("default")
-    return device

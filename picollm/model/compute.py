@@ -30,6 +30,13 @@ def set_up(device: str, threads: int) -> torch.device:
     return torch.device(device)
 
 
+def set_up_to_time(device: str, threads: int) -> torch.device:
+    """`set_up` as people would run it: what repeats exactly may be slower."""
+    found = set_up(device, threads)
+    torch.set_deterministic_debug_mode("default")
+    return found
+
+
 def keep_memory() -> None:
     """Let the C library keep what is freed, where it is glibc.
 
