@@ -26,7 +26,7 @@ from picollm.data.loading import open_split
 from picollm.data.packing import tokenize_pack
 from picollm.engine.grid import BACKENDS
 from picollm.engine.optimize import optimize
-from picollm.engine.table import accuracy_lines, lines
+from picollm.engine.table import lines
 from picollm.model.checkpoint import save_model
 from picollm.model.compute import set_up
 from picollm.model.training import Trainer
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--outputs", default="last,full")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--full", action="store_true", help="what `make bench-full` does, at this size: an hour or two")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     prepare(arguments.folder, arguments.steps)
@@ -86,9 +87,11 @@ def main() -> None:
         "backends": arguments.backends.split(","), "outputs": arguments.outputs.split(","), "max_batch": max(batches)
     }  # fmt: skip
     config["benchmark"] |= {"batches": batches, "rounds": arguments.rounds, "gate_rows": 24}
+    if arguments.full:
+        config["engine"]["grid"] = "full"
     folder = arguments.folder
     report = optimize(folder / "model", folder / "tokens/manifest.json", folder / "optimized", check(config))
-    print(*accuracy_lines(report), "", *lines(report), "", sep="\n")
+    print(*lines(report), "", sep="\n")
     for name, row in report["backends"].items():
         if row["artefact"]:
             print(

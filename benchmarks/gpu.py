@@ -40,7 +40,7 @@ from picollm.engine.backends.interface import Source, Subject  # noqa: E402
 from picollm.engine.benchmark import Setting, benchmark  # noqa: E402
 from picollm.engine.build import build  # noqa: E402
 from picollm.engine.grid import Grid  # noqa: E402
-from picollm.engine.table import accuracy_lines, lines  # noqa: E402
+from picollm.engine.table import lines  # noqa: E402
 from picollm.engine.timing import Protocol  # noqa: E402
 from picollm.hardware import describe_hardware  # noqa: E402
 from picollm.model.checkpoint import save_model  # noqa: E402
@@ -54,7 +54,7 @@ from picollm.profiling.timeline import analyse, metrics, read_kineto  # noqa: E4
 VOCABULARY = 50257  # GPT-2's
 BACKENDS = (
     "eager-fp32", "eager-tf32", "eager-bf16", "eager-fp16", "compile-bf16", "compile-fp16", "cudagraph-bf16",
-    "cudagraph-fp16", "aoti-bf16", "aoti-fp16", "tensorrt-fp16", "tensorrt-fp32",
+    "cudagraph-fp16", "aoti-bf16", "aoti-fp16", "tensorrt-fp16", "tensorrt-b1-fp16", "tensorrt-fp32",
 )  # fmt: skip
 SIZES = {  # rows a step, training steps, batches, gate rows, rounds
     "original": (64, 600, (1, 8, 32), 64, 9),
@@ -167,7 +167,7 @@ def page(report: dict) -> str:
         ]
     text += ["", "## Backends", "", "```"]
     found = report["benchmark"]
-    text += [f"failed: {found['error']}"] if "error" in found else [*accuracy_lines(found), "", *lines(found)]
+    text += [f"failed: {found['error']}"] if "error" in found else lines(found)
     text += ["```", "", "## Where a training step's time goes", ""]
     if "error" in profile:
         text.append(f"Failed: {profile['error']}")

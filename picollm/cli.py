@@ -171,13 +171,13 @@ def optimize(arguments: argparse.Namespace) -> None:
     """
     from picollm.config import load
     from picollm.engine.optimize import optimize
-    from picollm.engine.table import accuracy_lines, lines
+    from picollm.engine.table import lines
 
     config, folder = load("config.yaml"), Path(arguments.output)
     if arguments.full:
         config["engine"]["grid"] = "full"
     report = optimize(Path(arguments.checkpoint), Path(TOKENS), folder, config)
-    print(*accuracy_lines(report), "", *lines(report), f"Written: {folder}/", sep="\n")
+    print(*lines(report), f"Written: {folder}/", sep="\n")
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -185,7 +185,7 @@ def bench(arguments: argparse.Namespace) -> None:
     from picollm.config import check, load
     from picollm.data.files import write_json
     from picollm.engine.optimize import measure
-    from picollm.engine.table import accuracy_lines, lines
+    from picollm.engine.table import lines
 
     config = load("config.yaml")
     asked = {
@@ -197,7 +197,7 @@ def bench(arguments: argparse.Namespace) -> None:
         config[section] |= {name: value for name, value in values.items() if value is not None}
     config = check(config, "picollm bench")
     report, _ = measure(Path(arguments.checkpoint), Path(TOKENS), Path(arguments.engine), config)
-    print(*accuracy_lines(report), "", *lines(report), sep="\n")
+    print(*lines(report), sep="\n")
     if arguments.output:
         write_json(arguments.output, report)
 

@@ -61,25 +61,28 @@ def main() -> None:
             construct(self)
             networks.append(layer_types(self.ctx.net))
 
-        profile = shapes("logits", ORIGINAL.context, MAX_BATCH)
-        inputs = [
-            torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
-            for name, (least, usual, most) in profile.items()
-        ]
-        with (
-            mock.patch.object(interpreter.TRTInterpreter, "_construct_trt_network_def", constructed),
-            mock.patch.object(interpreter.trt, "Runtime", Runtime),
-            suppress(RuntimeError),  # that there is no loaded engine
-        ):
-            torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(program, arg_inputs=inputs, **FLAGS)
-    if len(networks) != 1 or len(engines) != 1:
-        sys.exit(f"test-tensorrt: {len(networks)} networks and {len(engines)} engines, not one of each")
+        for largest in (MAX_BATCH, 1):
+            profile = shapes("logits", ORIGINAL.context, largest)
+            inputs = [
+                torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
+                for name, (least, usual, most) in profile.items()
+            ]
+            with (
+                mock.patch.object(interpreter.TRTInterpreter, "_construct_trt_network_def", constructed),
+                mock.patch.object(interpreter.trt, "Runtime", Runtime),
+                suppress(RuntimeError),  # that there is no loaded engine
+            ):
+                convert = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine
+                convert(program, arg_inputs=inputs, **FLAGS)
     weights = sum(p.numel() for p in model.parameters()) * 2
     versions = f"torch-tensorrt {torch_tensorrt.__version__}, torch {torch.__version__}"
-    print(f"{versions}: one network, {len(engines[0]) / 1e6:.1f} MB (float16 weights: {weights / 1e6:.1f} MB)")
-    print(networks[0])
-    if len(engines[0]) < weights or "FLOAT" in networks[0]["MATRIX_MULTIPLY"]:
-        sys.exit("test-tensorrt: the engine is smaller than its weights, or multiplies in float32")
+    if len(networks) != 2 or len(engines) != 2:
+        sys.exit(f"test-tensorrt: {len(networks)} networks and {len(engines)} engines for two profiles, not one each")
+    print(f"{versions} (float16 weights: {weights / 1e6:.1f} MB)")
+    for largest, network, engine in zip((MAX_BATCH, 1), networks, engines, strict=True):
+        print(f"batch 1 to {largest}: one network, {len(engine) / 1e6:.1f} MB; {network}")
+        if len(engine) < weights or "FLOAT" in network["MATRIX_MULTIPLY"]:
+            sys.exit("test-tensorrt: the engine is smaller than its weights, or multiplies in float32")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from picollm.engine.benchmark import AGAIN, Setting, benchmark, metrics
 from picollm.engine.export import Logits
 from picollm.engine.fresh import cold_start
 from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge
+from picollm.engine.gpu_time import split
 from picollm.engine.grid import BACKENDS, REFERENCE, Grid, grid
-from picollm.engine.table import accuracy_lines, lines
+from picollm.engine.table import accuracy_lines, latency_lines, lines
 from picollm.engine.timing import Protocol, latency, measure, speedup, verdict
 from picollm.errors import PicollmError
 from picollm.hardware import CpuMeter, describe_hardware
@@ -321,6 +322,52 @@ def test_a_backend_that_raises_fails_alone(subject, folder, rows, monkeypatch):
     report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1,)), folder)
     assert report["backends"]["openvino-bf16"]["status"] == "failed: CUDA error: out of memory"
     assert {row["backend"] for row in report["results"] if "latency_ms" in row} == {REFERENCE, "eager-bf16", AGAIN}
+
+
+def test_a_backend_that_raises_at_one_batch_fails_there_alone(subject, folder, rows, monkeypatch):
+    class Small(Eager):
+        runtime = "openvino"
+
+        def load(self, subject, graph):
+            run = Eager("bf16").load(subject, graph)
+
+            def small(ids, *rest):
+                if len(ids) == 3:
+                    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+                return run(ids, *rest)
+
+            return small
+
+    monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Small("bf16"))
+    report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1, 3)), folder)
+    jsonschema.validate(report, SCHEMA)
+    status = {row["batch"]: row["status"] for row in report["results"] if row["backend"] == "openvino-bf16"}
+    said = "failed: this output and batch: CUDA out of memory. Tried to allocate 2 GiB"
+    assert status == {1: "ok", 3: said}
+    assert {row["backend"] for row in report["results"] if "latency_ms" in row and row["batch"] == 3} == {
+        REFERENCE, "eager-bf16", AGAIN,
+    }  # fmt: skip
+
+
+def test_gpu_time_is_the_union_of_kernels_and_the_copies_each_way():
+    def event(category, name, start, duration):
+        return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": duration}
+
+    events = [
+        event("cpu_op", "aten::mm", 0, 5000),
+        event("gpu_memcpy", "Memcpy HtoD (Pageable -> Device)", 0, 100),
+        event("kernel", "gemm", 100, 1000),
+        event("kernel", "softmax on another stream", 600, 1000),
+        event("gpu_memset", "Memset (Device)", 1700, 300),
+        event("gpu_memcpy", "Memcpy DtoD (Device -> Device)", 2000, 200),
+        event("gpu_memcpy", "Memcpy DtoH (Device -> Pageable)", 3000, 400),
+    ]
+    found = split(events, calls=2)
+    assert found == pytest.approx({"to_device": 0.05, "kernels": 1.0, "to_host": 0.2})
+    row = {"backend": "x", "output": "last", "batch": 1, "latency_ms": {"p50": 1.5}, "speedups": {}, "noisy": False}
+    (line,) = latency_lines({"results": [row | {"gpu_ms": found}]})
+    assert "GPU 1.000 ms, copies 0.050 to it and 0.200 back" in line
+    assert split(events[:1], calls=2) is None
 
 
 def test_a_checkpoint_of_no_numbers_is_refused(model, folder, rows):

@@ -14,7 +14,7 @@ from picollm.engine.backends.interface import Source, Subject
 from picollm.engine.backends.pytorch import AotInductor, tf32
 from picollm.engine.backends.registry import BACKENDS, load_backend
 from picollm.engine.backends.rtx import build_plan
-from picollm.engine.backends.tensorrt import FLAGS, RTX, TORCH, choose_target, shapes
+from picollm.engine.backends.tensorrt import FLAGS, RTX, TORCH, choose_target, row_by_row, shapes
 from picollm.engine.build import build, calibration
 from picollm.engine.export import Float32Norm, export_program, half_precision
 from picollm.engine.grid import BACKENDS as NAMES
@@ -26,7 +26,8 @@ from picollm.model.transformer import ModelConfig, Transformer
 
 CONTEXT, VOCAB, MAX_BATCH = 16, 500, 4
 LAYERS = 2
-BUILT = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "tensorrt-fp16")
+BUILT = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16")
+TENSORRT = ("tensorrt-fp16", "tensorrt-b1-fp16")
 CPU = torch.device("cpu")
 
 
@@ -44,7 +45,7 @@ def built(model, tmp_path_factory):
     save_model(model, weights, folder / "config.json")
     rows = np.random.default_rng(0).integers(VOCAB, size=(8, CONTEXT))
     source = Source(model, folder / "engine", CPU, MAX_BATCH, rows, ["8.6", "8.9"])
-    names = tuple(name for name in BUILT if name != "tensorrt-fp16" or find_spec("tensorrt_rtx"))
+    names = BUILT + (TENSORRT if find_spec("tensorrt_rtx") else ())
     build(source, Grid(names, {"last": (1,), "loss": (1,)}, MAX_BATCH), checkpoint_sha256=sha256(weights))
     return folder / "engine", weights
 
@@ -146,6 +147,17 @@ def test_tensorrt_rtx_builds_a_strongly_typed_plan_without_a_gpu(model, built):
     assert (built[0] / "logits.fp16.plan").stat().st_size > weights
 
 
+def test_an_engine_of_one_row_has_a_profile_of_its_own_and_takes_rows_one_by_one(built, model):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no plan can be built")
+    entry = read_json(built[0] / "manifest.json")["backends"]["tensorrt-b1-fp16"]
+    assert entry["files"] == {"logits": "logits.fp16.b1.plan", "nats": "nats.fp16.b1.plan"}
+    assert entry["graphs"]["logits"]["profile"]["ids"] == [[1, 16], [1, 16], [1, 16]]
+    taken = []
+    run = row_by_row(lambda tokens, positions: taken.append(len(tokens)) or eager(model, tokens, positions))
+    np.testing.assert_allclose(run(ids(3), EVERY), eager(model, ids(3), EVERY), atol=1e-5)
+    assert taken == [1, 1, 1]
+
+
 def test_the_manifest_says_what_each_artefact_is(built):
     manifest = read_manifest(built[0] / "manifest.json", weights=built[1])
     assert {entry["file"] for entry in manifest["files"]} == {p.name for p in built[0].iterdir()} - {"manifest.json"}
@@ -168,6 +180,9 @@ def test_artefacts_that_take_long_to_build(model, tmp_path, name):
     found, expected = loaded.run(ids(3), EVERY), eager(model, ids(3), EVERY)
     limit = {"aoti-fp32": 1e-5, "aoti-bf16": 0.02, "openvino-int8": 0.2}[name]
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < limit
+    if name == "openvino-int8":  # head and embedding are one int8 matrix
+        head, weights = VOCAB * model.config.d_model, sum(p.numel() for p in model.parameters())
+        assert (tmp_path / "engine/logits.int8.bin").stat().st_size < head + 4 * (weights - head)
 
 
 @pytest.mark.parametrize(("file", "backend", "said"), [

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picollm.engine.optimize import compile_engines
+from picollm.engine.build import compile_engines
 from picollm.pipeline.job import job
 
 if TYPE_CHECKING:

@@ -19,8 +19,10 @@ from tqdm import tqdm
 from picollm.engine.backends.interface import Run, Subject
 from picollm.engine.backends.onnxruntime import OnnxRuntime, load_onnx
 from picollm.engine.backends.registry import Loaded, load_backend
+from picollm.engine.backends.tensorrt import TensorRt
 from picollm.engine.fresh import cold_start
 from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge, mean_kl, rows_at_once, thresholds
+from picollm.engine.gpu_time import gpu_time
 from picollm.engine.grid import BASELINES, OUTPUTS, REFERENCE, Grid, grid, result_key
 from picollm.engine.manifest import artefact
 from picollm.engine.timing import Call, Protocol, Rounds, latency, measure, speedup, verdict
@@ -30,7 +32,7 @@ from picollm.model.transformer import Transformer
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "picollm-benchmark/2"
+SCHEMA = "picollm-benchmark/3"
 COLUMNS = ("backend", "output", "batch", "round", "ms")
 AGAIN = f"{REFERENCE} (again)"
 INPUTS = 16  # rotating inputs: timing one and the same would flatter caches and branch prediction
@@ -186,7 +188,7 @@ def source_graph(name: str, loaded: Loaded, subject: Subject) -> Run | None:
     """The ONNX graph given to TensorRT's builder, where the engine itself can't run and ONNX Runtime is installed."""
     built = subject.manifest["backends"].get(name, {"graphs": {}})
     made_from = built["graphs"].get("logits", {}).get("from")
-    if loaded.runs or loaded.backend.runtime != "tensorrt" or not made_from:
+    if loaded.runs or not isinstance(loaded.backend, TensorRt) or not made_from:
         return None
     if OnnxRuntime("fp32").cannot_run(subject.device):
         return None
@@ -210,13 +212,15 @@ def time_all(
                 wrong = check_cell(runs, runnable, inputs[0])
                 runs = {name: run for name, run in runs.items() if name not in wrong}
                 measured = measure(runs | {AGAIN: runs[REFERENCE]}, inputs, protocol, advance=bar.update)
+                on_gpu = {name: gpu_time(run, inputs) for name, run in runs.items() if subject.device.type == "cuda"}
             except torch.OutOfMemoryError as error:
                 raise PicollmError(
                     f"the GPU's memory does not hold output {output} at batch {batch} ({one_line(error)[:120]}): "
                     "take smaller benchmark.batches, or fewer engine.backends"
                 ) from None
             about = {"output": output, "batch": batch}
-            results += summarise(measured, {**status, **wrong}, about, context, protocol.seed, how.noise_limit)
+            cell = summarise(measured, {**status, **wrong}, about, context, protocol.seed, how.noise_limit)
+            results += [row | {"gpu_ms": on_gpu.get(row["backend"])} if "latency_ms" in row else row for row in cell]
             samples += [
                 {"backend": name, **about, "round": number, "ms": round(ms, 4)}
                 for name, rounds in measured.items()
@@ -227,14 +231,20 @@ def time_all(
 
 
 def check_cell(runs: Mapping[str, Call], runnable: Mapping[str, Loaded], ids: np.ndarray) -> dict[str, str]:
-    """{backend: status} of those whose answer at this very output and shape is a wrong one.
+    """{backend: status} of those whose answer at this very output and shape is a wrong one, or none at all.
 
     The gate has looked at all tokens, at its own shapes; compiled kernels may be others here, and `loss` is a graph of
     its own. One input's mean scatters, so only what exceeds the gate's limits tenfold is wrong.
     """
     expected, wrong = np.asarray(runs[REFERENCE](ids)), {}
-    for name, run in runs.items():
-        found, limits = np.asarray(run(ids)), LIMITS[runnable[name].backend.precision]
+    for name in runs.keys() - {REFERENCE}:
+        try:
+            found = np.asarray(runs[name](ids))
+        except Exception as error:  # runtimes raise what they like; out of memory is one of it
+            log.debug("%s", name, exc_info=True)
+            wrong[name] = f"failed: this output and batch: {one_line(error)[:300]}"
+            continue
+        limits = LIMITS[runnable[name].backend.precision]
         if found.ndim == expected.ndim == 2:
             difference, limit, unit = np.abs((found - expected).mean()), limits.perplexity, "nats"
         else:

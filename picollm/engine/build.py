@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from picollm.data.files import write_json
-from picollm.data.loading import Rows
+from picollm.data.files import sha256, write_json
+from picollm.data.loading import Rows, open_split
 from picollm.data.manifest import clear, describe
 from picollm.engine.backends.interface import Backend, Source
 from picollm.engine.backends.registry import find_backend
 from picollm.engine.export import GRAPHS
-from picollm.engine.grid import Grid
+from picollm.engine.grid import Grid, grid
 from picollm.engine.manifest import FORMAT
 from picollm.errors import one_line
 from picollm.hardware import describe_hardware
+from picollm.model.compute import set_up_to_time
+from picollm.model.exchange import load_folder
 
 log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+
+
+def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> dict:
+    """The artefacts of the section `engine` for the model in `checkpoint`; the manifest.
+
+    tokens: the manifest of packed tokens, of the model's context; int8 is calibrated on its training rows.
+    """
+    engine, device = config["engine"], set_up_to_time(**config["compute"])
+    wanted = grid(engine)
+    rows = calibration(open_split(tokens, "train"), engine["calibration_rows"], engine["seed"])
+    model = load_folder(checkpoint)
+    source = Source(model, folder, device, wanted.max_batch, rows, engine["compute_capabilities"])
+    return build(source, wanted, checkpoint_sha256=sha256(checkpoint / WEIGHTS))
 
 
 def calibration(rows: Rows | np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -29,7 +47,7 @@ def calibration(rows: Rows | np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(rows[np.sort(chosen)][:, :-1], dtype=np.int64)
 
 
-def build(source: Source, grid: Grid, *, checkpoint_sha256: str) -> dict:
+def build(source: Source, wanted: Grid, *, checkpoint_sha256: str) -> dict:
     """Write artefacts and manifest.json, last; returns the manifest.
 
     A backend that this machine can't build, or whose build fails, gets the reason, and the others go on.
@@ -37,7 +55,7 @@ def build(source: Source, grid: Grid, *, checkpoint_sha256: str) -> dict:
     manifest_path = source.folder / "manifest.json"
     source.folder.mkdir(parents=True, exist_ok=True)
     clear(manifest_path, *(f"{dot}{graph}.*" for graph in GRAPHS for dot in ("", ".")))
-    backends = {name: build_one(find_backend(name), source, grid.graphs) for name in grid.backends}
+    backends = {name: build_one(find_backend(name), source, wanted.graphs) for name in wanted.backends}
     manifest = {
         "format": FORMAT,
         "context": source.model.config.context,
@@ -80,4 +98,6 @@ def build_graphs(backend: Backend, source: Source, graphs: Sequence[str], entry:
         if path.name not in source.seconds:  # less the exports that it caused, which have their own
             own = time.perf_counter() - start - (sum(source.seconds.values()) - shared)
             source.seconds[path.name] = round(own, 2)
-            log.info("%s: %.1f s, %.1f MB", path.name, own, path.stat().st_size / 1e6)
+            files = (path, path.with_suffix(".bin"))  # OpenVINO's weights lie beside its graph
+            size = sum(file.stat().st_size for file in files if file.exists())
+            log.info("%s: %.1f s, %.1f MB", path.name, own, size / 1e6)

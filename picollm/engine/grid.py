@@ -13,6 +13,7 @@ RUNTIMES = {
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
     "tensorrt": ("fp32", "fp16", "int8", "fp8"),
+    "tensorrt-b1": ("fp16",),
 }
 BACKENDS = tuple(f"{runtime}-{precision}" for runtime, precisions in RUNTIMES.items() for precision in precisions)
 REFERENCE = "eager-fp32"

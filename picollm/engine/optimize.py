@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from picollm.data.files import sha256, write_csv, write_json
+from picollm.data.files import write_csv, write_json
 from picollm.data.loading import open_split
-from picollm.engine.backends.interface import Source, Subject
+from picollm.engine.backends.interface import Subject
 from picollm.engine.benchmark import COLUMNS, benchmark, check_sizes, setting
-from picollm.engine.build import build, calibration
+from picollm.engine.build import WEIGHTS, compile_engines
 from picollm.engine.grid import grid
 from picollm.engine.manifest import read_manifest
 from picollm.model.compute import set_up_to_time
 from picollm.model.exchange import load_folder
-
-WEIGHTS = "model.safetensors"
 
 
 def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> dict:
@@ -34,16 +32,6 @@ def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, 
     write_csv(folder / "benchmark.csv", COLUMNS, samples)
     write_json(folder / "benchmark.json", report)
     return report
-
-
-def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> dict:
-    """The artefacts of the section `engine` for the model in `checkpoint`; the manifest."""
-    engine, device = config["engine"], set_up_to_time(**config["compute"])
-    wanted = grid(engine)
-    rows = calibration(open_split(tokens, "train"), engine["calibration_rows"], engine["seed"])
-    model = load_folder(checkpoint)
-    source = Source(model, folder, device, wanted.max_batch, rows, engine["compute_capabilities"])
-    return build(source, wanted, checkpoint_sha256=sha256(checkpoint / WEIGHTS))
 
 
 def measure(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> tuple[dict, list[dict]]:

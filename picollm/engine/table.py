@@ -11,6 +11,12 @@ log = logging.getLogger(__name__)
 
 
 def lines(report: dict) -> Iterator[str]:
+    """What the gate found, then what was timed."""
+    yield from accuracy_lines(report)
+    yield from latency_lines(report)
+
+
+def latency_lines(report: dict) -> Iterator[str]:
     """One line a result: medians, and ratios to the eager baselines with 95 % intervals."""
     for row in report["results"]:
         about = f"{row['backend']:20} {row['output']:5} batch {row['batch']:<3}"
@@ -18,8 +24,15 @@ def lines(report: dict) -> Iterator[str]:
             yield f"{about} {row['status']}"
             continue
         over = [f"{s['ratio']:.2f}x [{s['low']:.2f}, {s['high']:.2f}] {name}" for name, s in row["speedups"].items()]
+        gpu = gpu_words(row["gpu_ms"])
         noisy = "; NOISY: beyond benchmark.noise_limit" if row["noisy"] else ""
-        yield f"{about} p50 {row['latency_ms']['p50']:9.2f} ms  {', '.join(over) or 'baseline'}{noisy}"
+        yield f"{about} p50 {row['latency_ms']['p50']:9.2f} ms  {', '.join(over) or 'baseline'}{gpu}{noisy}"
+
+
+def gpu_words(parts: dict | None) -> str:
+    if parts is None:
+        return ""
+    return f"; GPU {parts['kernels']:.3f} ms, copies {parts['to_device']:.3f} to it and {parts['to_host']:.3f} back"
 
 
 def accuracy_lines(report: dict) -> Iterator[str]:
@@ -36,5 +49,5 @@ def accuracy_lines(report: dict) -> Iterator[str]:
 
 
 def log_table(report: dict) -> None:
-    for line in (*accuracy_lines(report), *lines(report)):
+    for line in lines(report):
         log.info("%s", line)

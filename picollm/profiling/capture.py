@@ -24,6 +24,8 @@ from picollm.profiling.timeline import Timeline, read_kineto, read_nsys
 
 log = logging.getLogger(__name__)
 
+# What Debian's nsys says after each run, also after one that failed; see import_by_hand.
+CHATTER = ("Importer error status", "Unable to retrieve the importer version")
 IMPORTERS = ("/usr/lib/nsight-systems", "/opt/nvidia/nsight-systems")  # where packages put the host-linux folder
 
 
@@ -66,7 +68,14 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
         base = Path(scratch, "training")
         report, database = base.with_suffix(".nsys-rep"), base.with_suffix(".sqlite")
         profile = [nsys, "profile", "-t", traces, "-s", "none", "--cpuctxsw=none", "-f", "true", "-o", str(base)]
-        output = call([*profile, *workload_command(spec, Path(scratch))])
+        command = workload_command(spec, Path(scratch))
+        try:
+            output = call([*profile, *command])
+        except PicollmError as error:
+            if any(base.parent.glob(f"{base.name}.*")):  # it recorded: the workload failed
+                raise
+            hint = "it needs to write in $TMPDIR and /tmp/nvidia; `nsys status --environment` says what else it lacks"
+            raise PicollmError(f"{error} ({hint})") from None
         if not report.exists():
             import_by_hand(nsys, base.with_suffix(".qdstrm"), report)
         call([nsys, "export", "--type", "sqlite", "-f", "true", "-o", str(database), str(report)])
@@ -114,6 +123,7 @@ def call(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     log.debug("%s\n%s%s", " ".join(command), done.stdout, done.stderr)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        said = next((line for line in reversed(lines) if not line.startswith(CHATTER)), "no output")
         raise PicollmError(f"{Path(command[0]).name} failed with exit code {done.returncode}: {said[:300]}")
     return done.stdout

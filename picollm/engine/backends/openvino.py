@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +15,9 @@ import torch
 from picollm.data.files import atomic_path
 from picollm.engine.backends.interface import Backend, Run, Source, Subject
 from picollm.errors import PicollmError, one_line
+
+if TYPE_CHECKING:
+    from openvino import Model
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -71,21 +77,41 @@ def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dic
 
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(onnx)
+    multiply_by_constants(model)
     context = calibration.shape[1]
     given = [row[None] for row in calibration]
     if len(model.inputs) == 2:
         given = [(row, np.arange(context)) for row in given]
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(given),
-        model_type=nncf.ModelType.TRANSFORMER,
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(given),
-    )
+    with redirect_stdout(StringIO()):  # its progress bars
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(given),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(given),
+        )
     # The .bin's name follows the .xml's: both are written under names that no reader looks for, the .xml renamed last.
     with atomic_path(path) as temporary:
         ir = temporary.with_suffix(".xml")
-        openvino.save_model(quantized, ir, compress_to_fp16=True)  # the embedding, which int8 leaves as it is
+        openvino.save_model(quantized, ir)
         ir.with_suffix(".bin").rename(path.with_suffix(".bin"))
         ir.rename(temporary)
     return path, {"from": onnx.name, "calibration_rows": len(given), "preset": "mixed", "model_type": "transformer"}
+
+
+def multiply_by_constants(model: Model) -> None:
+    """Replace x @ transpose(constant) by a product that transposes: NNCF quantizes constants alone.
+
+    The exported head is the embedding transposed. It would stay float, beside the embedding's int8; so both are one.
+    """
+    from openvino import opset13 as operators
+
+    for node in model.get_ops():
+        if node.get_type_name() != "Transpose" or node.input_value(0).get_node().get_type_name() != "Constant":
+            continue
+        for user in (target.get_node() for target in node.output(0).get_target_inputs()):
+            if user.get_type_name() == "MatMul" and user.input_value(1) == node.output(0):
+                product = operators.matmul(user.input_value(0), node.input_value(0), False, True)
+                product.set_friendly_name(user.get_friendly_name())
+                for reader in user.output(0).get_target_inputs():
+                    reader.replace_source_output(product.output(0))

@@ -16,13 +16,15 @@ from picollm.engine.backends.interface import Backend, Run, Subject
 from picollm.engine.backends.onnxruntime import OnnxRuntime
 from picollm.engine.backends.openvino import OpenVino
 from picollm.engine.backends.pytorch import AotInductor, Compiled, CudaGraph, Eager
-from picollm.engine.backends.tensorrt import TensorRt
+from picollm.engine.backends.tensorrt import TensorRt, TensorRtRow
 from picollm.engine.grid import RUNTIMES
 from picollm.errors import PicollmError, one_line
 
 log = logging.getLogger(__name__)
 
-CLASSES: tuple[type[Backend], ...] = (Eager, Compiled, CudaGraph, AotInductor, OnnxRuntime, OpenVino, TensorRt)
+CLASSES: tuple[type[Backend], ...] = (
+    Eager, Compiled, CudaGraph, AotInductor, OnnxRuntime, OpenVino, TensorRt, TensorRtRow,
+)  # fmt: skip
 BACKENDS = {x.name: x for runtime in CLASSES for x in map(runtime, RUNTIMES[runtime.runtime])}
 
 

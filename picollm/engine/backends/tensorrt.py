@@ -4,15 +4,20 @@ without an NVIDIA GPU   TensorRT-RTX compiles the ONNX file ahead of time for na
                         Blackwell RTX cards) into a plan that such a card finishes by JIT. It is built here, not run.
 with one                torch-tensorrt compiles the torch.export program for that GPU into a loadable `.ep` file.
 
+`tensorrt` takes any batch up to the largest and is tuned for that one, `tensorrt-b1` is tuned for one row.
+
 What needs a GPU (running either, building the second) was never executed by us: it is written against TensorRT-RTX 1.7
 and torch-tensorrt 2.11 to 2.14, whose signatures a test holds it to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import torch
 
 from picollm.data.files import atomic_path
@@ -42,6 +47,10 @@ FLAGS = {
 
 class TensorRt(Backend):
     runtime = "tensorrt"
+    suffix: ClassVar[str] = ""  # in its files' names, before the last one
+
+    def largest_batch(self, source: Source) -> int:
+        return source.max_batch
 
     def cannot_run(self, device: torch.device) -> str | None:
         return no_gpu(device)
@@ -57,13 +66,13 @@ class TensorRt(Backend):
         return None
 
     def build(self, source: Source, graph: str) -> tuple[Path, dict]:
+        profile = shapes(graph, source.model.config.context, self.largest_batch(source))
         if choose_target(source.device) == TORCH:
-            path = source.path(graph, self.precision, ".ep")
-            flags = build_torch_tensorrt(source, graph, self.precision, path)
+            path = source.path(graph, self.precision, f"{self.suffix}.ep")
+            build_torch_tensorrt(source, graph, self.precision, path, profile)
             capabilities = [describe_gpu()["compute_capability"]]
-            return path, {"target": TORCH, "compute_capabilities": capabilities, "flags": flags}
-        path = source.path(graph, self.precision, ".plan")
-        profile = shapes(graph, source.model.config.context, source.max_batch)
+            return path, {"target": TORCH, "compute_capabilities": capabilities, "profile": profile, "flags": FLAGS}
+        path = source.path(graph, self.precision, f"{self.suffix}.plan")
         onnx = source.onnx(graph, self.precision)
         found = build_plan(onnx, path, source.capabilities, profile)
         about = {"target": RTX, "from": onnx.name, "compute_capabilities": source.capabilities, "profile": profile}
@@ -87,6 +96,28 @@ class TensorRt(Backend):
         if path.suffix == ".plan":
             return load_plan(path)
         return host_run(import_torch_tensorrt().load(str(path)).module(), subject.device)
+
+
+class TensorRtRow(TensorRt):
+    """An engine for one row, so that batch 1 need not run what was tuned for more; several rows go one by one."""
+
+    runtime = "tensorrt-b1"
+    suffix = ".b1"
+
+    def largest_batch(self, source: Source) -> int:
+        return 1
+
+    def load(self, subject: Subject, graph: str) -> Run:
+        return row_by_row(super().load(subject, graph))
+
+
+def row_by_row(run: Run) -> Run:
+    def each(ids: np.ndarray, *more: np.ndarray) -> np.ndarray:
+        if len(ids) == 1:
+            return run(ids, *more)
+        return np.concatenate([run(ids[i : i + 1], *more) for i in range(len(ids))])
+
+    return each
 
 
 def versions(target: str) -> dict[str, object]:
@@ -117,11 +148,11 @@ def shapes(graph: str, context: int, max_batch: int) -> dict[str, list[list[int]
     return {name: known[name] for name in GRAPHS[graph].inputs}
 
 
-def build_torch_tensorrt(source: Source, graph: str, precision: str, path: Path) -> dict:
-    """torch-tensorrt for this machine's GPU, saved as an exported program (`.ep`). Returns the compiler's flags."""
+def build_torch_tensorrt(
+    source: Source, graph: str, precision: str, path: Path, profile: Mapping[str, list[list[int]]]
+) -> None:
+    """torch-tensorrt for this machine's GPU and a profile {input: [min, opt, max]}, saved as an exported program."""
     torch_tensorrt = import_torch_tensorrt()
-    context = source.model.config.context
-    profile = shapes(graph, context, source.max_batch)
     inputs = [
         torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
         for name, (least, usual, most) in profile.items()
@@ -142,7 +173,6 @@ def build_torch_tensorrt(source: Source, graph: str, precision: str, path: Path)
         )
     with atomic_path(path) as temporary:
         torch_tensorrt.save(compiled, str(temporary), output_format="exported_program", arg_inputs=inputs)
-    return FLAGS | {"profile": profile}
 
 
 def import_torch_tensorrt():

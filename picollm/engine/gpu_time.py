@@ -1,0 +1,46 @@
+"""How long the GPU itself works for a call, and how long its copies take: what the host's clock can't tell apart.
+
+torch.profiler sees the kernels of every runtime in the process, TensorRT's among them. It slows the host, not the GPU,
+so these calls are others than the timed ones. Never executed by us: no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from picollm.engine.timing import Call
+from picollm.profiling.timeline import KINETO_GPU, length, spans, union
+
+COPIES = {"to_device": "HtoD", "to_host": "DtoH"}  # as CUPTI names them: `Memcpy HtoD (Pageable -> Device)`
+
+
+def gpu_time(run: Call, inputs: list[np.ndarray]) -> dict[str, float] | None:
+    """Milliseconds per call, the mean over `inputs`; None where the profiler saw no GPU activity."""
+    run(inputs[0])
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for ids in inputs:
+            run(ids)
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        return split(json.loads(path.read_text(encoding="utf-8"))["traceEvents"], len(inputs))
+
+
+def split(events: list[dict], calls: int) -> dict[str, float] | None:
+    """Of a Kineto trace's events: copies each way, and `kernels`, all else (at the same time on two streams: once)."""
+    active = [event for event in events if event.get("ph") == "X" and event.get("cat") in KINETO_GPU]
+    if not active:
+        return None
+    found = {}
+    for part, direction in COPIES.items():
+        found[part] = sum(event["dur"] for event in active if f"Memcpy {direction}" in event["name"])
+    others = [event for event in active if not any(f"Memcpy {x}" in event["name"] for x in COPIES.values())]
+    found["kernels"] = length(union(spans([(event["ts"], event["ts"] + event["dur"]) for event in others])))
+    return {part: microseconds / 1e3 / calls for part, microseconds in found.items()}
