@@ -61,7 +61,7 @@ def timed(name, batch, p50, p90, **speedups):
     speedups = {key.replace("_", "-"): value for key, value in speedups.items()}
     times = {"n": 9, "p50": p50, "p90": p90, "p95": p90}
     return {"backend": name, "output": "last", "batch": batch, "status": "ok", "latency_ms": times,
-            "tokens_per_s": 1e3 / p50, "noisy": False, "speedups": speedups}  # fmt: skip
+            "tokens_per_s": 1e3 / p50, "noisy": False, "speedups": speedups, "gpu_ms": None}  # fmt: skip
 
 
 def chapters():
@@ -140,8 +140,10 @@ def chapters():
             timed("eager-fp32", 1, 10.0, 11.0),
             timed("openvino-bf16", 1, 4.0, 4.5, eager_fp32=speedup(2.5, 2.25, 2.75)),
             timed("eager-fp32 (again)", 1, 2.0, 2.5, eager_fp32=speedup(5.0, 4.0, 6.0)),
-            timed("openvino-bf16", 8, 4.0, 4.5, eager_fp32=speedup(9.0, 8.0, 9.5)),
-            {"backend": "tensorrt-fp16", "output": "last", "batch": 1, "status": "not run: no NVIDIA GPU"},
+            timed("openvino-bf16", 8, 4.0, 4.5, eager_fp32=speedup(9.0, 8.0, 9.5))
+            | {"gpu_ms": {"kernels": 1.5, "to_device": 0.01, "to_host": 0.25}},
+            *({"backend": "tensorrt-fp16", "output": "last", "batch": batch, "status": "not run: no NVIDIA GPU"}
+              for batch in (1, 8)),
         ],
     }  # fmt: skip
     times = {"n": 3, "median_ms": 5.0, "p90_ms": 6.0, "share": 0.75}
@@ -276,9 +278,10 @@ def test_the_page_says_what_the_chapters_say(figures):
              "untrained models –", "+0.0300 +0.0150 … +0.0600", "Here: L1H1.",
              "its engine of 5.0 MB is built, and the graph that it was built from passes the accuracy gate", "12.5",
              "compared: its ONNX graph in ONNX Runtime", "tensorrt-rtx, compute capability 8.9",
-             "NNCF is not installed",
+             "NNCF is not installed", "GPU 1.500, copies 0.010 and 0.250",
              "8,192 validation tokens", "(p = 0.2500)", "negation"]  # fmt: skip
     assert [word for word in words if word not in page] == []
+    assert page.count("tensorrt-fp16last") == 1  # that it can't run is said once, not for each batch
     assert all(line in page for line in lines(metrics(), chapters()["heads"], chapters()["benchmark"]))
 
 

@@ -11,17 +11,33 @@ log = logging.getLogger(__name__)
 
 
 def lines(report: dict) -> Iterator[str]:
-    """What the gate found, then what was timed."""
-    yield from accuracy_lines(report)
+    """What became of each backend at the gate, then what was timed."""
+    yield from backend_lines(report)
     yield from latency_lines(report)
 
 
+def backend_lines(report: dict) -> Iterator[str]:
+    """One line a backend but the reference."""
+    for name, backend in report["backends"].items():
+        found = backend["accuracy"]
+        if name == REFERENCE:
+            continue
+        if not found or found["mean_kl"] is None:  # it gave no answers, or such as are no numbers
+            yield f"{name:20} {backend['status']}"
+        else:
+            yield (
+                f"{name:20} perplexity {found['perplexity_difference']:+.3%}, mean KL {found['mean_kl']:.1e} nats, "
+                f"same top token {found['top1_agreement']:.2%} of {found['tokens']}: {backend['status']}"
+            )
+
+
 def latency_lines(report: dict) -> Iterator[str]:
-    """One line a result: medians, and ratios to the eager baselines with 95 % intervals."""
+    """One line a result, medians and ratios to the eager baselines with 95 % intervals, or what went wrong there."""
     for row in report["results"]:
         about = f"{row['backend']:20} {row['output']:5} batch {row['batch']:<3}"
         if "latency_ms" not in row:
-            yield f"{about} {row['status']}"
+            if row["status"] != report["backends"][row["backend"]]["status"]:
+                yield f"{about} {row['status']}"
             continue
         over = [f"{s['ratio']:.2f}x [{s['low']:.2f}, {s['high']:.2f}] {name}" for name, s in row["speedups"].items()]
         gpu = gpu_words(row["gpu_ms"])
@@ -33,19 +49,6 @@ def gpu_words(parts: dict | None) -> str:
     if parts is None:
         return ""
     return f"; GPU {parts['kernels']:.3f} ms, copies {parts['to_device']:.3f} to it and {parts['to_host']:.3f} back"
-
-
-def accuracy_lines(report: dict) -> Iterator[str]:
-    for name, backend in report["backends"].items():
-        if not (found := backend["accuracy"]) or name == REFERENCE:
-            continue
-        if found["mean_kl"] is None:  # its answers were no numbers
-            yield f"{name:20} {backend['status']}"
-        else:
-            yield (
-                f"{name:20} perplexity {found['perplexity_difference']:+.3%}, mean KL {found['mean_kl']:.1e} nats, "
-                f"same top token {found['top1_agreement']:.2%} of {found['tokens']}: {backend['status']}"
-            )
 
 
 def log_table(report: dict) -> None:
