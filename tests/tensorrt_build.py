@@ -27,6 +27,10 @@ CAPABILITY, MEMORY, MAX_BATCH = (8, 9), 24 * 2**30, 8
 ORIGINAL = ModelConfig(50257, 384, 448, 8, 7, 592, 0.0, True, 10000.0, 512)
 
 
+class NoDevice(Exception):
+    """The engine is built, and would be loaded next."""
+
+
 def main() -> None:
     if torch.cuda.is_available():
         sys.exit("test-tensorrt: this machine has a GPU: `make gpu` runs the real thing")
@@ -39,7 +43,6 @@ def main() -> None:
     }
     torch.manual_seed(0)
     model = half_precision(Transformer(ORIGINAL).eval())
-    program = export_program(model, "logits", max_batch=MAX_BATCH)
     engines, networks = [], []
     logging.disable(logging.ERROR)  # it reports that nothing was loaded
 
@@ -50,6 +53,7 @@ def main() -> None:
 
         def deserialize_cuda_engine(self, engine: object) -> None:
             engines.append(bytes(engine))
+            raise NoDevice
 
     with mock.patch.multiple(torch.cuda, **answers):
         import torch_tensorrt
@@ -59,9 +63,10 @@ def main() -> None:
 
         def constructed(self: object) -> None:
             construct(self)
-            networks.append(layer_types(self.ctx.net))
+            networks.append((tuple(self.ctx.net.get_input(0).shape), layer_types(self.ctx.net)))
 
         for largest in (MAX_BATCH, 1):
+            program = export_program(model, "logits", max_batch=largest)
             profile = shapes("logits", ORIGINAL.context, largest)
             inputs = [
                 torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
@@ -70,18 +75,19 @@ def main() -> None:
             with (
                 mock.patch.object(interpreter.TRTInterpreter, "_construct_trt_network_def", constructed),
                 mock.patch.object(interpreter.trt, "Runtime", Runtime),
-                suppress(RuntimeError),  # that there is no loaded engine
+                suppress(NoDevice),
             ):
-                convert = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine
-                convert(program, arg_inputs=inputs, **FLAGS)
+                torch_tensorrt.dynamo.compile(program, arg_inputs=inputs, **FLAGS)
     weights = sum(p.numel() for p in model.parameters()) * 2
     versions = f"torch-tensorrt {torch_tensorrt.__version__}, torch {torch.__version__}"
     if len(networks) != 2 or len(engines) != 2:
         sys.exit(f"test-tensorrt: {len(networks)} networks and {len(engines)} engines for two profiles, not one each")
     print(f"{versions} (float16 weights: {weights / 1e6:.1f} MB)")
-    for largest, network, engine in zip((MAX_BATCH, 1), networks, engines, strict=True):
-        print(f"batch 1 to {largest}: one network, {len(engine) / 1e6:.1f} MB; {network}")
-        if len(engine) < weights or "FLOAT" in network["MATRIX_MULTIPLY"]:
+    for rows, (shape, layers), engine in zip((-1, 1), networks, engines, strict=True):
+        print(f"ids {shape}: one network, {len(engine) / 1e6:.1f} MB; {layers}")
+        if shape != (rows, ORIGINAL.context):
+            sys.exit(f"test-tensorrt: the network takes ids {shape}, not {(rows, ORIGINAL.context)} (-1: any batch)")
+        if len(engine) < weights or "FLOAT" in layers["MATRIX_MULTIPLY"]:
             sys.exit("test-tensorrt: the engine is smaller than its weights, or multiplies in float32")
 
 

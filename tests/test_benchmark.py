@@ -16,7 +16,7 @@ from picollm.data.files import read_json, write_json
 from picollm.engine.backends import registry
 from picollm.engine.backends.interface import Subject
 from picollm.engine.backends.pytorch import Eager, host_run
-from picollm.engine.benchmark import AGAIN, Setting, benchmark, metrics
+from picollm.engine.benchmark import AGAIN, Setting, add_gpu_times, benchmark, metrics
 from picollm.engine.export import Logits
 from picollm.engine.fresh import cold_start
 from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge
@@ -369,6 +369,24 @@ def test_gpu_time_is_the_union_of_kernels_and_the_copies_each_way():
     (line,) = latency_lines({"results": [row | {"gpu_ms": found}]})
     assert "GPU 1.000 ms, copies 0.050 to it and 0.200 back" in line
     assert split(events[:1], calls=2) is None
+
+
+def test_a_profiler_that_fails_costs_no_other_number(subject, monkeypatch):
+    """The loop around what needs a GPU."""
+
+    def fake(run, inputs):
+        if run(inputs[0]).shape != (1, 1, VOCAB):
+            raise RuntimeError("CUPTI: not permitted")
+        return {"kernels": 1.0, "to_device": 0.0, "to_host": 0.0}
+
+    monkeypatch.setattr("picollm.engine.benchmark.gpu_time", fake)
+    names, cells = (REFERENCE, "eager-bf16"), (("last", 1), ("loss", 2))
+    inputs = {cell: [np.zeros((cell[1], CONTEXT), dtype=np.int64)] for cell in cells}
+    results = [{"backend": name, "output": output, "batch": batch, "latency_ms": {}, "gpu_ms": None}
+               for name in (*names, AGAIN) for output, batch in cells]  # fmt: skip
+    add_gpu_times(results, names, subject, inputs)
+    measured = {(row["backend"], row["output"]) for row in results if row["gpu_ms"]}
+    assert measured == {(REFERENCE, "last"), ("eager-bf16", "last")}
 
 
 def test_a_checkpoint_of_no_numbers_is_refused(model, folder, rows):

@@ -131,6 +131,16 @@ def test_the_exported_program_has_only_operators_that_tensorrt_knows(model):
                    if isinstance(node.meta.get("val"), torch.Tensor))  # fmt: skip
 
 
+@pytest.mark.parametrize(("max_batch", "taken"), [(1, [1]), (MAX_BATCH, [1, 3, MAX_BATCH])])
+def test_the_exported_program_takes_its_batches_and_no_other(model, max_batch, taken):
+    module = export_program(model, "logits", max_batch=max_batch).module()
+    for batch in taken:
+        found = module(torch.from_numpy(ids(batch)), torch.from_numpy(EVERY)).numpy(force=True)
+        np.testing.assert_allclose(found, eager(model, ids(batch), EVERY), atol=1e-5)
+    with pytest.raises(AssertionError, match="ids"):
+        module(torch.from_numpy(ids(max_batch + 1)), torch.from_numpy(EVERY))
+
+
 def test_no_artefact_names_a_path_of_this_machine(built):
     data = (built[0] / "logits.fp32.onnx").read_bytes()
     assert b"transformer.py" not in data and b"site-packages" not in data

@@ -169,11 +169,11 @@ def test_nsys_without_permission_is_one_clear_line_or_torch_takes_over(tmp_path,
     tempfile.gettempdir()  # Python's own stays where it is
     monkeypatch.setenv("TMPDIR", "/proc")  # where nobody may write, not even root
     stand_in(tmp_path, monkeypatch)
-    said = r"^nsys failed with exit code 1: .* \(it needs to write in \$TMPDIR and /tmp/nvidia; "
+    said = r"^nsys failed with exit code 1: .* \(it may lack permission to write in \$TMPDIR or /tmp/nvidia; "
     with pytest.raises(PicollmError, match=said):
         capture.capture("nsys", {}, tmp_path)
     found = capture.capture("auto", {}, tmp_path)
-    assert found.tool == "torch.profiler" and "it needs to write in $TMPDIR" in found.reason
+    assert found.tool == "torch.profiler" and "permission to write in $TMPDIR" in found.reason
 
 
 @pytest.mark.parametrize("tool", ["nsys", "torch.profiler"])

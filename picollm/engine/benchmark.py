@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from picollm.engine.backends.interface import Run, Subject
+from picollm.engine.backends.interface import Subject
 from picollm.engine.backends.onnxruntime import OnnxRuntime, load_onnx
-from picollm.engine.backends.registry import Loaded, load_backend
+from picollm.engine.backends.registry import Loaded, find_backend, load_backend
 from picollm.engine.backends.tensorrt import TensorRt
 from picollm.engine.fresh import cold_start
 from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge, mean_kl, rows_at_once, thresholds
@@ -81,7 +81,8 @@ def benchmark(subject: Subject, rows: np.ndarray, how: Setting, model_folder: Pa
     accuracy, status = check_accuracy(loaded, subject, rows[: how.gate_rows])
     if status[REFERENCE] != "ok":
         raise PicollmError(f"{model_folder}: the checkpoint itself can't be compared with: {status[REFERENCE]}")
-    runnable = {name: backend for name, backend in loaded.items() if status[name] == "ok"}
+    del loaded  # and the memory that it takes
+    runnable = [name for name in names if status[name] == "ok"]
     cold = {name: cold_start_or_none(name, subject, model_folder) for name in runnable if how.cold}
     meter, before = CpuMeter(), os.getloadavg()[0]
     results, samples = time_all(runnable, status, subject, rows, how)
@@ -93,10 +94,10 @@ def benchmark(subject: Subject, rows: np.ndarray, how: Setting, model_folder: Pa
         "load_average": [before, os.getloadavg()[0]],
         "backends": {
             name: {
-                "status": status[name], "precision": backend.backend.precision, "accuracy": accuracy.get(name),
+                "status": status[name], "precision": find_backend(name).precision, "accuracy": accuracy.get(name),
                 "artefact": artefact(subject.manifest, name), "cold": cold.get(name),
             }
-            for name, backend in loaded.items()
+            for name in names
         },
         "results": results,
     }  # fmt: skip
@@ -157,7 +158,7 @@ def check_accuracy(loaded: Mapping[str, Loaded], subject: Subject, rows: np.ndar
     """
     status = {name: backend.status for name, backend in loaded.items()}
     answers = {name: backend.run for name, backend in loaded.items() if backend.runs}
-    stand_ins = {name: run for name in loaded if (run := source_graph(name, loaded[name], subject))}
+    graphs = {name: path for name in loaded if (path := source_graph(name, loaded[name], subject))}
     for name, run in list(answers.items()):
         try:  # what fails at all fails at once, and the others go on
             run(rows[:1, :-1].astype(np.int64), np.array([0]))
@@ -167,88 +168,127 @@ def check_accuracy(loaded: Mapping[str, Loaded], subject: Subject, rows: np.ndar
             del answers[name]
     if REFERENCE not in answers:
         return {}, status
+    of = {name: name for name in answers} | {name: path.name for name, path in graphs.items()}
+    answers |= {path.name: load_onnx(path, subject.threads) for path in set(graphs.values())}
     max_batch = subject.manifest["max_batch"]
     batch = rows_at_once(rows, subject.model.config.vocab_size, max_batch)
-    accuracy = compare_all(answers | stand_ins, REFERENCE, rows, batch)
-    texts = {name: greedy(run, rows[:GREEDY_ROWS][:max_batch]) for name, run in (answers | stand_ins).items()}
-    for name, found in accuracy.items():
-        failed = judge(found, loaded[name].backend.precision)
+    compared = compare_all(answers, REFERENCE, rows, batch)
+    texts = {name: greedy(run, rows[:GREEDY_ROWS][:max_batch]) for name, run in answers.items()}
+    accuracy = {}
+    for name, answered in of.items():
+        failed = judge(compared[answered], loaded[name].backend.precision)
         # What is not a number failed, and JSON has no word for it.
-        accuracy[name] = {what: value if np.isfinite(value) else None for what, value in found.items()} | {
-            "greedy_match": greedy_match(texts[REFERENCE], texts[name]),
+        found = {what: value if np.isfinite(value) else None for what, value in compared[answered].items()}
+        accuracy[name] = found | {
+            "greedy_match": greedy_match(texts[REFERENCE], texts[answered]),
             "failed": failed,
-            "of": STAND_IN if name in stand_ins else "the backend",
+            "of": STAND_IN if name in graphs else "the backend",
         }
         if failed:
             status[name] = f"failed: accuracy ({'; '.join(failed)})"
     return accuracy, status
 
 
-def source_graph(name: str, loaded: Loaded, subject: Subject) -> Run | None:
-    """The ONNX graph given to TensorRT's builder, where the engine itself can't run and ONNX Runtime is installed."""
+def source_graph(name: str, loaded: Loaded, subject: Subject) -> Path | None:
+    """The ONNX file given to TensorRT's builder, where the engine itself can't run and ONNX Runtime is installed."""
     built = subject.manifest["backends"].get(name, {"graphs": {}})
     made_from = built["graphs"].get("logits", {}).get("from")
     if loaded.runs or not isinstance(loaded.backend, TensorRt) or not made_from:
         return None
     if OnnxRuntime("fp32").cannot_run(subject.device):
         return None
-    return load_onnx(subject.folder / made_from, subject.threads)
+    return subject.folder / made_from
 
 
 def time_all(
-    runnable: Mapping[str, Loaded], status: Mapping[str, str], subject: Subject, rows: np.ndarray, how: Setting
+    names: Sequence[str], status: Mapping[str, str], subject: Subject, rows: np.ndarray, how: Setting
 ) -> tuple[list[dict], list[dict]]:
     """The table's rows and the raw samples, one output and batch size after another."""
-    results, samples = [], []
+    results, samples, inputs = [], [], {}
     context, protocol = subject.model.config.context, how.protocol
-    cells = [(output, batch) for output, batches in how.grid.batches.items() for batch in batches]
     draw = np.random.default_rng(protocol.seed)
-    blocks = len(cells) * protocol.rounds * (len(runnable) + 1)
+    blocks = sum(map(len, how.grid.batches.values())) * protocol.rounds * (len(names) + 1)
     with tqdm(total=blocks, desc="benchmark", unit=" blocks", disable=None) as bar:
-        for output, batch in cells:
-            inputs = [rows[draw.integers(len(rows), size=batch), :-1].astype(np.int64) for _ in range(INPUTS)]
-            runs = {name: call(backend, output, context) for name, backend in runnable.items()}
-            try:
-                wrong = check_cell(runs, runnable, inputs[0])
-                runs = {name: run for name, run in runs.items() if name not in wrong}
-                measured = measure(runs | {AGAIN: runs[REFERENCE]}, inputs, protocol, advance=bar.update)
-                on_gpu = {name: gpu_time(run, inputs) for name, run in runs.items() if subject.device.type == "cuda"}
-            except torch.OutOfMemoryError as error:
-                raise PicollmError(
-                    f"the GPU's memory does not hold output {output} at batch {batch} ({one_line(error)[:120]}): "
-                    "take smaller benchmark.batches, or fewer engine.backends"
-                ) from None
-            about = {"output": output, "batch": batch}
-            cell = summarise(measured, {**status, **wrong}, about, context, protocol.seed, how.noise_limit)
-            results += [row | {"gpu_ms": on_gpu.get(row["backend"])} if "latency_ms" in row else row for row in cell]
-            samples += [
-                {"backend": name, **about, "round": number, "ms": round(ms, 4)}
-                for name, rounds in measured.items()
-                for number, block in enumerate(rounds)
-                for ms in block
-            ]
+        for output, batches in how.grid.batches.items():
+            loaded = load_all(names, subject, output)
+            for batch in batches:
+                given = [rows[draw.integers(len(rows), size=batch), :-1].astype(np.int64) for _ in range(INPUTS)]
+                measured, wrong = time_cell(loaded, output, given, protocol, bar.update)
+                about = {"output": output, "batch": batch}
+                results += summarise(measured, {**status, **wrong}, about, context, protocol.seed, how.noise_limit)
+                samples += [
+                    {"backend": name, **about, "round": number, "ms": round(ms, 4)}
+                    for name, rounds in measured.items()
+                    for number, block in enumerate(rounds)
+                    for ms in block
+                ]
+                inputs[output, batch] = given
+    if subject.device.type == "cuda":
+        add_gpu_times(results, names, subject, inputs)
     return results, samples
 
 
-def check_cell(runs: Mapping[str, Call], runnable: Mapping[str, Loaded], ids: np.ndarray) -> dict[str, str]:
+def load_all(names: Sequence[str], subject: Subject, output: str) -> dict[str, Loaded]:
+    """The backends' graph of one output. Loaded anew for each: runtimes keep the memory of their largest answer."""
+    loaded = {name: load_backend(name, subject, (OUTPUTS[output],)) for name in names}
+    if not loaded[REFERENCE].runs:
+        raise PicollmError(f"{REFERENCE} can't be loaded again: {loaded[REFERENCE].status}")
+    return loaded
+
+
+def time_cell(
+    loaded: Mapping[str, Loaded], output: str, inputs: list[np.ndarray], protocol: Protocol, advance: Callable
+) -> tuple[dict[str, Rounds], dict[str, str]]:
+    """Milliseconds of one output and batch size, and {backend: status} of those that have none."""
+    context = inputs[0].shape[1]
+    wrong = {name: backend.status for name, backend in loaded.items() if not backend.runs}
+    runs = {name: call(backend, output, context) for name, backend in loaded.items() if name not in wrong}
+    try:
+        wrong |= check_cell(runs, loaded, inputs[0])
+        runs = {name: run for name, run in runs.items() if name not in wrong}
+        return measure(runs | {AGAIN: runs[REFERENCE]}, inputs, protocol, advance=advance), wrong
+    except torch.OutOfMemoryError as error:
+        raise PicollmError(
+            f"the GPU's memory does not hold output {output} at batch {len(inputs[0])} ({one_line(error)[:120]}): "
+            "take smaller benchmark.batches, or fewer engine.backends"
+        ) from None
+
+
+def add_gpu_times(
+    results: list[dict], names: Sequence[str], subject: Subject, inputs: Mapping[tuple[str, int], list[np.ndarray]]
+) -> None:
+    """`gpu_ms` of every timed row; a profiler that fails costs no other number."""
+    context = subject.model.config.context
+    for output in dict.fromkeys(output for output, _ in inputs):
+        loaded = load_all(names, subject, output)
+        for row in results:
+            if row["output"] != output or "latency_ms" not in row or row["backend"] == AGAIN:
+                continue
+            try:
+                row["gpu_ms"] = gpu_time(call(loaded[row["backend"]], output, context), inputs[output, row["batch"]])
+            except Exception as error:
+                log.warning("%s: no time on the GPU: %s", row["backend"], one_line(error)[:300])
+
+
+def check_cell(runs: Mapping[str, Call], loaded: Mapping[str, Loaded], ids: np.ndarray) -> dict[str, str]:
     """{backend: status} of those whose answer at this very output and shape is a wrong one, or none at all.
 
     The gate has looked at all tokens, at its own shapes; compiled kernels may be others here, and `loss` is a graph of
     its own. One input's mean scatters, so only what exceeds the gate's limits tenfold is wrong.
     """
     expected, wrong = np.asarray(runs[REFERENCE](ids)), {}
-    for name in runs.keys() - {REFERENCE}:
+    for name in (name for name in runs if name != REFERENCE):
+        limits = LIMITS[loaded[name].backend.precision]
         try:
             found = np.asarray(runs[name](ids))
+            if expected.ndim == 2:
+                difference, limit, unit = np.abs((found - expected).mean()), limits.perplexity, "nats"
+            else:
+                difference, limit, unit = mean_kl(expected, found), limits.mean_kl, "nats of KL"
         except Exception as error:  # runtimes raise what they like; out of memory is one of it
             log.debug("%s", name, exc_info=True)
             wrong[name] = f"failed: this output and batch: {one_line(error)[:300]}"
             continue
-        limits = LIMITS[runnable[name].backend.precision]
-        if found.ndim == expected.ndim == 2:
-            difference, limit, unit = np.abs((found - expected).mean()), limits.perplexity, "nats"
-        else:
-            difference, limit, unit = mean_kl(expected, found), limits.mean_kl, "nats of KL"
         if not difference <= CELL_MARGIN * limit:
             wrong[name] = (
                 f"failed: accuracy of this output and batch ({difference:.2g} > {CELL_MARGIN * limit:.2g} {unit})"
@@ -280,7 +320,7 @@ def summarise(
             times = latency(measured[name])
             per_second = about["batch"] / times["p50"] * 1e3
             row |= {"latency_ms": times, "sequences_per_s": per_second, "tokens_per_s": per_second * context}
-            row |= {"noisy": noisy, "speedups": {}}
+            row |= {"noisy": noisy, "speedups": {}, "gpu_ms": None}
             for baseline in (other for other in measured if other.startswith("eager-") and other not in (name, AGAIN)):
                 found = speedup(measured[baseline], measured[name], seed)
                 row["speedups"][baseline] = found | {"verdict": verdict(found, noise)}

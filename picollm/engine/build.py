@@ -98,6 +98,7 @@ def build_graphs(backend: Backend, source: Source, graphs: Sequence[str], entry:
         if path.name not in source.seconds:  # less the exports that it caused, which have their own
             own = time.perf_counter() - start - (sum(source.seconds.values()) - shared)
             source.seconds[path.name] = round(own, 2)
-            files = (path, path.with_suffix(".bin"))  # OpenVINO's weights lie beside its graph
-            size = sum(file.stat().st_size for file in files if file.exists())
+            # OpenVINO's weights lie beside its graph.
+            files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+            size = sum(file.stat().st_size for file in files)
             log.info("%s: %.1f s, %.1f MB", path.name, own, size / 1e6)

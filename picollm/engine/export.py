@@ -88,19 +88,20 @@ def in_precision(model: Transformer, precision: str) -> Transformer:
 def export_program(model: Transformer, graph: str, *, max_batch: int) -> torch.export.ExportedProgram:
     """One of GRAPHS with a batch of 1 to `max_batch` and any number of positions, on the model's device."""
     context, device = model.config.context, model.embedding.weight.device
-    # Engines are tuned for the example. One of 1 would be specialised to a constant.
-    ids = torch.zeros(max(2, max_batch), context, dtype=torch.int64, device=device)
+    # Engines are tuned for the example, and torch-tensorrt takes its profile from this program alone. An example of 1
+    # is specialised to a constant: wanted for the batch where there is only one, never for the positions.
+    ids = torch.zeros(max_batch, context, dtype=torch.int64, device=device)
     example = {"ids": ids, "positions": torch.tensor([0, context - 1], device=device)}
-    sizes = {
-        "ids": torch.export.Dim("batch", min=1, max=max(2, max_batch)),
-        "positions": torch.export.Dim("positions", min=1, max=context),
+    shapes = {
+        "ids": {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else None,
+        "positions": {0: torch.export.Dim("positions", min=1, max=context)},
     }
     made = GRAPHS[graph](model).eval()
     with torch.no_grad(), quiet():
         return torch.export.export(
             made,
             tuple(example[name] for name in made.inputs),
-            dynamic_shapes=tuple({0: sizes[name]} for name in made.inputs),
+            dynamic_shapes=tuple(shapes[name] for name in made.inputs),
             strict=False,
         )
 
@@ -110,7 +111,7 @@ def export_onnx(model: Transformer, path: str | Path, graph: str, *, max_batch: 
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
-    program = export_program(model, graph, max_batch=max_batch)
+    program = export_program(model, graph, max_batch=max(2, max_batch))  # the file's batch has a name, not a number
     inputs = GRAPHS[graph].inputs
     axes = {"ids": "batch", "positions": "positions"}  # their names in the file
     with torch.no_grad(), quiet():

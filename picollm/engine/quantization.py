@@ -43,10 +43,10 @@ def quantized(model: Transformer, precision: str, calibration: np.ndarray) -> Tr
         return mtq.quantize(model, how, feed)
 
 
-def quantized_program(source: Source, graph: str, precision: str) -> torch.export.ExportedProgram:
+def quantized_program(source: Source, graph: str, precision: str, max_batch: int) -> torch.export.ExportedProgram:
     """The graph with TensorRT's quantizing operators around float16 arithmetic; needs a GPU."""
     from modelopt.torch.quantization.utils import export_torch_mode
 
     model = quantized(half_precision(source.model).to(source.device), precision, source.calibration)
     with export_torch_mode():
-        return export_program(model, graph, max_batch=source.max_batch)
+        return export_program(model, graph, max_batch=max_batch)

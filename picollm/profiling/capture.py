@@ -74,7 +74,7 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
         except PicollmError as error:
             if any(base.parent.glob(f"{base.name}.*")):  # it recorded: the workload failed
                 raise
-            hint = "it needs to write in $TMPDIR and /tmp/nvidia; `nsys status --environment` says what else it lacks"
+            hint = "it may lack permission to write in $TMPDIR or /tmp/nvidia; `nsys status --environment` says more"
             raise PicollmError(f"{error} ({hint})") from None
         if not report.exists():
             import_by_hand(nsys, base.with_suffix(".qdstrm"), report)

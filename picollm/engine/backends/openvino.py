@@ -102,7 +102,8 @@ def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dic
 def multiply_by_constants(model: Model) -> None:
     """Replace x @ transpose(constant) by a product that transposes: NNCF quantizes constants alone.
 
-    The exported head is the embedding transposed. It would stay float, beside the embedding's int8; so both are one.
+    The exported head is the embedding [V, D] transposed. It would stay float, beside the embedding's int8; so both
+    are one.
     """
     from openvino import opset13 as operators
 

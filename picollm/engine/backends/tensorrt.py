@@ -138,8 +138,7 @@ def choose_target(device: torch.device) -> str | None:
 def shapes(graph: str, context: int, max_batch: int) -> dict[str, list[list[int]]]:
     """Each input's smallest, usual and largest shape: the engine's profile, outside of which it refuses.
 
-    torch-tensorrt takes the usual ones from the exported program's example, which has two positions: one would be
-    specialised to a constant.
+    torch-tensorrt takes them from the exported program, whose example has as many positions and rows as usual here.
     """
     known = {
         "ids": [[1, context], [max_batch, context], [max_batch, context]],
@@ -153,6 +152,7 @@ def build_torch_tensorrt(
 ) -> None:
     """torch-tensorrt for this machine's GPU and a profile {input: [min, opt, max]}, saved as an exported program."""
     torch_tensorrt = import_torch_tensorrt()
+    max_batch = profile["ids"][-1][0]
     inputs = [
         torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
         for name, (least, usual, most) in profile.items()
@@ -160,10 +160,10 @@ def build_torch_tensorrt(
     if precision in QUANTIZED:
         from picollm.engine.quantization import quantized_program
 
-        program = quantized_program(source, graph, precision)
+        program = quantized_program(source, graph, precision, max_batch)
     else:
         model = in_precision(source.model, precision).to(source.device)
-        program = export_program(model, graph, max_batch=source.max_batch)
+        program = export_program(model, graph, max_batch=max_batch)
     compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=inputs, **FLAGS)
     engines = [name for name, _ in compiled.named_children() if name.startswith("_run_on_acc")]
     others = [name for name, _ in compiled.named_children() if name.startswith("_run_on_gpu")]
