@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from picollm.engine.backends.rtx import layer_types  # noqa: E402
-from picollm.engine.backends.tensorrt import FLAGS, shapes  # noqa: E402
+from picollm.engine.backends.tensorrt import FLAGS, ranges, shapes  # noqa: E402
 from picollm.engine.export import export_program, half_precision  # noqa: E402
 from picollm.model.transformer import ModelConfig, Transformer  # noqa: E402
 
@@ -67,11 +67,7 @@ def main() -> None:
 
         for largest in (MAX_BATCH, 1):
             program = export_program(model, "logits", max_batch=largest)
-            profile = shapes("logits", ORIGINAL.context, largest)
-            inputs = [
-                torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
-                for name, (least, usual, most) in profile.items()
-            ]
+            inputs = ranges(shapes("logits", ORIGINAL.context, largest))
             with (
                 mock.patch.object(interpreter.TRTInterpreter, "_construct_trt_network_def", constructed),
                 mock.patch.object(interpreter.trt, "Runtime", Runtime),

@@ -17,6 +17,10 @@ from picollm.model.transformer import ModelConfig
 from picollm.profiling import capture, workload
 from picollm.profiling.timeline import analyse, intersection, length, metrics, read_kineto, read_nsys, spans, union
 
+needs_nsys = pytest.mark.skipif(
+    shutil.which("nsys") is None, reason="nsys is not installed (.ci/install-nsys installs it on Debian)"
+)
+
 MS = 1_000_000  # nanoseconds
 # (name, start, end) in ms: one warm-up step and two measured ones of 100 ms each, with a gap between them
 RANGES = [
@@ -141,9 +145,8 @@ print("loss path: none")
 """
 
 
+@needs_nsys
 def test_nsys_records_our_ranges(tmp_path, monkeypatch):
-    if shutil.which("nsys") is None:
-        pytest.skip("nsys is not installed (.ci/install-nsys installs it on Debian)")
     pytest.importorskip("nvtx", reason="without CUDA, nsys needs the package nvtx to see ranges")
     monkeypatch.setattr(capture, "workload_command", lambda spec, scratch: [sys.executable, "-c", MARKED])
     found = capture.capture("nsys", {}, tmp_path)
@@ -163,9 +166,8 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(capture, "workload_command", lambda spec, scratch: [sys.executable, str(script)])
 
 
+@needs_nsys
 def test_nsys_without_permission_is_one_clear_line_or_torch_takes_over(tmp_path, monkeypatch):
-    if shutil.which("nsys") is None:
-        pytest.skip("nsys is not installed (.ci/install-nsys installs it on Debian)")
     tempfile.gettempdir()  # Python's own stays where it is
     monkeypatch.setenv("TMPDIR", "/proc")  # where nobody may write, not even root
     stand_in(tmp_path, monkeypatch)
@@ -176,10 +178,8 @@ def test_nsys_without_permission_is_one_clear_line_or_torch_takes_over(tmp_path,
     assert found.tool == "torch.profiler" and "permission to write in $TMPDIR" in found.reason
 
 
-@pytest.mark.parametrize("tool", ["nsys", "torch.profiler"])
+@pytest.mark.parametrize("tool", [pytest.param("nsys", marks=needs_nsys), "torch.profiler"])
 def test_a_failing_workload_is_one_clear_line(tmp_path, monkeypatch, tool):
-    if tool == "nsys" and shutil.which("nsys") is None:
-        pytest.skip("nsys is not installed (.ci/install-nsys installs it on Debian)")
     command = [sys.executable, "-c", "import sys; sys.exit('workload: no tokens')"]
     monkeypatch.setattr(capture, "workload_command", lambda spec, scratch: command)
     with pytest.raises(PicollmError, match="failed with exit code 1: workload: no tokens$"):

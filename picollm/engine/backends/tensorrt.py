@@ -147,16 +147,21 @@ def shapes(graph: str, context: int, max_batch: int) -> dict[str, list[list[int]
     return {name: known[name] for name in GRAPHS[graph].inputs}
 
 
+def ranges(profile: Mapping[str, list[list[int]]]) -> list:
+    """A profile as torch-tensorrt's inputs."""
+    torch_tensorrt = import_torch_tensorrt()
+    return [
+        torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
+        for name, (least, usual, most) in profile.items()
+    ]
+
+
 def build_torch_tensorrt(
     source: Source, graph: str, precision: str, path: Path, profile: Mapping[str, list[list[int]]]
 ) -> None:
     """torch-tensorrt for this machine's GPU and a profile {input: [min, opt, max]}, saved as an exported program."""
     torch_tensorrt = import_torch_tensorrt()
-    max_batch = profile["ids"][-1][0]
-    inputs = [
-        torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
-        for name, (least, usual, most) in profile.items()
-    ]
+    max_batch, inputs = profile["ids"][-1][0], ranges(profile)
     if precision in QUANTIZED:
         from picollm.engine.quantization import quantized_program
 
