@@ -1,0 +1,88 @@
+"""The benchmark's arithmetic against closed forms and the standard library, its protocol on a synthetic clock."""
+
+import statistics
+
+import numpy as np
+import pytest
+
+from picollm.engine.timing import Protocol, latency, measure, speedup, verdict
+
+PROTOCOL = Protocol(rounds=6, block_seconds=0.05, warmup_seconds=0.02, seed=3)
+
+
+class Clock:
+    """Seconds that pass only while a backend runs."""
+
+    def __init__(self):
+        self.now, self.calls, self.noise = 0.0, [], np.random.default_rng(0)
+
+    def __call__(self):
+        return self.now
+
+    def backend(self, name, seconds):
+        def run(ids):
+            self.calls.append(name)
+            self.now += seconds * self.noise.lognormal(0, 0.1)
+            return ids
+
+        return run
+
+
+def simulate():
+    clock = Clock()
+    runs = {"base": clock.backend("base", 0.004), "half": clock.backend("half", 0.002)}
+    runs["base again"] = runs["base"]
+    return clock, measure(runs, [np.zeros((1, 2))], PROTOCOL, clock)
+
+
+def test_latency_matches_the_standard_library():
+    rounds = [[5.0, 1.0, 4.0], [2.5, 9.0, 3.0, 7.0]]
+    x = sorted(sum(rounds, []))
+    found = latency(rounds)
+    assert found["n"] == 7 and found["min"] == 1.0
+    assert found["mean"] == pytest.approx(statistics.mean(x))
+    assert found["std"] == pytest.approx(statistics.stdev(x))
+    assert found["p50"] == statistics.median(x)
+    assert found["p90"] == pytest.approx(statistics.quantiles(x, n=10, method="inclusive")[8])
+    assert found["p95"] == pytest.approx(statistics.quantiles(x, n=20, method="inclusive")[18])
+    low, _, high = statistics.quantiles(x, n=4, method="inclusive")
+    assert found["iqr_rel"] == pytest.approx((high - low) / statistics.median(x))
+    assert found["p99"] is None and latency([x * 150])["p99"] == pytest.approx(9.0)
+
+
+def test_the_baseline_against_itself_covers_one_and_a_faster_backend_does_not():
+    _, samples = simulate()
+    noise = speedup(samples["base"], samples["base again"], seed=1)
+    assert noise["low"] <= 1 <= noise["high"]
+    assert verdict(noise, noise) == "no difference"
+    found = speedup(samples["base"], samples["half"], seed=1)
+    assert found["low"] <= 2 <= found["high"] and found["low"] < found["ratio"] < found["high"]
+    assert verdict(found, noise) == "faster"
+    assert verdict(speedup(samples["half"], samples["base"], seed=1), noise) == "slower"
+
+
+def test_every_backend_runs_a_block_in_every_round_in_a_seeded_shuffled_order():
+    clock, samples = simulate()
+    assert {name: len(rounds) for name, rounds in samples.items()} == dict.fromkeys(samples, PROTOCOL.rounds)
+    for rounds in samples.values():
+        for block in rounds:
+            # The block ends with the first call that reaches block_seconds.
+            assert sum(block[:-1]) < PROTOCOL.block_seconds * 1e3 <= sum(block) + 1e-9
+    again, same = simulate()
+    assert clock.calls == again.calls and samples == same
+    orders = np.random.default_rng(PROTOCOL.seed)
+    assert len({tuple(orders.permutation(3)) for _ in range(PROTOCOL.rounds)}) > 1
+
+
+def test_a_slow_backend_still_gets_one_call_a_round():
+    clock = Clock()
+    samples = measure({"slow": clock.backend("slow", 1.0)}, [np.zeros((1, 2))], PROTOCOL, clock)
+    assert [len(block) for block in samples["slow"]] == [1] * PROTOCOL.rounds
+
+
+def test_inputs_rotate():
+    clock, seen = Clock(), []
+    run = clock.backend("one", 0.001)
+    inputs = [np.full((1, 2), i) for i in range(5)]
+    measure({"one": lambda ids: seen.append(int(ids[0, 0])) or run(ids)}, inputs, PROTOCOL, clock)
+    assert seen == [i % 5 for i in range(len(seen))] and len(seen) > 10
