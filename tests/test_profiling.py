@@ -1,8 +1,10 @@
 """The timeline analyser on captures with known answers, and real captures with both profilers."""
 
 import json
+import select
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from contextlib import closing
@@ -185,6 +187,24 @@ def test_a_failing_workload_is_one_clear_line(tmp_path, monkeypatch, tool):
     with pytest.raises(PicollmError, match="failed with exit code 1: workload: no tokens$"):
         capture.capture(tool, {}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+WAITING = """
+from picollm.profiling.capture import one_at_a_time
+print("asks for it", flush=True)
+with one_at_a_time():
+    print("has it", flush=True)
+"""
+
+
+def test_one_capture_waits_for_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the other tests' captures have another lock
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with capture.one_at_a_time():
+        other = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE)
+        assert other.stdout.readline() == b"asks for it\n"
+        assert select.select([other.stdout], [], [], 0.5)[0] == []
+    assert other.communicate(timeout=60)[0] == b"has it\n"
 
 
 def test_without_nsys_auto_takes_torch_and_says_why(tmp_path, monkeypatch):

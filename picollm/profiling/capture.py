@@ -5,6 +5,7 @@ Either way the workload runs in a process of its own, and its named ranges come 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -12,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +27,8 @@ from picollm.profiling.timeline import Timeline, read_kineto, read_nsys
 
 log = logging.getLogger(__name__)
 
-# What Debian's nsys says after each run, also after one that failed; see import_by_hand.
-CHATTER = ("Importer error status", "Unable to retrieve the importer version")
+# nsys mixes its own messages, in no fixed order, with those of what it runs: a shell keeps the latter, and its failure.
+APART = '"$@" 2>"$0" || echo $? >"$0.code"'
 IMPORTERS = ("/usr/lib/nsight-systems", "/opt/nvidia/nsight-systems")  # where packages put the host-linux folder
 
 
@@ -68,14 +71,15 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
         base = Path(scratch, "training")
         report, database = base.with_suffix(".nsys-rep"), base.with_suffix(".sqlite")
         profile = [nsys, "profile", "-t", traces, "-s", "none", "--cpuctxsw=none", "-f", "true", "-o", str(base)]
-        command = workload_command(spec, Path(scratch))
+        errors = base.with_suffix(".errors")
         try:
-            output = call([*profile, *command])
+            with one_at_a_time():
+                output = call([*profile, "sh", "-c", APART, str(errors), *workload_command(spec, Path(scratch))])
         except PicollmError as error:
-            if any(base.parent.glob(f"{base.name}.*")):  # it recorded: the workload failed
-                raise
+            check_workload(errors)
             hint = "it may lack permission to write in $TMPDIR or /tmp/nvidia; `nsys status --environment` says more"
             raise PicollmError(f"{error} ({hint})") from None
+        check_workload(errors)
         if not report.exists():
             import_by_hand(nsys, base.with_suffix(".qdstrm"), report)
         call([nsys, "export", "--type", "sqlite", "-f", "true", "-o", str(database), str(report)])
@@ -85,6 +89,24 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
             shutil.copyfile(report, temporary)
     version = call([nsys, "--version"]).split()[-1]
     return Capture("nsys", version, reason, file, loss_path(output), timeline)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait for the user's other captures: of nsys 2022.4 started four at a time, one in twenty died early."""
+    with Path(tempfile.gettempdir(), f"picollm-nsys-{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def check_workload(errors: Path) -> None:
+    """Log what the workload wrote to stderr; raises PicollmError where the shell of APART noted that it failed."""
+    said = errors.read_text() if errors.exists() else ""  # nsys may not have come to start it
+    log.debug("%s", said)
+    code = errors.with_suffix(".errors.code")
+    if code.exists():
+        code = code.read_text().strip()
+        raise PicollmError(f"the workload under nsys failed with exit code {code}: {last_line(said) or 'no output'}")
 
 
 def import_by_hand(nsys: str, raw: Path, report: Path) -> None:
@@ -123,7 +145,10 @@ def call(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     log.debug("%s\n%s%s", " ".join(command), done.stdout, done.stderr)
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        said = next((line for line in reversed(lines) if not line.startswith(CHATTER)), "no output")
-        raise PicollmError(f"{Path(command[0]).name} failed with exit code {done.returncode}: {said[:300]}")
+        said = last_line(done.stderr) or last_line(done.stdout)
+        raise PicollmError(f"{Path(command[0]).name} failed with exit code {done.returncode}: {said or 'no output'}")
     return done.stdout
+
+
+def last_line(output: str) -> str:
+    return (output.strip().splitlines() or [""])[-1][:300]
