@@ -32,7 +32,9 @@ def simulate():
     clock = Clock()
     runs = {"base": clock.backend("base", 0.004), "half": clock.backend("half", 0.002)}
     runs["base again"] = runs["base"]
-    return clock, measure(runs, [np.zeros((1, 2))], PROTOCOL, clock)
+    samples, failed = measure(runs, [np.zeros((1, 2))], PROTOCOL, clock)
+    assert failed == {}
+    return clock, samples
 
 
 def test_latency_matches_the_standard_library():
@@ -76,8 +78,24 @@ def test_every_backend_runs_a_block_in_every_round_in_a_seeded_shuffled_order():
 
 def test_a_slow_backend_still_gets_one_call_a_round():
     clock = Clock()
-    samples = measure({"slow": clock.backend("slow", 1.0)}, [np.zeros((1, 2))], PROTOCOL, clock)
+    samples, _ = measure({"slow": clock.backend("slow", 1.0)}, [np.zeros((1, 2))], PROTOCOL, clock)
     assert [len(block) for block in samples["slow"]] == [1] * PROTOCOL.rounds
+
+
+@pytest.mark.parametrize("calls", [0, 4, 40])  # in the warm-up, in the first round, later
+def test_a_backend_that_fails_while_it_is_timed_has_no_times_and_the_others_all_of_theirs(calls):
+    clock, left = Clock(), iter(range(calls))
+    steady, fragile = clock.backend("steady", 0.004), clock.backend("fragile", 0.008)
+
+    def fails(ids):
+        if next(left, None) is None:
+            raise MemoryError("no more")
+        return fragile(ids)
+
+    samples, failed = measure({"fragile": fails, "steady": steady}, [np.zeros((1, 2))], PROTOCOL, clock)
+    assert set(samples) == {"steady"} and len(samples["steady"]) == PROTOCOL.rounds
+    assert set(failed) == {"fragile"} and str(failed["fragile"]) == "no more"
+    assert clock.calls.count("fragile") == calls
 
 
 def test_inputs_rotate():

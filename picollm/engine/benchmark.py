@@ -246,7 +246,10 @@ def time_cell(
     try:
         wrong |= check_cell(runs, loaded, inputs[0])
         runs = {name: run for name, run in runs.items() if name not in wrong}
-        return measure(runs | {AGAIN: runs[REFERENCE]}, inputs, protocol, advance=advance), wrong
+        measured, failed = measure(runs | {AGAIN: runs[REFERENCE]}, inputs, protocol, advance=advance)
+        for name in {REFERENCE, AGAIN} & failed.keys():
+            raise failed[name]
+        return measured, wrong | {name: cell_failure(error) for name, error in failed.items()}
     except torch.OutOfMemoryError as error:
         raise PicollmError(
             f"the GPU's memory does not hold output {output} at batch {len(inputs[0])} ({one_line(error)[:120]}): "
@@ -285,15 +288,19 @@ def check_cell(runs: Mapping[str, Call], loaded: Mapping[str, Loaded], ids: np.n
                 difference, limit, unit = np.abs((found - expected).mean()), limits.perplexity, "nats"
             else:
                 difference, limit, unit = mean_kl(expected, found), limits.mean_kl, "nats of KL"
-        except Exception as error:  # runtimes raise what they like; out of memory is one of it
-            log.debug("%s", name, exc_info=True)
-            wrong[name] = f"failed: this output and batch: {one_line(error)[:300]}"
+        except Exception as error:  # as in `measure`
+            wrong[name] = cell_failure(error)
             continue
         if not difference <= CELL_MARGIN * limit:
             wrong[name] = (
                 f"failed: accuracy of this output and batch ({difference:.2g} > {CELL_MARGIN * limit:.2g} {unit})"
             )
     return wrong
+
+
+def cell_failure(error: Exception) -> str:
+    log.debug("a backend failed", exc_info=error)
+    return f"failed: this output and batch: {one_line(error)[:300]}"
 
 
 def call(loaded: Loaded, output: str, context: int) -> Call:

@@ -36,29 +36,48 @@ def measure(
     protocol: Protocol,
     clock: Callable[[], float] = time.perf_counter,
     advance: Callable[[], object] = lambda: None,
-) -> dict[str, Rounds]:
-    """Milliseconds of every timed call, by backend and round. `advance` is called after each block."""
+) -> tuple[dict[str, Rounds], dict[str, Exception]]:
+    """Milliseconds of every timed call, by backend and round; and what a call raised: that backend has no numbers.
+
+    `advance` is called after each block.
+    """
     order = np.random.default_rng(protocol.seed)
     source = cycle(inputs)
-    for run in runs.values():
+
+    def warm_up(run: Call) -> None:
         start, calls = clock(), 0
         while calls < WARMUP_CALLS or clock() - start < protocol.warmup_seconds:
             run(next(source))
             calls += 1
+
+    def block(run: Call) -> list[float]:
+        run(next(source))  # untimed: the caches are the previous backend's
+        times, start = [], clock()
+        while not times or clock() - start < protocol.block_seconds:
+            ids = next(source)
+            before = clock()
+            run(ids)
+            times.append((clock() - before) * 1e3)
+        return times
+
     samples: dict[str, Rounds] = {name: [] for name in runs}
+    failed: dict[str, Exception] = {}
+
+    def attempt(name: str, part: Callable[[Call], list[float] | None]) -> list[float] | None:
+        try:
+            return part(runs[name])
+        except Exception as error:  # runtimes raise what they like; out of memory is one of it
+            failed[name] = error
+            del samples[name]
+
+    for name in runs:
+        attempt(name, warm_up)
     for _ in range(protocol.rounds):
-        for name in order.permutation(list(runs)):
-            run, block = runs[name], []
-            run(next(source))  # untimed: the caches are the previous backend's
-            start = clock()
-            while not block or clock() - start < protocol.block_seconds:
-                ids = next(source)
-                before = clock()
-                run(ids)
-                block.append((clock() - before) * 1e3)
-            samples[name].append(block)
+        for name in order.permutation(list(samples)):
+            if times := attempt(name, block):
+                samples[name].append(times)
             advance()
-    return samples
+    return samples, failed
 
 
 def latency(rounds: Rounds) -> dict:
