@@ -63,8 +63,13 @@ class Feed:
         # int16 holds the same bits; torch picks no uint16 rows.
         resident = torch.tensor(np.asarray(self.rows).view(np.int16), device=self.device)
         for numbers, state in self.numbered():
-            taken = resident[torch.from_numpy(numbers).to(self.device)]
+            taken = resident[sent(torch.from_numpy(numbers), self.device)]
             yield taken.long() & 0xFFFF, state
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device. From pageable memory the host would wait for all that the GPU still has to do."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 class Gathering(Dataset):

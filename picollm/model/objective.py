@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from picollm.data.feeding import sent
 from picollm.data.loading import Rows
 from picollm.model.compute import autocast, compiled
 from picollm.model.transformer import Transformer
@@ -75,7 +76,7 @@ class Objective(nn.Module):
             self.how += f", each target against {part}"
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, step: int) -> Tensor:
-        candidates = self.sampled.candidates(step).to(self.device) if self.sampled else None
+        candidates = sent(self.sampled.candidates(step), self.device) if self.sampled else None
         return self.loss(ids_BT, targets_BT, candidates)
 
     def whole(self, ids_BT: Tensor, targets_BT: Tensor, candidates_C: Tensor | None) -> Tensor:
