@@ -123,7 +123,7 @@ class Clusters(Section):
 
 
 class Mechanisms(Section):
-    windows: Annotated[int, Field(ge=2, le=100_000)]
+    windows: Annotated[int, Field(ge=6, le=100_000)]  # of fewer no head could have p < .05
     mean_windows: Positive
     null_models: Annotated[int, Field(ge=1, le=100)]
     seed: Count

@@ -5,7 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from circuits import induction_circuit
+from scipy.stats import permutation_test
 
+from picollm.attention.robustness import false_discovery_rate
 from picollm.mechanisms.ablation import effects, equal_profile, group_effect, resampled, sign_flip_p, summary
 from picollm.mechanisms.intervention import KINDS, baseline, batches, each_head, mean_outputs, outputs, without
 from picollm.model.transformer import ModelConfig, Transformer
@@ -185,10 +187,20 @@ def test_groups_are_held_against_random_sets_of_their_profile(model, ids, mean):
     assert whole["p"] == 1, "nothing to compare it with"
 
 
-def test_p_is_uniform_and_the_interval_covers_under_the_null():
+@pytest.mark.parametrize("windows", [12, 64])
+def test_p_is_uniform_and_the_interval_covers_under_the_null(windows):
     generator = np.random.default_rng(3)
-    drawn = generator.standard_normal((400, 64))
+    drawn = generator.standard_normal((1000, windows))
     p = sign_flip_p(drawn, seed=0)
-    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.03) and p.mean() == pytest.approx(0.5, abs=0.05)
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.02) and p.mean() == pytest.approx(0.5, abs=0.05)
     low, high = resampled(drawn + 1, seed=0)
-    assert np.mean((low <= 1) & (high >= 1)) == pytest.approx(0.94, abs=0.03)
+    assert np.mean((low <= 1) & (high >= 1)) == pytest.approx(0.95, abs=0.015)
+
+
+def test_p_of_few_windows_is_exact():
+    drawn = np.random.default_rng(0).standard_normal((5, 10)) + 0.3
+    for row, p in zip(drawn, sign_flip_p(drawn, seed=0), strict=True):
+        scipy = permutation_test((row,), np.mean, permutation_type="samples", n_resamples=np.inf)
+        assert p == pytest.approx(scipy.pvalue)
+    one = np.vstack([np.ones((1, 12)), np.random.default_rng(1).standard_normal((55, 12))])
+    assert false_discovery_rate(sign_flip_p(one, seed=0))[0] < 0.05, "a single head can be found among chance ones"

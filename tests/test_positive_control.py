@@ -89,7 +89,7 @@ def test_the_study_finds_it(found):
     assert induction_heads(found) == ["L1H0"] == [found["best"]["induction"]["head"]]
     assert found["best"]["induction"]["low"] > 0.8 and found["best"]["previous"]["low"] > 0.8
     assert found["best"]["previous"]["head"].startswith("L0"), "it reads what a previous-token head has written"
-    assert found["second_copy_loss"] < found["first_copy_loss"] - 2
+    assert found["copies"]["gain"]["low"] > 2
     assert found["in_context_learning"]["high"] < -1
 
 

@@ -1,7 +1,7 @@
 """Probes: items are balanced, chance is chance, and what is there is found."""
 
-import re
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def items():
-    return tokenised(references())
+    return tokenised(references(), 128)
 
 
 def gold_of(items):
@@ -158,10 +158,20 @@ def test_the_interval_is_over_clusters():
 
 def test_too_few_clusters_are_refused():
     assert "coreference of 7 pairs of words: at least 8" in refusal(
-        tokenised, [r for r in references() if r.cluster < 7]
+        tokenised, [r for r in references() if r.cluster < 7], 128
     )
     few = [pair for pair in pairs()["agreement"] if pair.cluster < 7]
     assert "minimal pairs of 7 clusters: at least 8" in refusal(Continuations, few)
+
+
+def test_probes_without_gold_and_texts_beyond_the_context_are_refused():
+    found = references()
+    for gold in (None, 2):
+        said = refusal(tokenised, [replace(found[0], gold=gold), *found[1:]], 128)
+        assert f"has gold {gold}; it must be 0 or 1" in said and found[0].text in said
+    late = replace(found[0], pronoun=found[0].candidates[0], candidates=(found[0].candidates[1], found[0].pronoun))
+    assert "the one of the two candidates before the pronoun" in refusal(tokenised, [late, *found[1:]], 128)
+    assert "the model's context is 12: raise tokens.context" in refusal(tokenised, found, 12)
 
 
 def test_pairs_are_many_and_balanced_within_clusters_of_equal_size():
@@ -170,21 +180,24 @@ def test_pairs_are_many_and_balanced_within_clusters_of_equal_size():
         assert len(set(Counter(pair.cluster for pair in found).values())) == 1, kind
         for cluster in {pair.cluster for pair in found}:
             inside = [pair for pair in found if pair.cluster == cluster]
-            if kind == "negation":
-                negated = [pair.good[0] for pair in inside if re.search(r"\b(No|not)\b", pair.good[0])]
-                assert 2 * len(negated) == len(inside), "a liking for negated texts is right half of the time"
-                assert all(pair.good[1] == pair.bad[1] and pair.good[0] != pair.bad[0] for pair in inside)
-            else:
-                good, bad = (sorted(getattr(pair, side)[1] for pair in inside) for side in ("good", "bad"))
-                assert good == bad, f"{kind}: every target is as often right as wrong"
+            good, bad = (Counter(getattr(pair, side) for pair in inside) for side in ("good", "bad"))
+            assert good == bad, f"{kind}: a liking for some texts is right half of the time"
+
+
+def test_a_pronoun_has_the_gender_of_its_antecedent():
+    he, she = map(set, zip(*GENDERS, strict=True))
+    for pair in pairs()["pronouns"]:
+        good, bad = (text.split()[1] for text in (pair.good, pair.bad))
+        assert (good in he and bad in she) if pair.target == " he" else (good in she and bad in he)
 
 
 def test_the_verb_agrees_with_the_first_noun_and_not_with_the_second():
     plural = {forms[1] for forms in NOUNS}
     for pair in pairs()["agreement"]:
-        words = pair.good[0].split()
+        words = pair.good.split()
         assert (words[1] in plural) != (words[-1] in plural) and words[1].rstrip("s") != words[-1].rstrip("s")
-        assert (pair.good[1] in (" were", " are", " have")) == (words[1] in plural)
+        assert (pair.target in (" were", " are", " have")) == (words[1] in plural)
+        assert (words[1] in plural) != (pair.bad.split()[1] in plural), "the other text has the other number"
         assert not set(words) & {"was", "were", "is", "are", "has", "have"}, "nothing else to agree with"
 
 
@@ -205,7 +218,7 @@ def tiny(seed):
 
 
 def test_margins_are_the_likelihoods_of_the_targets_alone():
-    chosen = pairs()["questions"][::7]
+    chosen = pairs()["negation"][::7]
     found, encode = Continuations(chosen), encoding().encode_ordinary
     generator = np.random.default_rng(0)
     table = generator.random((60_000,))  # nats of a token, whatever comes before
@@ -213,9 +226,17 @@ def test_margins_are_the_likelihoods_of_the_targets_alone():
     def losses(ids, scored):
         return torch.from_numpy(table)[ids[:, 1:]] * scored
 
-    expected = [table[encode(p.bad[1])].sum() - table[encode(p.good[1])].sum() for p in chosen]
-    assert found.margins(losses, CPU) == pytest.approx(np.array(expected))
-    many = found.margins(lambda *given: torch.stack([losses(*given), 2 * losses(*given)]), CPU)
+    assert found.margins(losses, CPU) == pytest.approx(np.zeros(len(chosen))), "how common a word is cancels out"
+
+    def by_text(ids, scored):  # nats of a token times the number of tokens before it that are not the separator
+        return losses(ids, scored) * (ids[:, :-1] != END_OF_TEXT).cumsum(1)
+
+    def nats(text, target):
+        return sum(table[token] * (len(encode(text)) + n) for n, token in enumerate(encode(target)))
+
+    expected = [nats(p.bad, p.target) - nats(p.good, p.target) for p in chosen]
+    assert np.any(expected) and found.margins(by_text, CPU) == pytest.approx(np.array(expected))
+    many = found.margins(lambda *given: torch.stack([by_text(*given), 2 * by_text(*given)]), CPU)
     assert many.shape == (2, len(chosen)) and many[1] == pytest.approx(2 * many[0])
     assert preferred(np.array([1.0, 0.0, -1.0, 2.0])).tolist() == [1.0, 0.5, 0.0, 1.0]
 

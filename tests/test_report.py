@@ -172,7 +172,8 @@ def causes(names):
         "ablation": {"mean_tokens": 51_200, "tokens": 8192, "windows": 64, "loss": 6.4, "median_half_width": 0.0012,
                      "heads": ablated},
         "mechanisms": {
-            "sequences": 192, "first_copy_loss": 9.5, "second_copy_loss": 9.25, "lengths": [25, 50],
+            "sequences": 192, "ablated_sequences": 8, "lengths": [25, 50],
+            "copies": {"sequences": 64, "first_loss": 9.5, "second_loss": 9.25, "gain": score},
             "in_context_learning": score | {"early": [13, 20], "late": [107, 127]},
             "definitions": {"induction": "what followed"}, "null": {"induction": 0.01},
             "best": {"induction": score | {"head": names[3]}},
@@ -181,8 +182,9 @@ def causes(names):
                       for h, name in enumerate(names)],
         },
         "emergence": {
-            "threshold": dict.fromkeys(measures, 0.25), "median_onset": dict.fromkeys(measures, 2.0),
-            "snapshots": [{"step": step, "loss": 11 - step / 10, "effects": dict.fromkeys(measures, step)}
+            "windows": 16, "threshold": dict.fromkeys(measures, 0.25), "median_onset": dict.fromkeys(measures, 2.0),
+            "snapshots": [{"step": step, "loss": 11 - step / 10, "effects": dict.fromkeys(measures, step),
+                           "in_context_learning": -step / 10}
                           for step in (0, 1, 4)],
         },
         "probes": {

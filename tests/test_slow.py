@@ -45,7 +45,7 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path):
     project.set("pretrain", length=2, unit="steps", batch_rows=2, compile="none")
     project.set("heads", bootstraps=100, null_models=3)
     project.set("clusters", bootstraps=2)
-    project.set("mechanisms", windows=2, mean_windows=4, null_models=1)
+    project.set("mechanisms", windows=6, mean_windows=4, null_models=1)
     project.set("engine", compute_capabilities=["8.9"], max_batch=1, backends=["openvino-bf16", "tensorrt-fp16"])
     project.set("benchmark", batches=[1], rounds=3, block_seconds=0.2, gate_rows=4)
     project.set("profile", tool="torch.profiler", steps=3)

@@ -91,11 +91,14 @@ def test_the_study_has_its_parts_and_does_none_of_them_twice(study, folder, tmp_
     shutil.copytree(folder / "parts", tmp_path / "parts")
     json.dumps(found, allow_nan=False)
     assert set(found["kinds"]) == set(KINDS) and found["kinds"]["mean"]["heads"] == report(s)["heads"]
-    heads = [head for entry in found["categories"].values() for head in entry["heads"]]
+    heads = found["pairs"]["negation"]["heads"]
     assert [head["q"] for head in heads] == pytest.approx(false_discovery_control([head["p"] for head in heads]))
     assert set(found["rank_correlation_with_mean"]) == set(KINDS) - {"mean"}
     assert [row["group"] for row in found["groups"]] == ["class local", "class global", "cluster 1"]
-    assert set(found["pairs"]) == {"agreement", "negation", "questions"}
+    assert set(found["pairs"]) == {"agreement", "negation", "questions", "pronouns"}
+    q = [row["q"] for row in found["groups"]]
+    assert q == pytest.approx(false_discovery_control([row["p"] for row in found["groups"]]))
+    assert found["random_sets"] == 100 and 3 / 101 < 0.05, "one of three groups can be found"
     before = times(tmp_path)
     assert run(s, tmp_path) == found and times(tmp_path) == before
     (tmp_path / "parts/zero.json").unlink()
@@ -129,6 +132,11 @@ def test_the_page_says_what_the_study_found(study):
     assert "| questions | 3 | none: this category shows nothing | – |" in study_page(
         ROOT / "picollm/report/study.md.j2", nothing
     )
+    for low, said in ((0.5, True), (0.51, False)):
+        nothing["pairs"]["agreement"]["whole_model"] |= {"low": low}
+        page = study_page(ROOT / "picollm/report/study.md.j2", nothing)
+        (row,) = (line for line in page.splitlines() if line.startswith("| agreement |"))
+        assert ("the model shows nothing" in row) is said
 
 
 def test_groups_are_classes_and_clusters_of_several_heads_but_not_all():
@@ -161,6 +169,10 @@ def test_emergence_of_no_and_of_one_snapshot():
     json.dumps(one, allow_nan=False)
     (row,) = one["snapshots"]
     assert row["step"] == 7 and row["loss"] == pytest.approx(report(s)["loss"], abs=1e-4)
+    assert row["in_context_learning"] == pytest.approx(in_context_learning(s)["value"], abs=1e-4)
+    broad = macro_mean(sentence_sums_of(s))["broad"][0]
+    assert sum(row["mean"][name] for name in ("broad", "positional", "content")) == pytest.approx(1, abs=1e-6)
+    assert row["mean"]["broad"] == pytest.approx(broad.mean(), abs=1e-6)
     assert one["onset"]["kappa_sink"] == [None] * 4 and row["effects"]["kappa_sink"] == 0
     expected = strongest_kappa({name: v[0] for name, v in macro_mean(sentence_sums_of(s)).items()})
     assert row["heads"]["kappa_max"] == pytest.approx(np.nan_to_num(expected), abs=1e-6)

@@ -132,8 +132,8 @@ def by_category(probes: Mapping) -> list[dict]:
             claim(
                 "V.C",
                 f"the model has learnt {kind}",
-                "it prefers the good member of more minimal pairs than chance, n-grams and untrained models"
-                " (95 % interval)",
+                "a word is likelier where it fits than where it doesn't, in more minimal pairs than chance, n-grams and"
+                " untrained models give (95 % interval)",
                 entry["shows"],
                 accuracy=entry["model"]["accuracy"], low=entry["model"]["low"], high=entry["model"]["high"],
                 pairs=entry["model"]["items"],

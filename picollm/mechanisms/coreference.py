@@ -43,8 +43,9 @@ class Item:
     cluster: int
 
 
-def tokenised(references: Sequence[Reference]) -> list[Item]:
-    """Raises PicollmError where there are too few to choose a head on one half and test it on the other."""
+def tokenised(references: Sequence[Reference], context: int) -> list[Item]:
+    """Raises PicollmError where there are too few to choose a head on one half and test it on the other, where one has
+    no gold antecedent before its pronoun, or where one is longer than the model's context."""
     clusters = len({r.cluster for r in references})
     if clusters < LEAST_CLUSTERS:
         raise PicollmError(
@@ -52,6 +53,11 @@ def tokenised(references: Sequence[Reference]) -> list[Item]:
         )
     tokenizer, found = encoding(), []
     for r in references:
+        if r.gold not in (0, 1) or max(end for _, end in r.candidates) > r.pronoun[0]:
+            raise PicollmError(
+                f"coreference: {r.text!r} has gold {r.gold!r}; it must be 0 or 1, the one of the two candidates before "
+                "the pronoun that the pronoun means"
+            )
         marked = Sentence(r.text, {"first": r.candidates[0], "second": r.candidates[1], "pronoun": r.pronoun})
         tokens = tokenise(
             marked,
@@ -59,6 +65,11 @@ def tokenised(references: Sequence[Reference]) -> list[Item]:
             token_bytes=tokenizer.decode_single_token_bytes,
             separator=END_OF_TEXT,
         )
+        if len(tokens.ids) > context:
+            raise PicollmError(
+                f"coreference: {r.text!r} has {len(tokens.ids)} tokens, the model's context is {context}: raise "
+                "tokens.context"
+            )
         spans = tokens.gold
         found.append(
             Item(tokens.ids, (spans["first"], spans["second"]), spans["pronoun"], r.gold, r.subject, r.cluster)

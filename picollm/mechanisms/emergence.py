@@ -24,11 +24,13 @@ from picollm.data.files import number_or_none
 from picollm.mechanisms import repeats
 from picollm.mechanisms.ablation import resampled
 from picollm.mechanisms.intervention import baseline, batches
+from picollm.mechanisms.scoring import late_less_early
 from picollm.mechanisms.subject import Subject, spread
 from picollm.model.transformer import Transformer
 
 STATISTICS = ("kappa_max", "content", "kappa_sink", *repeats.SCORES)
-FORMAT = 1
+SHARES = ("broad", "positional")  # beside content, of a head's entropy; they have no threshold and so no onset
+FORMAT = 2
 BOOTSTRAPS = 200
 SAMPLE = 4
 WINDOWS = 16  # of the validation split
@@ -48,11 +50,11 @@ def emergence(
     length = max(repeats.lengths(s.model.config.context, s.counts))
     ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
     windows = spread(s.validation, WINDOWS)
-    steps, losses, found = [], [], []
+    steps, nats, found = [], [], []
     for step, model in tqdm(snapshots, unit="snapshot", disable=None):
         steps.append(step)
         model = model.to(s.device)
-        losses.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).mean().item())
+        nats.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).double().cpu().numpy())
         shared = {"window": window, "seed": s.cfg["seed"], "device": s.device}
         found.append(measured(model, kept, number, ids_ST, **shared))
     H = s.model.config.n_layers * s.model.config.n_heads
@@ -63,16 +65,18 @@ def emergence(
     return {
         "format": FORMAT,
         "sentences": len(kept),
+        "windows": len(windows),
         "threshold": {name: number_or_none(threshold[name]) for name in STATISTICS},
         "snapshots": [
             {
                 "step": step,
-                "loss": number_or_none(loss),
+                "loss": number_or_none(nats_WT.mean()),
+                "in_context_learning": number_or_none(late_less_early(nats_WT).mean()),
                 "effects": {name: int(above[name][n].sum()) for name in STATISTICS},
-                "mean": {name: number_or_none(values[name].mean()) for name in STATISTICS},
+                "mean": {name: number_or_none(values[name].mean()) for name in (*STATISTICS, *SHARES)},
                 "heads": {name: [number_or_none(value) for value in values[name]] for name in STATISTICS},
             }
-            for n, (step, loss, (values, _)) in enumerate(zip(steps, losses, found, strict=True))
+            for n, (step, nats_WT, (values, _)) in enumerate(zip(steps, nats, found, strict=True))
         ],
         "onset": onset,
         "median_onset": {name: median(known(onset[name])) if known(onset[name]) else None for name in STATISTICS},
@@ -101,7 +105,7 @@ def measured(
     seed: int,
     device: torch.device,
 ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-    """Of each of STATISTICS the value and the lower end of its 95 % interval, [H]."""
+    """The values of STATISTICS and SHARES, and the lower ends of the 95 % intervals of STATISTICS, [H] each."""
     sums = sentence_sums(attention_maps(model, ids, device), category, window=window)
     drawn = macro_mean(sums, bootstrap_counts(sums.category, replicates=BOOTSTRAPS, seed=seed))
     values = first(macro_mean(sums))
@@ -110,7 +114,8 @@ def measured(
     low = {name: interval(drawn[name])[0] for name in STATISTICS if name not in scores}
     low |= {name: resampled(score_SH.T, seed)[0] for name, score_SH in scores.items()}
     values |= {name: score_SH.mean(0) for name, score_SH in scores.items()}
-    return {name: np.nan_to_num(values[name]) for name in STATISTICS}, {name: np.nan_to_num(low[name]) for name in low}
+    kept = {name: np.nan_to_num(values[name]) for name in (*STATISTICS, *SHARES)}
+    return kept, {name: np.nan_to_num(low[name]) for name in low}
 
 
 def onsets(above_NH: NDArray[np.bool_]) -> list[int | None]:

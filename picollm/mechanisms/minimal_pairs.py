@@ -1,4 +1,4 @@
-"""Minimal pairs: is what agrees, is licensed or is asked likelier than what is not? (BLiMP's question, Warstadt 2020)
+"""Minimal pairs: is a word likelier where it agrees or is licensed than where it isn't? (BLiMP, Warstadt et al. 2020)
 
 Shape suffixes: N sequence, T position, H head (layers flattened), P pair.
 """
@@ -22,7 +22,7 @@ AT_ONCE = 64
 
 
 class Continuations:
-    """The four texts of each pair, padded on the right: what comes later changes nothing in a causal model."""
+    """Each pair's target after both texts, padded on the right: what comes later changes nothing in a causal model."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         """Raises PicollmError where there are too few for an interval."""
@@ -34,9 +34,8 @@ class Continuations:
         prefixes, targets = [], []
         for side in ("good", "bad"):
             for pair in pairs:
-                prefix, target = getattr(pair, side)
-                prefixes.append([END_OF_TEXT, *encode(prefix)])
-                targets.append(encode(target))
+                prefixes.append([END_OF_TEXT, *encode(getattr(pair, side))])
+                targets.append(encode(pair.target))
         longest = max(len(p) + len(t) for p, t in zip(prefixes, targets, strict=True))
         self.ids_NT = np.full((len(prefixes), longest), END_OF_TEXT)
         self.scored_NT = np.zeros((len(prefixes), longest - 1), dtype=bool)  # of the losses, one shorter
@@ -46,8 +45,8 @@ class Continuations:
             self.scored_NT[n, len(prefix) - 1 : end - 1] = True
 
     def margins(self, losses: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> NDArray[np.float64]:
-        """How much likelier the good target is, in nats, [..., P]; `losses` of ids [B, T] and the tokens that count,
-        [B, T - 1], are [..., B, T - 1] and 0 elsewhere."""
+        """How much likelier the target is after the good text, in nats, [..., P]; `losses` of ids [B, T] and the tokens
+        that count, [B, T - 1], are [..., B, T - 1] and 0 elsewhere."""
         parts = []
         for start in range(0, len(self.ids_NT), AT_ONCE):
             ids, scored = (

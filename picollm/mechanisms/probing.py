@@ -1,4 +1,4 @@
-"""The linguistic probes of a model: coreference by attention, and agreement, negation and questions by minimal pairs.
+"""The linguistic probes of a model: coreference by attention, and what minimal pairs test by likelihood.
 
 Shape suffixes: I item, P pair, H head (layers flattened).
 """
@@ -48,7 +48,7 @@ def probes(s: Subject) -> dict:
 def by_attention(s: Subject, untrained: Sequence[Transformer]) -> dict:
     """Coreference; `shows` where the chosen heads are right more often than every rule, the mean of all heads and
     untrained models, and the best of all is so beyond exchanged pronouns."""
-    items, seed = tokenised(references()), s.cfg["seed"]
+    items, seed = tokenised(references(), s.model.config.context), s.cfg["seed"]
     report = coreference(candidate_weights(s.model, items, s.device), items, s.counts, s.names, seed=seed)
     gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
     first_I = halves(cluster_I, seed)
@@ -84,8 +84,7 @@ def head_effects(s: Subject, kind: str) -> dict:
     margin_HP = found.margins(lambda ids, scored: each_head(s.model, ids, "mean", s.means, scored), s.device)
     heads = per_head(cluster_means(whole_P - margin_HP, found.cluster_P), s.names, seed=seed)
     return {
-        "pairs": len(whole_P),
-        "accuracy": float(preferred(whole_P).mean()),
+        "whole_model": accuracy(preferred(whole_P), found.cluster_P),
         "heads": [
             {**head, "accuracy": float(preferred(margin_P).mean())}
             for head, margin_P in zip(heads, margin_HP, strict=True)

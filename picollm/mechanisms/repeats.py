@@ -7,7 +7,8 @@ The last token of the second copy has its successor in the second copy itself an
 
 A score is the mean weight at one offset, less what uniform attention puts there, over the most that it could have.
 
-Shape suffixes: S sequence, B batch of them, T position, L layer, H head (layers flattened where no L stands), Q query.
+Shape suffixes: S sequence, B batch of them, T position, R position within a copy, L layer, H head (layers flattened
+where no L stands), Q query, K head width, D model width.
 """
 
 from __future__ import annotations
@@ -96,25 +97,27 @@ def corrected(weight: NDArray, query: NDArray) -> NDArray[np.float64]:
 
 @torch.no_grad()
 def copying(model: Transformer, ids_ST: NDArray, device: torch.device) -> NDArray[np.float64]:
-    """Share of the second copy's queries at which a head's direct output raises the logit of the token that comes next
-    above the mean of the vocabulary, [S, H]; .5 for a head that has nothing to do with it.
+    """How often a head's direct output favours the token that comes next over another token of the sequence, over the
+    second copy's queries and those tokens, [S, H]: .5 for a head that writes the same everywhere.
 
-    The final LayerNorm divides by a positive number, which changes no sign, and is otherwise linear.
+    Compared with the whole vocabulary every head that favours common words would copy: all tokens here are common. The
+    final LayerNorm divides by a positive number, which changes no order, and is otherwise linear.
     """
     length = ids_ST.shape[1] // 2
-    query = second_copy(length)
-    weight_VD = model.head.weight[: model.config.vocab_size]
-    centre_D = weight_VD.mean(0)
+    query, next_Q = second_copy(length), torch.arange(1, length, device=device)  # its place within a copy
     found = []
     for ids in batches(ids_ST, device):
-        wanted_BQD = (weight_VD[ids[:, query + 1]] - centre_D) * model.norm.weight
-        wanted_BQD = wanted_BQD - wanted_BQD.mean(-1, keepdim=True)  # LayerNorm centres what is written
+        token_BRD = model.head.weight[ids[:, 1 : length + 1]]
         shares = []
         for block, z_BHTK in zip(model.blocks, head_outputs(model, ids), strict=True):
-            H, K = z_BHTK.shape[1], z_BHTK.shape[3]
+            B, H, _, K = z_BHTK.shape
             out_DHK = block.attention.out.weight.view(-1, H, K)
-            written = torch.einsum("bhqk,dhk,bqd->bhq", z_BHTK[:, :, query], out_DHK, wanted_BQD)
-            shares.append((written > 0).double().mean(-1))
+            written_BHQD = torch.einsum("bhqk,dhk->bhqd", z_BHTK[:, :, query], out_DHK)
+            normed_BHQD = (written_BHQD - written_BHQD.mean(-1, keepdim=True)) * model.norm.weight
+            logit_BHQR = normed_BHQD @ token_BRD.mT[:, None]
+            own_BHQ1 = logit_BHQR.gather(-1, next_Q[:, None].expand(B, H, -1, 1))
+            above = (own_BHQ1 > logit_BHQR).double() + 0.5 * (own_BHQ1 == logit_BHQR)
+            shares.append(((above.sum(-1) - 0.5) / (length - 1)).mean(-1))  # less the comparison with itself
         found.append(torch.cat(shares, 1).cpu().numpy())
     return np.concatenate(found)
 

@@ -1,9 +1,9 @@
 """Which heads are previous-token, duplicate-token and induction heads, and the evidence; and in-context learning.
 
 A head is called an induction head only where four things hold on repeated random tokens: its score is large at every
-length (a head of one offset has it at one), its interval lies above the heads of untrained models, its output raises
-the logit of the token that comes next, and the second copy is predicted worse without it than without nearly all
-other heads.
+length (a head of one offset has it at one), its interval lies above the heads of untrained models, its output
+favours the token that comes next over the sequence's other tokens, and the second copy is predicted worse without it,
+and worse than without nearly all other heads.
 
 Shape suffixes: S sequence, H head (layers flattened), W window, T position.
 """
@@ -24,8 +24,8 @@ from picollm.mechanisms.ablation import resampled
 from picollm.mechanisms.intervention import baseline, batches, each_head
 from picollm.mechanisms.subject import Subject
 
-FORMAT = 1
-COPYING = 0.5  # share of queries above which its output copies
+FORMAT = 2
+COPYING = 0.5  # share of the other tokens above which its output copies
 HARM = 0.05  # share of the other heads that may harm more; one always may, such as the head that it reads from
 ABLATED = 8  # repeated sequences that every head is ablated on
 EARLY, LATE = (40 / 384, 60 / 384), (320 / 384, 380 / 384)  # of the context, for in-context learning
@@ -39,7 +39,8 @@ def mechanisms(s: Subject) -> dict:
     null, names = null_scores(s, longest), s.names
     ids_ST = repeats.sequences(s.counts, longest, seed=seed)
     copied_H = intervals(repeats.copying(s.model, ids_ST, s.device), seed)
-    harm_H, first, second = harm(s, ids_ST[:ABLATED])
+    harm_SH = harm(s, ids_ST[:ABLATED])
+    harms, harm_H = intervals(harm_SH, seed), harm_SH.mean(0)
     strict_H = intervals(found[longest]["drawn evenly"]["induction"], seed, 0.99)
     scores = {
         score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in found.items()}
@@ -52,7 +53,7 @@ def mechanisms(s: Subject) -> dict:
             "score": all(found_H[h]["value"] >= repeats.LEAST for found_H in scores["induction"].values()),
             "above_untrained": strict["low"] > null["induction"],
             "copies": copied_H[h]["low"] > COPYING,
-            "harms": bool(harm_H[h] > 0 and (harm_H > harm_H[h]).sum() <= max(1, HARM * (len(names) - 1))),
+            "harms": bool(harms[h]["low"] > 0 and (harm_H > harm_H[h]).sum() <= max(1, HARM * (len(names) - 1))),
         }
         heads.append(
             {
@@ -66,7 +67,7 @@ def mechanisms(s: Subject) -> dict:
                     for score in repeats.SCORES
                 },
                 "copying": copied_H[h],
-                "second_copy_harm": number_or_none(harm_H[h]),
+                "second_copy_harm": harms[h],
                 "evidence": evidence,
                 "induction_head": all(evidence.values()),
             }
@@ -80,8 +81,8 @@ def mechanisms(s: Subject) -> dict:
         "least_count": int(s.counts[repeats.common(s.counts)].min()),
         "null": {name: number_or_none(value) for name, value in null.items()},
         "null_models": s.cfg["null_models"],
-        "first_copy_loss": number_or_none(first),
-        "second_copy_loss": number_or_none(second),
+        "copies": copies(s, ids_ST),
+        "ablated_sequences": ABLATED,
         "in_context_learning": in_context_learning(s),
         "best": {name: best(heads, name, str(longest)) for name in repeats.SCORES},
         "heads": heads,
@@ -112,36 +113,54 @@ def null_scores(s: Subject, length: int) -> dict[str, float]:
     return {name: percentile_99(np.stack([scores[name].mean(0) for scores in found])) for name in repeats.SCORES}
 
 
-def harm(s: Subject, ids_ST: NDArray) -> tuple[NDArray[np.float64], float, float]:
-    """How much worse the second copy is predicted without each head, [H], in nats; and the loss of either copy."""
+def harm(s: Subject, ids_ST: NDArray) -> NDArray[np.float64]:
+    """How much worse the second copy is predicted without each head, [S, H], in nats."""
     second = repeats.second_copy(ids_ST.shape[1] // 2)
-    first = np.arange(1, ids_ST.shape[1] // 2)
-    whole, more = [], []
+    more = []
     for ids in batches(ids_ST, s.device):
         copied = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
         copied[:, second] = True
-        nats_WT = baseline(s.model, ids)
-        whole.append(nats_WT)
-        more.append((each_head(s.model, ids, "mean", s.means, copied) - nats_WT)[..., second].double().mean(-1))
-    nats = torch.cat(whole).double()
-    return torch.cat(more, 1).mean(1).cpu().numpy(), nats[:, first].mean().item(), nats[:, second].mean().item()
+        lost = each_head(s.model, ids, "mean", s.means, copied) - baseline(s.model, ids, copied)
+        more.append(lost[..., second].double().mean(-1))
+    return torch.cat(more, 1).T.cpu().numpy()
+
+
+def copies(s: Subject, ids_ST: NDArray) -> dict:
+    """The loss of the same tokens in the first and in the second copy, in nats, and how much less the second's is."""
+    length = ids_ST.shape[1] // 2
+    nats_ST = torch.cat([baseline(s.model, ids) for ids in batches(ids_ST, s.device)]).double().cpu().numpy()
+    first_S, second_S = nats_ST[:, 1:length].mean(1), nats_ST[:, repeats.second_copy(length)].mean(1)
+    return {
+        "sequences": len(ids_ST),
+        "first_loss": number_or_none(first_S.mean()),
+        "second_loss": number_or_none(second_S.mean()),
+        "gain": intervals((first_S - second_S)[:, None], s.cfg["seed"])[0],
+    }
 
 
 def in_context_learning(s: Subject) -> dict:
     """Mean loss late in the context less that early in it, in nats: the more below 0, the more context is used."""
     T = s.windows.shape[1] - 1
-    early, late = (slice(round(a * T), max(round(b * T), round(a * T) + 1)) for a, b in (EARLY, LATE))
+    early, late = parts_of_context(T)
     scored_T = torch.zeros(T, dtype=torch.bool, device=s.device)
     scored_T[early] = scored_T[late] = True
     parts = [baseline(s.model, ids, scored_T.expand(len(ids), T)) for ids in batches(s.windows, s.device)]
-    nats_WT = torch.cat(parts).double().cpu().numpy()
-    difference_W = nats_WT[:, late].mean(1) - nats_WT[:, early].mean(1)
+    difference_W = late_less_early(torch.cat(parts).double().cpu().numpy())
     return {
         **intervals(difference_W[:, None], s.cfg["seed"])[0],
         "early": [early.start, early.stop - 1],
         "late": [late.start, late.stop - 1],
-        "windows": len(nats_WT),
+        "windows": len(difference_W),
     }
+
+
+def parts_of_context(T: int) -> list[slice]:
+    return [slice(round(a * T), max(round(b * T), round(a * T) + 1)) for a, b in (EARLY, LATE)]
+
+
+def late_less_early(nats_WT: NDArray) -> NDArray[np.float64]:
+    early, late = parts_of_context(nats_WT.shape[1])
+    return nats_WT[:, late].mean(1) - nats_WT[:, early].mean(1)
 
 
 def intervals(values_SH: NDArray, seed: int, level: float = 0.95) -> list[dict[str, float | None]]:
@@ -161,7 +180,7 @@ def metrics(report: Mapping) -> dict[str, float]:
     return {
         **{f"best_{name}": row["value"] for name, row in report["best"].items()},
         "induction_heads": len(induction_heads(report)),
-        "first_copy_loss": report["first_copy_loss"],
-        "second_copy_loss": report["second_copy_loss"],
+        "first_copy_loss": report["copies"]["first_loss"],
+        "second_copy_loss": report["copies"]["second_loss"],
         "in_context_learning": report["in_context_learning"]["value"],
     }

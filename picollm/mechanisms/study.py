@@ -21,15 +21,16 @@ from picollm.attention.maps import CategoryMaps
 from picollm.attention.robustness import false_discovery_rate
 from picollm.data.files import number_or_none, read_json, write_json
 from picollm.data.tokenizer import END_OF_TEXT
-from picollm.mechanisms.ablation import agreement, effects, group_effect, per_head, summary
+from picollm.mechanisms.ablation import RANDOM_SETS, agreement, effects, group_effect, per_head, summary
 from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, baseline, each_head
 from picollm.mechanisms.probing import head_effects
 from picollm.mechanisms.subject import Subject, spread
 from picollm.mechanisms.templates import pairs
 from picollm.model.checkpoint import weights
 
-FORMAT = 1
+FORMAT = 2
 GROUP_WINDOWS = 16  # validation windows that whole classes and clusters, and their random rivals, are ablated on
+SETS_A_GROUP = 20  # random sets, for each group that there is: then one group alone can have q < .05
 
 
 def full_study(
@@ -59,10 +60,10 @@ def full_study(
         return value
 
     kinds = {kind: part(kind, partial(ablated, s, kind)) for kind in KINDS}
-    few = spread(s.validation, GROUP_WINDOWS)
+    few, sets = spread(s.validation, GROUP_WINDOWS), max(RANDOM_SETS, SETS_A_GROUP * len(groups))
 
     def group(name: str) -> dict:
-        return group_effect(s.model, few, groups[name], s.means, s.device, seed=s.cfg["seed"])
+        return group_effect(s.model, few, groups[name], s.means, s.device, seed=s.cfg["seed"], sets=sets)
 
     shared = [{"group": name, **part(name, partial(group, name))} for name in tqdm(groups, unit="group")]
     return {
@@ -73,25 +74,19 @@ def full_study(
         "kinds": kinds,
         "rank_correlation_with_mean": agreement(kinds),
         "group_tokens": int(few[:, 1:].size),
-        "groups": [{**row, "q": q} for row, q in zip(shared, jointly(shared), strict=True)],
-        "categories": over_all(
-            {c.category: part(f"category {c.category}", partial(by_category, s, c)) for c in tqdm(categories)}
-        ),
-        "pairs": over_all({kind: part(f"pairs {kind}", partial(head_effects, s, kind)) for kind in pairs()}),
+        "random_sets": sets,
+        "groups": jointly(shared),
+        "categories": {
+            c.category: part(f"category {c.category}", partial(by_category, s, c)) for c in tqdm(categories)
+        },
+        "pairs": {kind: part(f"pairs {kind}", partial(head_effects, s, kind)) for kind in pairs()},
     }
 
 
-def jointly(rows: Sequence[Mapping]) -> list[float]:
-    """q of rows that have p."""
-    return [number_or_none(q) for q in false_discovery_rate(np.array([row["p"] for row in rows]))]
-
-
-def over_all(found: Mapping[str, dict]) -> dict[str, dict]:
-    """The same, with q over the heads of all entries together."""
-    q = iter(jointly([head for entry in found.values() for head in entry["heads"]]))
-    return {
-        name: {**entry, "heads": [{**head, "q": next(q)} for head in entry["heads"]]} for name, entry in found.items()
-    }
+def jointly(rows: Sequence[Mapping]) -> list[dict]:
+    """The rows with q, the false discovery rate over them."""
+    q = false_discovery_rate(np.array([row["p"] for row in rows]))
+    return [{**row, "q": number_or_none(value)} for row, value in zip(rows, q, strict=True)]
 
 
 def key_of(s: Subject, rest: object) -> str:

@@ -18,6 +18,8 @@ from picollm.errors import PicollmError
 from picollm.mechanisms.intervention import batches, mean_outputs
 from picollm.model.transformer import Transformer
 
+LEAST_WINDOWS = 2
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -64,6 +66,11 @@ def subject(model: Transformer, manifest: str | Path, cfg: Mapping, device: torc
         )
     width = min(model.config.context, found["context"]) + 1
     train, validation = (np.asarray(open_split(manifest, split))[:, :width] for split in ("train", "validation"))
+    if len(validation) < LEAST_WINDOWS:
+        raise PicollmError(
+            f"the validation split of {manifest} has {len(validation)} rows; an interval over windows needs at least "
+            f"{LEAST_WINDOWS}: lower tokens.context, or keep more articles"
+        )
     return Subject(model.to(device).eval(), train, validation, cfg, device)
 
 

@@ -1,8 +1,8 @@
 """The items of the linguistic probes, generated from templates of this project's own, in WikiText's style.
 
 Everything that could be read off without language is balanced: which candidate comes first, which number a subject
-has, which of two words is right, whether the negated text is. Items that share words are one cluster, as large as
-every other of its kind; clusters, not items, are what intervals and p are taken over. Items are the same in every run.
+has, which of two texts fits, whether the negated one does. Items that share words are one cluster, as large as every
+other of its kind; clusters, not items, are what intervals and p are taken over. Items are the same in every run.
 """
 
 from __future__ import annotations
@@ -29,11 +29,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two ways to go on: a model is right where the good target is likelier after its prefix than the bad one."""
+    """A model is right where the target is likelier after the good text than after the bad one.
+
+    One target after two texts, not two after one (BLiMP's two-prefix method): how common a word is cancels out, which a
+    model of few words would otherwise answer by.
+    """
 
     cluster: int
-    good: tuple[str, str]
-    bad: tuple[str, str]
+    good: str
+    bad: str
+    target: str
 
 
 # No number cues: "they" can mean both candidates together.
@@ -92,8 +97,8 @@ BETWEEN = ["The {s} near the {a}", "The {s} seen by the {a}"]
 def agreement() -> Iterator[Pair]:
     """The verb agrees with the subject, not with a noun of the other number that stands nearer."""
     for between, verbs, (n, noun), number in product(BETWEEN, VERBS, enumerate(NOUNS), (0, 1)):
-        prefix = between.format(s=noun[number], a=NOUNS[n ^ 1][1 - number])
-        yield Pair(n // 2, (prefix, " " + verbs[number]), (prefix, " " + verbs[1 - number]))
+        good, bad = (between.format(s=noun[k], a=NOUNS[n ^ 1][1 - k]) for k in (number, 1 - number))
+        yield Pair(n // 2, good, bad, " " + verbs[number])
 
 
 PEOPLE = ["man", "king", "author", "player", "officer", "woman"]
@@ -119,8 +124,8 @@ def negation() -> Iterator[Pair]:
     """A negative polarity item is likelier in the scope of a negation; a positive one, outside of it."""
     for (cluster, (negative, positive, contexts)), n in product(enumerate(POLARITY), PEOPLE):
         for negated, plain in ((a.format(n=n), b.format(n=n)) for a, b in contexts):
-            yield Pair(cluster, (negated, negative), (plain, negative))
-            yield Pair(cluster, (plain, positive), (negated, positive))
+            yield Pair(cluster, negated, plain, negative)
+            yield Pair(cluster, plain, negated, positive)
 
 
 VERB_FORMS = [
@@ -129,19 +134,35 @@ VERB_FORMS = [
     ("arrive", "arrived"),
 ]  # fmt: skip
 SUBJECTS = ["he", "she", "the king"]
+ASKED = [("When did {s}", "Last year {s}"), ("Where did {s}", "In the city {s}")]
 
 
 def questions() -> Iterator[Pair]:
-    """After an inverted `did` the verb has no ending, without one it has; and a question ends in a question mark."""
-    for (cluster, (base, past)), subject in product(enumerate(VERB_FORMS), SUBJECTS):
-        asked, told = f"When did {subject}", f"Last year {subject}"
-        yield Pair(cluster, (asked, " " + base), (asked, " " + past))
-        yield Pair(cluster, (told, " " + past), (told, " " + base))
-        asked, told = f"Where did {subject} {base}", f"There {subject} did {base}"
-        yield Pair(cluster, (asked, " ?"), (asked, " ."))
-        yield Pair(cluster, (told, " ."), (told, " ?"))
+    """After an inverted `did` the verb has no ending, without one it has.
+
+    Nothing of the question mark: it would be one target for all clusters, and a model's liking for it right or wrong in
+    all of them at once.
+    """
+    for (cluster, (base, past)), subject, (asked, told) in product(enumerate(VERB_FORMS), SUBJECTS, ASKED):
+        asked, told = asked.format(s=subject), told.format(s=subject)
+        yield Pair(cluster, asked, told, " " + base)
+        yield Pair(cluster, told, asked, " " + past)
+
+
+BEFORE_PRONOUN = [
+    "The {n} left the city because", "The {n} wrote many books before",
+    "The {n} was ill when", "The {n} went home after",
+]  # fmt: skip
+
+
+def pronouns() -> Iterator[Pair]:
+    """A pronoun has the gender of the one before it that it can mean."""
+    for (cluster, words), text, gender in product(enumerate(GENDERS), BEFORE_PRONOUN, (0, 1)):
+        good, bad = (text.format(n=words[k]) for k in (gender, 1 - gender))
+        yield Pair(cluster, good, bad, (" he", " she")[gender])
 
 
 def pairs() -> dict[str, list[Pair]]:
     """At least 100 of each kind, without repeats."""
-    return {"agreement": list(agreement()), "negation": list(negation()), "questions": list(questions())}
+    kinds = (agreement, negation, questions, pronouns)
+    return {kind.__name__: list(kind()) for kind in kinds}

@@ -34,7 +34,7 @@ def ablation_bars(ablation: dict, labels: list[str]) -> Figure:
 
 
 def emergence_curves(emergence: dict) -> Figure:
-    """Above: heads with an effect. Below: the validation loss at the same snapshots."""
+    """Above: heads with an effect. Below: the loss on some validation windows at the same snapshots."""
     snapshots = emergence["snapshots"]
     steps = [row["step"] for row in snapshots]
     figure, (above, below) = plt.subplots(2, 1, figsize=(7.2, 4.8), sharex=True, height_ratios=(2, 1))
@@ -45,7 +45,7 @@ def emergence_curves(emergence: dict) -> Figure:
     above.set_ylim(0, max(1, *(count for row in snapshots for count in row["effects"].values())) * 1.05)
     above.legend(frameon=False, fontsize=8)
     below.plot(steps, [row["loss"] for row in snapshots], color=MUTED, marker="o", markersize=3)
-    below.set(xlabel="training step", ylabel="validation loss")
+    below.set(xlabel="training step", ylabel=f"loss, {emergence['windows']}\nvalidation windows")
     below.set_xscale("symlog", linthresh=1)
     return figure
 

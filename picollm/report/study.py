@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from picollm.attention.census import SIGNIFICANT
-from picollm.mechanisms.ablation import BOOTSTRAPS, RANDOM_SETS
+from picollm.mechanisms.ablation import BOOTSTRAPS
 from picollm.report.html import number, percent
 
 MOST = 12  # heads in the first table
@@ -24,7 +24,6 @@ def study_page(template: str | Path, study: Mapping) -> str:
         strongest=strongest,
         of=lambda heads, name: next(head for head in heads if head["name"] == name),
         bootstraps=BOOTSTRAPS,
-        sets=RANDOM_SETS,
         significant=SIGNIFICANT,
         most=min(MOST, len(study["classes"])),
     )
@@ -39,6 +38,7 @@ def effective(heads: Sequence[Mapping]) -> list[Mapping]:
     return [head for head in heads if head["q"] < SIGNIFICANT]
 
 
-def strongest(heads: Sequence[Mapping]) -> str:
+def strongest(heads: Sequence[Mapping], with_accuracy: bool = False) -> str:
     top = sorted(heads, key=lambda head: -abs(head["delta"]))[:LARGEST]
-    return "; ".join(f"{head['name']} {effect(head)}" for head in top) or "–"
+    without = [f" [{percent(head['accuracy'])}]" if with_accuracy else "" for head in top]
+    return "; ".join(f"{head['name']} {effect(head)}{left}" for head, left in zip(top, without, strict=True)) or "–"
