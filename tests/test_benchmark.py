@@ -1,6 +1,7 @@
 """The accuracy gate against SciPy and brute force, and what a benchmark says of backends that run, fail and lie."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -43,7 +44,7 @@ def compared(reference, found, targets):
     rows = np.zeros((n, length + 1), dtype=np.uint16)
     rows[:, 0], rows[:, 1:] = np.arange(n), targets
     answers = {"reference": logits_of(reference), "other": logits_of(found)}
-    return compare_all(answers, "reference", rows, batch=4)["other"]
+    return compare_all(answers, "reference", rows, batch=4)[0]["other"]
 
 
 def tables(noise, seed=0, shape=(6, 4, 40)):
@@ -243,6 +244,54 @@ def test_a_backend_that_raises_fails_alone(subject, folder, rows, monkeypatch):
     assert {row["backend"] for row in report["results"] if "latency_ms" in row} == {REFERENCE, "eager-bf16", AGAIN}
 
 
+def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(subject, folder, rows, monkeypatch):
+    class Fragile(Eager):
+        runtime = "openvino"
+
+        def load(self, subject, graph):
+            run, left = Eager("bf16").load(subject, graph), iter(range(1))
+
+            def fails(*inputs):
+                if next(left, None) is None:
+                    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+                return run(*inputs)
+
+            return fails
+
+    monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Fragile("bf16"))
+    monkeypatch.setattr("picollm.engine.benchmark.rows_at_once", lambda *given: 2)
+    report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1,)), folder)
+    said = "failed: CUDA out of memory. Tried to allocate 2 GiB"
+    assert report["backends"]["openvino-bf16"]["status"] == said
+    assert {row["backend"] for row in report["results"] if "latency_ms" in row} == {REFERENCE, "eager-bf16", AGAIN}
+
+
+def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(subject, folder, rows, monkeypatch):
+    class Large(Eager):
+        def load(self, subject, graph):
+            run = super().load(subject, graph)
+
+            def large(ids, *rest):
+                if len(ids) == 3:
+                    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+                return run(ids, *rest)
+
+            return large
+
+    monkeypatch.setitem(registry.BACKENDS, REFERENCE, Large("fp32"))
+    how = replace(setting(["eager-bf16"], last=(1, 3, 2)), gate_rows=1)
+    report, samples = benchmark(subject, rows, how, folder)
+    jsonschema.validate(report, SCHEMA)
+    assert {(row["backend"], row["batch"]) for row in report["results"] if "latency_ms" in row} == {
+        (name, batch) for name in (REFERENCE, "eager-bf16", AGAIN) for batch in (1, 2)
+    }
+    assert {row["batch"] for row in samples} == {1, 2} and len(metrics(report)) == 6
+    said = (
+        "not run: the GPU's memory does not hold output last at batch 3 (CUDA out of memory. Tried to allocate 2 GiB)"
+    )
+    assert any(REFERENCE in line and said in line for line in lines(report))
+
+
 @pytest.mark.parametrize("calls", [0, 2])  # at once; while it is timed
 def test_a_backend_that_raises_at_one_batch_fails_there_alone(subject, folder, rows, monkeypatch, calls):
     class Small(Eager):
@@ -285,7 +334,7 @@ def test_gpu_time_is_the_union_of_kernels_and_the_copies_each_way():
     found = split(events, calls=2)
     assert found == pytest.approx({"to_device": 0.05, "kernels": 1.0, "to_host": 0.2})
     row = {"backend": "x", "output": "last", "batch": 1, "latency_ms": {"p50": 1.5}, "speedups": {}, "noisy": False}
-    (line,) = latency_lines({"results": [row | {"gpu_ms": found}]})
+    (line,) = latency_lines({"results": [row | {"gpu_ms": found}], "hardware": {"device": "cpu"}})
     assert "GPU 1.000 ms, copies 0.050 to it and 0.200 back" in line
     assert split(events[:1], calls=2) is None
 

@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from picollm.engine.backends.interface import Source, Subject
 from picollm.engine.backends.pytorch import AotInductor, tf32
 from picollm.engine.backends.registry import BACKENDS, load_backend
 from picollm.engine.backends.rtx import build_plan
-from picollm.engine.backends.tensorrt import FLAGS, RTX, TORCH, choose_target, row_by_row, shapes
+from picollm.engine.backends.tensorrt import RTX, TORCH, choose_target, row_by_row, shapes
 from picollm.engine.build import build
 from picollm.engine.grid import BACKENDS as NAMES
 from picollm.engine.grid import Grid
@@ -167,6 +168,14 @@ def test_what_a_runtime_cannot_read_is_one_clear_line(subject, file, backend, sa
     assert loaded.runs == {} and loaded.status.startswith(f"failed: {said} ") and file in loaded.status
     assert "\n" not in loaded.status
     assert load_backend("eager-fp32", subject).status == "ok"
+
+
+def test_a_gpu_that_tensorrt_rtx_does_not_know_is_one_clear_line(built, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no plan can be built")
+    profile = shapes("logits", CONTEXT, MAX_BATCH)
+    with pytest.raises(PicollmError, match=r"TensorRT-RTX 1\.\S+ builds nothing for compute capability 9\.0; on a GPU"):
+        build_plan(built[0] / "logits.fp16.onnx", tmp_path / "a.plan", ["9.0"], profile)
+    assert not (tmp_path / "a.plan").exists()
 
 
 def test_what_tensorrt_rtx_cannot_read_is_one_clear_line(tmp_path):
@@ -322,15 +331,35 @@ def test_the_compiler_that_is_installed_is_chosen(monkeypatch):
     assert choose_target(CPU) is None
 
 
-def test_every_keyword_for_torch_tensorrt_exists_in_its_releases():
-    """An unknown one is swallowed without a word. The file has the named parameters in the wheels of 2.11 to 2.14."""
+def test_every_keyword_for_torch_tensorrt_exists_in_its_releases(model, tmp_path, monkeypatch):
+    """An unknown one is swallowed without a word. The file has the named parameters in the wheels of 2.11 to 2.14;
+    the package itself needs a GPU, so what it is called with is written down here."""
+    used = {"dynamo.compile": set(), "save": set(), "Input": set()}
+
+    def recorder(name, result=None):
+        return lambda *args, **keywords: used[name].update(keywords) or result
+
+    def saved(module, file_path, **keywords):
+        used["save"].update(keywords)
+        Path(file_path).write_bytes(b"engine")
+
+    compiled = torch.nn.Module()
+    compiled.add_module("_run_on_acc_0", torch.nn.Identity())
+    package = SimpleNamespace(Input=recorder("Input"), save=saved,
+                              dynamo=SimpleNamespace(compile=recorder("dynamo.compile", compiled)))  # fmt: skip
+    monkeypatch.setattr(tensorrt, "import_torch_tensorrt", lambda: package)
+    source = Source(model, tmp_path, CPU, MAX_BATCH, np.zeros((1, CONTEXT), np.int64), [])
+    path = tmp_path / "logits.fp16.ep"
+    tensorrt.build_torch_tensorrt(source, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
+    assert path.read_bytes() == b"engine" and all(used.values())
     signatures = json.loads(Path(__file__).with_name("torch_tensorrt.json").read_text())
     assert list(signatures) == ["2.11.0", "2.12.1", "2.13.0", "2.14.0"]
     for known in signatures.values():
-        assert {"arg_inputs", *FLAGS} <= set(known["dynamo.compile"])
-        assert {"module", "file_path", "output_format", "arg_inputs"} <= set(known["save"])
-        assert {"min_shape", "opt_shape", "max_shape", "dtype", "name"} <= set(known["Input"])
+        assert all(keywords <= set(known[name]) for name, keywords in used.items())
     assert "enabled_precisions" not in signatures["2.13.0"]["dynamo.compile"]
+    compiled.add_module("_run_on_acc_1", torch.nn.Identity())
+    with pytest.raises(PicollmError, match="made 2 engines of the graph, not one"):
+        tensorrt.build_torch_tensorrt(source, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
 
 
 def test_tf32_is_put_back():

@@ -149,7 +149,8 @@ def chapters():
     times = {"n": 3, "median_ms": 5.0, "p90_ms": 6.0, "share": 0.75}
     profile = {
         "tool": {"name": "torch.profiler", "version": "2.0", "reason": "nsys is not installed"}, "other_share": 0.25,
-        "steps": {"n": 3, "median_ms": 6.5}, "workload": {"warmup_steps": 5}, "gpu": None, "gpu_reason": "no GPU",
+        "steps": {"n": 3, "median_ms": 6.5, "mean_ms": 6.75},
+        "workload": {"warmup_steps": 5}, "gpu": None, "gpu_reason": "no GPU",
         "ranges": {"forward": times}, "timeline": [
             {"name": "step", "start_ms": 0.0, "end_ms": 6.5}, {"name": "forward", "start_ms": 0.5, "end_ms": 5.5}],
     }  # fmt: skip

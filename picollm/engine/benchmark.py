@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -158,24 +159,24 @@ def check_accuracy(loaded: Mapping[str, Loaded], subject: Subject, rows: np.ndar
     """
     status = {name: backend.status for name, backend in loaded.items()}
     answers = {name: backend.run for name, backend in loaded.items() if backend.runs}
-    graphs = {name: path for name in loaded if (path := source_graph(name, loaded[name], subject))}
-    for name, run in list(answers.items()):
-        try:  # what fails at all fails at once, and the others go on
-            run(rows[:1, :-1].astype(np.int64), np.array([0]))
-        except Exception as error:
-            log.debug("%s", name, exc_info=True)
-            status[name] = f"failed: {one_line(error)[:300]}"
-            del answers[name]
     if REFERENCE not in answers:
         return {}, status
+    graphs = {name: path for name in loaded if (path := source_graph(name, loaded[name], subject))}
     of = {name: name for name in answers} | {name: path.name for name, path in graphs.items()}
     answers |= {path.name: load_onnx(path, subject.threads) for path in set(graphs.values())}
     max_batch = subject.manifest["max_batch"]
     batch = rows_at_once(rows, subject.model.config.vocab_size, max_batch)
-    compared = compare_all(answers, REFERENCE, rows, batch)
-    texts = {name: greedy(run, rows[:GREEDY_ROWS][:max_batch]) for name, run in answers.items()}
+    try:
+        compared, raised = compare_all(answers, REFERENCE, rows, batch)
+    except torch.OutOfMemoryError as error:
+        return {}, status | {REFERENCE: f"failed: {one_line(error)[:300]}"}
+    texts = {name: greedy(answers[name], rows[:GREEDY_ROWS][:max_batch]) for name in compared}
     accuracy = {}
     for name, answered in of.items():
+        if answered in raised:
+            log.debug("%s", name, exc_info=raised[answered])
+            status[name] = f"failed: {one_line(raised[answered])[:300]}"
+            continue
         failed = judge(compared[answered], loaded[name].backend.precision)
         # What is not a number failed, and JSON has no word for it.
         found = {what: value if np.isfinite(value) else None for what, value in compared[answered].items()}
@@ -250,11 +251,13 @@ def time_cell(
         for name in {REFERENCE, AGAIN} & failed.keys():
             raise failed[name]
         return measured, wrong | {name: cell_failure(error) for name, error in failed.items()}
-    except torch.OutOfMemoryError as error:
-        raise PicollmError(
-            f"the GPU's memory does not hold output {output} at batch {len(inputs[0])} ({one_line(error)[:120]}): "
-            "take smaller benchmark.batches, or fewer engine.backends"
-        ) from None
+    except torch.OutOfMemoryError as error:  # of the reference: nothing can be compared here
+        said = (
+            f"not run: the GPU's memory does not hold output {output} at batch {len(inputs[0])} "
+            f"({one_line(error)[:120]}): take smaller benchmark.batches, or fewer engine.backends"
+        )
+        log.warning("%s", said)
+        return {}, dict.fromkeys(loaded, said) | wrong
 
 
 def add_gpu_times(
@@ -262,15 +265,15 @@ def add_gpu_times(
 ) -> None:
     """`gpu_ms` of every timed row; a profiler that fails costs no other number."""
     context = subject.model.config.context
-    for output in dict.fromkeys(output for output, _ in inputs):
-        loaded = load_all(names, subject, output)
+    for name, output in product(names, dict.fromkeys(output for output, _ in inputs)):
+        loaded = load_backend(name, subject, (OUTPUTS[output],))
         for row in results:
-            if row["output"] != output or "latency_ms" not in row or row["backend"] == AGAIN:
+            if (row["backend"], row["output"]) != (name, output) or "latency_ms" not in row:
                 continue
             try:
-                row["gpu_ms"] = gpu_time(call(loaded[row["backend"]], output, context), inputs[output, row["batch"]])
+                row["gpu_ms"] = gpu_time(call(loaded, output, context), inputs[output, row["batch"]])
             except Exception as error:
-                log.warning("%s: no time on the GPU: %s", row["backend"], one_line(error)[:300])
+                log.warning("%s: no time on the GPU: %s", name, one_line(error)[:300])
 
 
 def check_cell(runs: Mapping[str, Call], loaded: Mapping[str, Loaded], ids: np.ndarray) -> dict[str, str]:
@@ -318,10 +321,11 @@ def summarise(
 
     `noisy`: the baseline against itself was further from 1 than the limit, so the row's ratios are not to be trusted.
     """
-    noise = speedup(measured[REFERENCE], measured[AGAIN], seed)
-    noisy = max(noise["high"] - 1, 1 - noise["low"]) > noise_limit
+    if measured:
+        noise = speedup(measured[REFERENCE], measured[AGAIN], seed)
+        noisy = max(noise["high"] - 1, 1 - noise["low"]) > noise_limit
     table = []
-    for name in [*status, AGAIN]:
+    for name in [*status, AGAIN] if measured else status:
         row = {"backend": name, **about, "status": status.get(name, "ok")}
         if name in measured:
             times = latency(measured[name])

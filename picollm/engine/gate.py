@@ -43,22 +43,32 @@ LIMITS = {
 }
 
 
-def compare_all(answers: Mapping[str, Answer], reference: str, rows: np.ndarray, batch: int) -> dict[str, dict]:
-    """{backend: what `summary` says of it} on rows [n, T + 1], `batch` at a time, the reference among them.
+def compare_all(
+    answers: Mapping[str, Answer], reference: str, rows: np.ndarray, batch: int
+) -> tuple[dict[str, dict], dict[str, Exception]]:
+    """{backend: what `summary` says of it} on rows [n, T + 1], `batch` at a time, the reference among them; and what
+    those raised that gave no answer.
 
     The reference's logits are computed once for each batch, and every backend is compared with them at once.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in answers}
+    failed: dict[str, Exception] = {}
     positions = np.arange(rows.shape[1] - 1)
     for start in tqdm(range(0, len(rows), batch), desc="accuracy gate", unit=" batches", disable=None):
         part = rows[start : start + batch].astype(np.int64)
         ids, targets = np.ascontiguousarray(part[:, :-1]), torch.from_numpy(part[:, 1:]).flatten()
         # A copy: a backend may return its own buffer and overwrite it.
         expected = torch.from_numpy(np.array(answers[reference](ids, positions))).flatten(0, 1)
-        for name, answer in answers.items():
-            logits = expected if name == reference else torch.from_numpy(answer(ids, positions)).flatten(0, 1)
-            found[name].append(per_token(expected, logits, targets))
-    return {name: summary(torch.cat(parts, 1).double().numpy()) for name, parts in found.items()}
+        for name in list(found):
+            try:
+                logits = expected
+                if name != reference:
+                    logits = torch.from_numpy(answers[name](ids, positions)).flatten(0, 1)
+                found[name].append(per_token(expected, logits, targets))
+            except Exception as error:  # runtimes raise what they like
+                failed[name] = error.with_traceback(None)
+                del found[name]
+    return {name: summary(torch.cat(parts, 1).double().numpy()) for name, parts in found.items()}, failed
 
 
 def rows_at_once(rows: np.ndarray, vocabulary: int, at_most: int) -> int:

@@ -15,6 +15,7 @@ RUNTIMES = {
     "tensorrt": ("fp32", "fp16", "int8", "fp8"),
     "tensorrt-b1": ("fp16",),
 }
+ON_CPU = ("onnxruntime", "openvino")  # wherever the others run
 BACKENDS = tuple(f"{runtime}-{precision}" for runtime, precisions in RUNTIMES.items() for precision in precisions)
 REFERENCE = "eager-fp32"
 BASELINES = (REFERENCE, "eager-bf16")  # measured always: a speed-up over float32 alone would flatter
@@ -50,6 +51,10 @@ def grid(engine: Mapping, batches: Sequence[int] = (1,)) -> Grid:
         return Grid(BACKENDS, FULL_BATCHES, max(SWEEP))
     names = tuple(dict.fromkeys([*BASELINES, *engine["backends"]]))
     return Grid(names, dict.fromkeys(engine["outputs"], tuple(dict.fromkeys(batches))), engine["max_batch"])
+
+
+def runs_on_cpu(name: str) -> bool:
+    return name.rpartition("-")[0] in ON_CPU
 
 
 def result_key(row: Mapping) -> str:

@@ -27,6 +27,8 @@ def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, 
     """
     wanted = grid(config["engine"], config["benchmark"]["batches"])
     check_sizes(np.asarray(open_split(tokens, "validation")), wanted, wanted.max_batch, load_folder(checkpoint))
+    for file in ("benchmark.json", "benchmark.csv"):  # of another checkpoint's engines, if this one's don't come so far
+        (folder / file).unlink(missing_ok=True)
     compile_engines(checkpoint, tokens, folder / "engine", config)
     report, samples = measure(checkpoint, tokens, folder / "engine", config)
     write_csv(folder / "benchmark.csv", COLUMNS, samples)

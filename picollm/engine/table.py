@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from picollm.engine.grid import REFERENCE
+from picollm.engine.grid import REFERENCE, runs_on_cpu
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ def backend_lines(report: dict) -> Iterator[str]:
 def latency_lines(report: dict) -> Iterator[str]:
     """One line a result, medians and ratios to the eager baselines with 95 % intervals, or what went wrong there."""
     for row in report["results"]:
-        about = f"{row['backend']:20} {row['output']:5} batch {row['batch']:<3}"
+        name = row["backend"] + on_cpu(row["backend"], report["hardware"])
+        about = f"{name:20} {row['output']:5} batch {row['batch']:<3}"
         if "latency_ms" not in row:
             if row["status"] != report["backends"][row["backend"]]["status"]:
                 yield f"{about} {row['status']}"
@@ -43,6 +44,11 @@ def latency_lines(report: dict) -> Iterator[str]:
         gpu = gpu_words(row["gpu_ms"])
         noisy = "; NOISY: beyond benchmark.noise_limit" if row["noisy"] else ""
         yield f"{about} p50 {row['latency_ms']['p50']:9.2f} ms  {', '.join(over) or 'baseline'}{gpu}{noisy}"
+
+
+def on_cpu(name: str, hardware: Mapping) -> str:
+    """A mark for what runs on the processor while others run on a GPU."""
+    return " (CPU)" if hardware["device"] == "cuda" and runs_on_cpu(name) else ""
 
 
 def gpu_words(parts: dict | None) -> str:

@@ -67,7 +67,7 @@ def measure(
         try:
             return part(runs[name])
         except Exception as error:  # runtimes raise what they like; out of memory is one of it
-            failed[name] = error
+            failed[name] = error.with_traceback(None)  # its frames would keep the memory of the failed call
             del samples[name]
 
     for name in runs:

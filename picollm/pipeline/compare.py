@@ -125,8 +125,8 @@ def measured(data: bytes, chapter: str) -> dict[str, dict]:
             sure[f"{key}_p50_ms"] = {"value": times["p50"], "spread": spread}
     if chapter == "profile":
         steps = detail["steps"]
-        spread = f"90th percentile {scalar(steps['p90_ms'])}; {steps['n']} steps"
-        sure["step_median_ms"] = {"value": steps["median_ms"], "spread": spread}
+        spread = f"median {scalar(steps['median_ms'])}, 90th percentile {scalar(steps['p90_ms'])}; {steps['n']} steps"
+        sure["step_ms"] = {"value": steps["mean_ms"], "spread": spread}
     hardware = hardware_of(detail)
     return {"sure": sure, "hardware": flatten(hardware), "machine": machine(hardware) if hardware else ""}
 

@@ -48,15 +48,15 @@ def profile(model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, Ma
 def lines(report: dict) -> list[str]:
     """Where a step's time goes, for a terminal."""
     steps, gpu = report["steps"], report["gpu"]
-    table = [f"{name:12} {row['share']:8.2%} of the step, median {row['median_ms']:.3f} ms"
+    table = [f"{name:12} {row['share']:8.2%} of the time, median {row['median_ms']:.3f} ms"
              for name, row in report["ranges"].items()]  # fmt: skip
     return [
         f"{report['tool']['name']} {report['tool']['version']} ({report['tool']['reason']}): {steps['n']} steps, "
-        f"median {steps['median_ms']:.1f} ms",
+        f"{steps['mean_ms']:.1f} ms each (the host's median {steps['median_ms']:.1f} ms)",
         *table,
         f"{'other':12} {report['other_share']:8.2%}",
         f"GPU busy {gpu['busy']:.1%}, idle while it waits for data {gpu['idle_during_data_wait']:.2%}: better loading "
-        f"could give at most +{1 / (1 - gpu['idle_during_data_wait']) - 1:.2%}"
+        f"could give at most +{gpu['better_loading']:.2%}"
         if gpu
         else f"GPU: {report['gpu_reason']}",
     ]

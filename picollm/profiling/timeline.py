@@ -1,10 +1,11 @@
 """Where a training step's time goes: one analysis, two readers (Nsight Systems' sqlite export, torch.profiler's JSON).
 
-The window is the union of the `step` ranges outside `warmup`; every share is a share of it. GPU numbers exist only
-where the capture holds GPU activity:
+The window is the range `measured`: some steps, and the wait until the device has done them (a GPU's work goes on after
+the host has left a step). Every share is a share of it. GPU numbers exist only where the capture holds GPU activity:
   busy                   |kernels, copies, memsets, CUDA graphs in the window| / |window|
   idle                   1 - busy
   idle_during_data_wait  |idle and data_wait| / |window|, the share a perfect data loader could win back at most
+  better_loading         the throughput that this would add: 1 / (1 - idle_during_data_wait) - 1
 """
 
 from __future__ import annotations
@@ -115,25 +116,22 @@ def statistics(x: np.ndarray) -> dict:
 def analyse(timeline: Timeline) -> dict:
     """Steps, ranges and GPU of a capture as plain numbers; the module's docstring defines them.
 
-    Raises PicollmError where there is no step outside the warm-up.
+    Raises PicollmError where there is no step in the window.
     """
     empty = spans([])
-    warmup = timeline.ranges.get("warmup", empty)
-    measured_from = warmup[:, 1].max(initial=0.0)
-    steps = timeline.ranges.get("step", empty)
-    steps = steps[steps[:, 0] >= measured_from]
+    window = union(timeline.ranges.get("measured", empty))
+    steps = intersection(timeline.ranges.get("step", empty), window)
     if not len(steps):
         raise PicollmError("the capture holds no training step after the warm-up: raise profile.steps")
-    window = union(steps)
     inside = {}
     for name, all_spans in timeline.ranges.items():
         clipped = intersection(union(all_spans), window)
-        if name not in ("step", "warmup") and len(clipped):
+        if name not in ("step", "warmup", "measured") and len(clipped):
             inside[name] = clipped
     shares = {name: length(x) / length(window) for name, x in inside.items()}
     covered = union(np.concatenate([empty, *inside.values()]))
     result = {
-        "steps": statistics(steps),
+        "steps": {**statistics(steps), "mean_ms": length(window) / len(steps) / 1e6},
         "ranges": {name: {**statistics(x), "share": shares[name]} for name, x in inside.items()},
         "other_share": 1 - length(covered) / length(window),
         "gpu": None,
@@ -144,10 +142,12 @@ def analyse(timeline: Timeline) -> dict:
         busy = intersection(union(timeline.gpu), window)
         waits = inside.get("data_wait", empty)
         busy_share, wait_share = length(busy) / length(window), shares.get("data_wait", 0.0)
+        idle_waits = wait_share - length(intersection(busy, waits)) / length(window)
         result["gpu"] = {
             "busy": busy_share,
             "idle": 1 - busy_share,
-            "idle_during_data_wait": wait_share - length(intersection(busy, waits)) / length(window),
+            "idle_during_data_wait": idle_waits,
+            "better_loading": 1 / (1 - idle_waits) - 1,
         }
         result["gpu_reason"] = None
     return result
@@ -163,11 +163,11 @@ def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[dict]:
 
 
 def metrics(report: dict) -> dict[str, float]:
-    """Flat scalars for DVC: the step's median, its throughput, each range's share, the GPU's where there is one."""
-    workload, median = report["workload"], report["steps"]["median_ms"]
+    """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one."""
+    workload, mean = report["workload"], report["steps"]["mean_ms"]
     found = {
-        "step_median_ms": median,
-        "tokens_per_second": workload["batch_rows"] * workload["context"] / median * 1e3,
+        "step_ms": mean,
+        "tokens_per_second": workload["batch_rows"] * workload["context"] / mean * 1e3,
         "other_share": report["other_share"],
     }
     found |= {f"{name}_share": row["share"] for name, row in sorted(report["ranges"].items())}

@@ -37,7 +37,7 @@ def run(
     warmup: int,
     trace: Path | None = None,
 ) -> str:
-    """`warmup` steps inside the range `warmup`, then `steps` measured ones; rows are [n, context + 1] uint16.
+    """`warmup` steps inside the range `warmup`, then `steps` inside `measured`; rows are [n, context + 1] uint16.
 
     Returns which loss ran (torch.compile or eager).
     """
@@ -48,7 +48,7 @@ def run(
             trainer.advance()
         trainer.read()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=activities) if trace else nullcontext() as profiler:
+    with profile(activities=activities) if trace else nullcontext() as profiler, ranges("measured"):
         for _ in range(steps):
             trainer.advance()
         trainer.read()

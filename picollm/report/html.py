@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from picollm.engine.table import on_cpu
 from picollm.report.gallery import embedded
 from picollm.report.style import LABEL_COLOURS
 from picollm.report.summary import lines
@@ -45,6 +46,7 @@ def render(template: Path, figures: Path, chapters: dict[str, dict], metrics: di
         cfg=cfg,
         pictures=pictures,
         groups=groups,
+        on_cpu=on_cpu,
         lines=lines(metrics, chapters["heads"], chapters["benchmark"]),
         colours=LABEL_COLOURS,
     )

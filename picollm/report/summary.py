@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from picollm.data.files import read_json
+from picollm.engine.table import on_cpu
 
 NAMES = (
     "data", "training", "heads", "clusters", "mechanisms", "ablation", "probes", "findings", "benchmark", "profile",
@@ -60,20 +61,28 @@ def heads_line(heads: dict) -> str:
 
 def speed_line(benchmark: dict) -> str:
     output = benchmark["results"][0]["output"]
-    ratios = {
-        row["backend"]: row["speedups"]["eager-fp32"]
-        for row in benchmark["results"]
+    rows = [
+        row for row in benchmark["results"]
         if row["batch"] == 1 and row["output"] == output
         and "eager-fp32" in row.get("speedups", {}) and "again" not in row["backend"]
-    }  # fmt: skip
-    statuses = [row["status"] for name, row in benchmark["backends"].items() if name.startswith("tensorrt")]
-    tensorrt = "ok" if "ok" in statuses else next(iter(statuses), "not asked for")
-    if not ratios:
+    ]  # fmt: skip
+    tensorrt = tensorrt_words(benchmark)
+    if not rows:
         return f"Speed: no backend beside eager fp32 ran; TensorRT {tensorrt}."
-    name, found = max(ratios.items(), key=lambda item: item[1]["ratio"])
-    cpu = benchmark["hardware"]["cpu"]["model"]
-    machine = cpu if benchmark["hardware"]["device"] == "cpu" else "the GPU"
+    best = max(rows, key=lambda row: row["speedups"]["eager-fp32"]["ratio"])
+    name, found = best["backend"], best["speedups"]["eager-fp32"]
+    hardware = benchmark["hardware"]
+    gpu = hardware["device"] == "cuda" and not on_cpu(name, hardware)
+    machine = hardware["gpu"]["name"] if gpu else hardware["cpu"]["model"]
     return (
         f"Speed, batch 1: {name} is {found['ratio']:.2f}x eager fp32 (95 % {found['low']:.2f} to {found['high']:.2f}: "
-        f"{found['verdict']}) on {machine}; TensorRT: {'measured' if tensorrt == 'ok' else tensorrt}."
+        f"{found['verdict']}{'; noisy' if best['noisy'] else ''}) on {machine}; TensorRT: {tensorrt}."
     )
+
+
+def tensorrt_words(benchmark: dict) -> str:
+    """Measured only where it has a latency; else the first reason why not."""
+    rows = [row for row in benchmark["results"] if row["backend"].startswith("tensorrt")]
+    if any("latency_ms" in row for row in rows):
+        return "measured"
+    return next((row["status"] for row in rows if row["status"] != "ok"), "not asked for")

@@ -35,7 +35,7 @@ QUANTIZED = ("int8", "fp8")
 # Keywords of torch_tensorrt.dynamo.compile. Precision comes from the graph alone: since 2.13 `enabled_precisions` is
 # swallowed without a word and gives a float32 engine.
 FLAGS = {
-    "require_full_compilation": True,  # a part left to PyTorch would be timed as TensorRT
+    "require_full_compilation": True,  # it raises where a part would be left to PyTorch, and timed as TensorRT
     "min_block_size": 1,
     "use_fast_partitioner": False,
     "optimization_level": 4,
@@ -74,8 +74,11 @@ class TensorRt(Backend):
             return path, {"target": TORCH, "compute_capabilities": capabilities, "profile": profile, "flags": FLAGS}
         path = source.path(graph, self.precision, f"{self.suffix}.plan")
         onnx = source.onnx(graph, self.precision)
-        found = build_plan(onnx, path, source.capabilities, profile)
-        about = {"target": RTX, "from": onnx.name, "compute_capabilities": source.capabilities, "profile": profile}
+        # Where there is a GPU the engine is for it, and not for those that the configuration names ahead of time.
+        here = source.device.type == "cuda"
+        capabilities = [describe_gpu()["compute_capability"]] if here else source.capabilities
+        found = build_plan(onnx, path, capabilities, profile)
+        about = {"target": RTX, "from": onnx.name, "compute_capabilities": capabilities, "profile": profile}
         return path, about | found
 
     def refuses(self, built: dict, device: torch.device) -> str | None:
@@ -171,11 +174,8 @@ def build_torch_tensorrt(
         program = export_program(model, graph, max_batch=max_batch)
     compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=inputs, **FLAGS)
     engines = [name for name, _ in compiled.named_children() if name.startswith("_run_on_acc")]
-    others = [name for name, _ in compiled.named_children() if name.startswith("_run_on_gpu")]
-    if len(engines) != 1 or others:
-        raise PicollmError(
-            f"torch-tensorrt made {len(engines)} engines and left {len(others)} parts to PyTorch, not one"
-        )
+    if len(engines) != 1:
+        raise PicollmError(f"torch-tensorrt made {len(engines)} engines of the graph, not one")
     with atomic_path(path) as temporary:
         torch_tensorrt.save(compiled, str(temporary), output_format="exported_program", arg_inputs=inputs)
 
