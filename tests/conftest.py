@@ -68,3 +68,11 @@ def one_thread():
     set_up("cpu", 1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+def pytest_testnodedown(node, error):
+    """How a process of pytest-xdist ended, where it ended too early: a signal leaves no other trace."""
+    if error:
+        ended = node.gateway._io.popen.wait(timeout=10)
+        print(f"\n{node.gateway.id} ended with exit code {ended} (a negative one: the signal)", flush=True)
