@@ -1,6 +1,8 @@
 """The compiled artefacts compute what the model computes, and a wrong one is refused in one line."""
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -266,6 +268,26 @@ def test_a_full_disk_stops_the_build(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         build(source, Grid(("onnxruntime-fp32",), {"last": (1,)}, 4), checkpoint_sha256="0")
     assert not (tmp_path / "manifest.json").exists()
+
+
+LOADED_TWICE = """
+import faulthandler, os, signal, sys
+from types import SimpleNamespace
+from picollm.engine.backends.openvino import OpenVino
+faulthandler.enable()  # gives signals a stack of their own, as OpenVINO does
+subject = SimpleNamespace(file=lambda *_: sys.argv[1], threads=1)
+first, second = (OpenVino("fp32").load(subject, "logits") for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_openvino_is_handled(built):
+    command = [sys.executable, "-c", LOADED_TWICE, str(built[0] / "logits.fp32.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n")
 
 
 @pytest.mark.slow

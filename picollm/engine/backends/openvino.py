@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import redirect_stdout
+from functools import cache
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -17,7 +18,7 @@ from picollm.engine.backends.interface import Backend, Run, Source, Subject
 from picollm.errors import PicollmError, one_line
 
 if TYPE_CHECKING:
-    from openvino import Model
+    from openvino import Core, Model
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -44,8 +45,6 @@ class OpenVino(Backend):
         return quantize(onnx, source.path(graph, "int8", ".xml"), source.calibration)
 
     def load(self, subject: Subject, graph: str) -> Run:
-        import openvino
-
         path = subject.file(self.name, graph)
         options = {
             # What surrounds int8 products: they are coarser than bf16.
@@ -54,7 +53,7 @@ class OpenVino(Backend):
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:
-            request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+            request = core().compile_model(path, "CPU", options).create_infer_request()
         except RuntimeError as error:
             raise PicollmError(f"OpenVINO can't read {path}: {one_line(error)[:300]}") from None
 
@@ -64,10 +63,20 @@ class OpenVino(Backend):
         return run
 
 
-def has_bf16() -> bool:
+@cache
+def core() -> Core:
+    """The only one of this process, which lives as long as it does.
+
+    Each core (2026.4) gives signals a stack of its own and puts the one before back when it goes. Of two, the first to
+    go takes away the stack that the second puts back, and the next signal that has a handler ends the process.
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
+
+
+def has_bf16() -> bool:
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dict]:
@@ -76,7 +85,7 @@ def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dic
     import openvino
 
     nncf.set_log_level(logging.ERROR)
-    model = openvino.Core().read_model(onnx)
+    model = core().read_model(onnx)
     multiply_by_constants(model)
     context = calibration.shape[1]
     given = [row[None] for row in calibration]
