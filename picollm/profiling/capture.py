@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 # nsys mixes its own messages, in no fixed order, with those of what it runs: a shell keeps the latter, and its failure.
 APART = '"$@" 2>"$0" || echo $? >"$0.code"'
+HINT = "it may lack permission to write in $TMPDIR or /tmp/nvidia; `nsys status --environment` says more"
 IMPORTERS = ("/usr/lib/nsight-systems", "/opt/nvidia/nsight-systems")  # where packages put the host-linux folder
 
 
@@ -71,15 +72,8 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
         base = Path(scratch, "training")
         report, database = base.with_suffix(".nsys-rep"), base.with_suffix(".sqlite")
         profile = [nsys, "profile", "-t", traces, "-s", "none", "--cpuctxsw=none", "-f", "true", "-o", str(base)]
-        errors = base.with_suffix(".errors")
-        try:
-            with one_at_a_time():
-                output = call([*profile, "sh", "-c", APART, str(errors), *workload_command(spec, Path(scratch))])
-        except PicollmError as error:
-            check_workload(errors)
-            hint = "it may lack permission to write in $TMPDIR or /tmp/nvidia; `nsys status --environment` says more"
-            raise PicollmError(f"{error} ({hint})") from None
-        check_workload(errors)
+        shell = [*profile, "sh", "-c", APART]
+        output = record(shell, base.with_suffix(".errors"), workload_command(spec, Path(scratch)))
         if not report.exists():
             import_by_hand(nsys, base.with_suffix(".qdstrm"), report)
         call([nsys, "export", "--type", "sqlite", "-f", "true", "-o", str(database), str(report)])
@@ -89,6 +83,23 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
             shutil.copyfile(report, temporary)
     version = call([nsys, "--version"]).split()[-1]
     return Capture("nsys", version, reason, file, loss_path(output), timeline)
+
+
+def record(profile: list[str], errors: Path, workload: list[str]) -> str:
+    """What the workload printed. Raises PicollmError where it failed, or nsys did twice: its own processes lose one
+    another now and then on a busy machine."""
+    for again in (True, False):
+        try:
+            with one_at_a_time():
+                output = call([*profile, str(errors), *workload])
+            break
+        except PicollmError as error:
+            check_workload(errors)
+            if not again:
+                raise PicollmError(f"{error} ({HINT})") from None
+            log.warning("%s; once more", error)
+    check_workload(errors)
+    return output
 
 
 @contextmanager
