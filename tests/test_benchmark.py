@@ -20,9 +20,8 @@ from picollm.engine.benchmark import AGAIN, Setting, add_gpu_times, benchmark, m
 from picollm.engine.export import Logits
 from picollm.engine.fresh import cold_start
 from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge
-from picollm.engine.gpu_time import split
 from picollm.engine.grid import BACKENDS, REFERENCE, Grid, grid
-from picollm.engine.table import backend_lines, latency_lines, lines
+from picollm.engine.table import backend_lines, lines
 from picollm.engine.timing import Protocol
 from picollm.errors import PicollmError
 from picollm.hardware import CpuMeter, describe_hardware
@@ -316,27 +315,6 @@ def test_a_backend_that_raises_at_one_batch_fails_there_alone(subject, folder, r
     assert {row["backend"] for row in report["results"] if "latency_ms" in row and row["batch"] == 3} == {
         REFERENCE, "eager-bf16", AGAIN,
     }  # fmt: skip
-
-
-def test_gpu_time_is_the_union_of_kernels_and_the_copies_each_way():
-    def event(category, name, start, duration):
-        return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": duration}
-
-    events = [
-        event("cpu_op", "aten::mm", 0, 5000),
-        event("gpu_memcpy", "Memcpy HtoD (Pageable -> Device)", 0, 100),
-        event("kernel", "gemm", 100, 1000),
-        event("kernel", "softmax on another stream", 600, 1000),
-        event("gpu_memset", "Memset (Device)", 1700, 300),
-        event("gpu_memcpy", "Memcpy DtoD (Device -> Device)", 2000, 200),
-        event("gpu_memcpy", "Memcpy DtoH (Device -> Pageable)", 3000, 400),
-    ]
-    found = split(events, calls=2)
-    assert found == pytest.approx({"to_device": 0.05, "kernels": 1.0, "to_host": 0.2})
-    row = {"backend": "x", "output": "last", "batch": 1, "latency_ms": {"p50": 1.5}, "speedups": {}, "noisy": False}
-    (line,) = latency_lines({"results": [row | {"gpu_ms": found}], "hardware": {"device": "cpu"}})
-    assert "GPU 1.000 ms, copies 0.050 to it and 0.200 back" in line
-    assert split(events[:1], calls=2) is None
 
 
 def test_a_profiler_that_fails_costs_no_other_number(subject, monkeypatch):

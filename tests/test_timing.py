@@ -5,6 +5,8 @@ import statistics
 import numpy as np
 import pytest
 
+from picollm.engine.gpu_time import split
+from picollm.engine.table import latency_lines
 from picollm.engine.timing import Protocol, latency, measure, speedup, verdict
 
 PROTOCOL = Protocol(rounds=6, block_seconds=0.05, warmup_seconds=0.02, seed=3)
@@ -104,3 +106,24 @@ def test_inputs_rotate():
     inputs = [np.full((1, 2), i) for i in range(5)]
     measure({"one": lambda ids: seen.append(int(ids[0, 0])) or run(ids)}, inputs, PROTOCOL, clock)
     assert seen == [i % 5 for i in range(len(seen))] and len(seen) > 10
+
+
+def test_gpu_time_is_the_union_of_kernels_and_the_copies_each_way():
+    def event(category, name, start, duration):
+        return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": duration}
+
+    events = [
+        event("cpu_op", "aten::mm", 0, 5000),
+        event("gpu_memcpy", "Memcpy HtoD (Pageable -> Device)", 0, 100),
+        event("kernel", "gemm", 100, 1000),
+        event("kernel", "softmax on another stream", 600, 1000),
+        event("gpu_memset", "Memset (Device)", 1700, 300),
+        event("gpu_memcpy", "Memcpy DtoD (Device -> Device)", 2000, 200),
+        event("gpu_memcpy", "Memcpy DtoH (Device -> Pageable)", 3000, 400),
+    ]
+    found = split(events, calls=2)
+    assert found == pytest.approx({"to_device": 0.05, "kernels": 1.0, "to_host": 0.2})
+    row = {"backend": "x", "output": "last", "batch": 1, "latency_ms": {"p50": 1.5}, "speedups": {}, "noisy": False}
+    (line,) = latency_lines({"results": [row | {"gpu_ms": found}], "hardware": {"device": "cpu"}})
+    assert "GPU 1.000 ms, copies 0.050 to it and 0.200 back" in line
+    assert split(events[:1], calls=2) is None
