@@ -180,7 +180,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu"), help="the folder to write into (%(default)s)")
     arguments = parser.parse_args()
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])  # of the fresh processes for cold starts
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the fresh processes for cold starts
     device = set_up_to_time(arguments.device, torch.get_num_threads())
     if arguments.size == "original" and device.type == "cpu":
         sys.exit("gpu: torch sees no GPU; --size smoke runs on a CPU, to see whether it works")

@@ -67,16 +67,15 @@ class TensorRt(Backend):
 
     def build(self, source: Source, graph: str) -> tuple[Path, dict]:
         profile = shapes(graph, source.model.config.context, self.largest_batch(source))
-        if choose_target(source.device) == TORCH:
-            path = source.path(graph, self.precision, f"{self.suffix}.ep")
-            build_torch_tensorrt(source, graph, self.precision, path, profile)
-            capabilities = [describe_gpu()["compute_capability"]]
-            return path, {"target": TORCH, "compute_capabilities": capabilities, "profile": profile, "flags": FLAGS}
-        path = source.path(graph, self.precision, f"{self.suffix}.plan")
-        onnx = source.onnx(graph, self.precision)
         # Where there is a GPU the engine is for it, and not for those that the configuration names ahead of time.
         here = source.device.type == "cuda"
         capabilities = [describe_gpu()["compute_capability"]] if here else source.capabilities
+        if choose_target(source.device) == TORCH:
+            path = source.path(graph, self.precision, f"{self.suffix}.ep")
+            build_torch_tensorrt(source, graph, self.precision, path, profile)
+            return path, {"target": TORCH, "compute_capabilities": capabilities, "profile": profile, "flags": FLAGS}
+        path = source.path(graph, self.precision, f"{self.suffix}.plan")
+        onnx = source.onnx(graph, self.precision)
         found = build_plan(onnx, path, capabilities, profile)
         about = {"target": RTX, "from": onnx.name, "compute_capabilities": capabilities, "profile": profile}
         return path, about | found
