@@ -91,8 +91,8 @@ class Pretrain(Section):
     clip: Annotated[float, Field(gt=0)]  # gradient norm
     head_common: Count  # commonest tokens that the training loss always compares
     head_sampled: Count  # of the others, drawn anew each step; 0: the whole vocabulary
-    autocast: Literal["all", "head", "none"]
-    compile: Literal["all", "head", "none"]
+    autocast: Literal["auto", "all", "head", "none"]
+    compile: Literal["auto", "all", "head", "none"]
     validate_every: Positive  # steps
     patience: Count  # validations without a better one before it stops; 0: never
     checkpoint_every: Positive  # steps
@@ -133,6 +133,7 @@ class Engine(Section):
     backends: Annotated[list[Literal[BACKENDS]], Field(min_length=1)]
     outputs: Annotated[list[Literal[tuple(OUTPUTS)]], Field(min_length=1)]  # what is timed
     grid: Literal["listed", "full"]  # full: every backend, output and batch size, and the whole validation split
+    emulated: bool  # also build and time what this processor only emulates
     compute_capabilities: Annotated[
         list[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]], Field(min_length=1)
     ]  # of TensorRT-RTX, ahead of time

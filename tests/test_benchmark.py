@@ -151,7 +151,7 @@ QUICK = Protocol(rounds=3, block_seconds=0.01, warmup_seconds=0.01, seed=1)
 
 
 def setting(names, noise_limit=0.5, cold=False, **batches):
-    return Setting(Grid(names, batches, 4), 8, QUICK, noise_limit, cold)
+    return Setting(Grid(names, batches, 4, emulated=True), 8, QUICK, noise_limit, cold)
 
 
 def test_the_report_has_numbers_only_for_what_ran(subject, folder, rows, monkeypatch):
@@ -372,11 +372,11 @@ def test_a_batch_beyond_the_engine_or_the_split_is_refused(subject, folder, rows
 
 
 def test_the_full_grid_has_everything():
-    engine = {"grid": "full", "backends": ["eager-fp32"], "outputs": ["last"], "max_batch": 2}
+    engine = {"grid": "full", "backends": ["eager-fp32"], "outputs": ["last"], "max_batch": 2, "emulated": True}
     full, listed = grid(engine, [1]), grid(engine | {"grid": "listed", "outputs": ["last", "loss"]}, [2, 1, 2])
     assert full.backends == BACKENDS and full.graphs == ("logits", "nats") and full.largest == 32 <= full.max_batch
     assert set(full.batches) == {"last", "full", "loss"}
-    assert listed == Grid(("eager-fp32", "eager-bf16"), {"last": (2, 1), "loss": (2, 1)}, 2)
+    assert listed == Grid(("eager-fp32", "eager-bf16"), {"last": (2, 1), "loss": (2, 1)}, 2, emulated=True)
     assert listed.graphs == ("logits", "nats") and grid(engine | {"grid": "listed"}).graphs == ("logits",)
 
 

@@ -48,7 +48,9 @@ def built(model, tmp_path_factory):
     rows = np.random.default_rng(0).integers(VOCAB, size=(8, CONTEXT))
     source = Source(model, folder / "engine", CPU, MAX_BATCH, rows, ["8.6", "8.9"])
     names = BUILT + (TENSORRT if find_spec("tensorrt_rtx") else ())
-    build(source, Grid(names, {"last": (1,), "loss": (1,)}, MAX_BATCH), checkpoint_sha256=sha256(weights))
+    build(
+        source, Grid(names, {"last": (1,), "loss": (1,)}, MAX_BATCH, emulated=True), checkpoint_sha256=sha256(weights)
+    )
     return folder / "engine", weights
 
 
@@ -98,7 +100,7 @@ def test_float32_artefacts_equal_the_model_at_any_batch_and_position(model, subj
                                             ("onnxruntime-int8", 0.1)])  # fmt: skip
 def test_other_precisions_are_near_and_return_float32(model, subject, name, atol):
     loaded = load_backend(name, subject)
-    if loaded.status.endswith("this CPU has no bf16 instructions"):
+    if loaded.status.startswith("not run: ") and name.startswith("openvino"):  # no bf16, or ONEDNN_MAX_CPU_ISA is set
         pytest.skip(loaded.status)
     found = loaded.run(ids(2), LAST)
     assert found.dtype == np.float32

@@ -198,7 +198,7 @@ def test_the_padded_vocabulary_never_leaks(tied):
         assert model.head.weight.shape[0] == 128 and logits.shape == (2, 16, 97)
         model.head.weight[97:] = 1e9
         assert torch.equal(model(ids), logits) and model.loss(ids[:, :-1], ids[:, 1:]) == loss
-        assert torch.equal(model(ids, last=True), logits[:, -1])
+        torch.testing.assert_close(model(ids, last=True), logits[:, -1])  # a product of another shape
         assert model.attention_maps(ids)[1].shape == model.hidden(ids).shape
     torch.testing.assert_close(loss, -logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).mean())
 

@@ -110,13 +110,13 @@ def test_metrics_are_flat_numbers(project):
 def test_backends_are_timed_by_hand(project):
     measured = (project.path / "reports/benchmark.json").read_bytes()
     text = project.picollm(
-        "bench", "--backends", "eager-bf16,openvino-int8", "--outputs", "last,full", "-o", "by-hand.json"
+        "bench", "--backends", "onnxruntime-fp32,openvino-int8", "--outputs", "last,full", "-o", "by-hand.json"
     )
-    assert re.search(r"eager-bf16 +full +batch 1 +p50 .* eager-fp32", text)
+    assert re.search(r"onnxruntime-fp32 +full +batch 1 +p50 .* eager-fp32", text)
     assert "openvino-int8        not run: it was not built: name it in engine.backends" in text
-    assert len(read_json(project.path / "by-hand.json")["results"]) == 2 * 4
+    assert len(read_json(project.path / "by-hand.json")["results"]) == 2 * 5
     assert (project.path / "reports/benchmark.json").read_bytes() == measured
-    text = project.picollm("bench", "--backends", "openvino-bf16", "--outputs", "loss")
+    text = project.picollm("bench", "--backends", "onnxruntime-fp32", "--outputs", "loss")
     assert "its graph nats was not built: name the output in engine.outputs, and run trt_compile" in text
     assert "engine.backends.0 = 'fast'" in refused(project, "bench", "--backends", "fast")
     assert "must not exceed engine.max_batch = 2" in refused(project, "bench", "--batches", "64")

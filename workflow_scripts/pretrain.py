@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from picollm.data.articles import SPLITS
 from picollm.data.files import write_csv, write_json
@@ -19,6 +20,7 @@ from picollm.model.objective import evaluate
 from picollm.model.pretraining import Run, imported, pretrain
 from picollm.model.training import CURVE
 from picollm.pipeline.job import job
+from picollm.precision import fit
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -27,10 +29,15 @@ with job(snakemake):
     cfg, output, tokens = snakemake.params.cfg, snakemake.output, snakemake.input.tokens
     model, checkpoint = dict(cfg["model"]), cfg["model"]["checkpoint"]
     del model["checkpoint"]
-    run = Run(model, cfg["pretrain"], cfg["compute"], tokens, snakemake.params.code)
-    result = imported(run, Path(checkpoint)) if checkpoint else pretrain(run)
-
     device = set_up(**cfg["compute"])
+    recipe, reason = fit(cfg["pretrain"], device)
+    run = Run(model, recipe, cfg["compute"], tokens, snakemake.params.code)
+    if checkpoint:
+        result = imported(run, Path(checkpoint))
+    else:
+        logging.info("bf16 for: %s (%s)", recipe["autocast"], reason)
+        result = pretrain(run)
+
     manifest, shape = open_manifest(tokens), run.shape()
     counts, loss = manifest["splits"]["validation"], result.summary["validation_loss"]
     train_rows, validation_rows, test_rows = (np.asarray(open_split(tokens, split)) for split in SPLITS)
@@ -45,9 +52,12 @@ with job(snakemake):
         "bigram_loss": baselines["bigram"],
         "test_bigram_loss": test_baselines["bigram"],
     }
-    gemm = gemm_rate(cfg["pretrain"]["batch_rows"] * shape.context, shape, device)
+    dtype = torch.float32 if recipe["autocast"] == "none" else torch.bfloat16
+    gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, dtype)
+    precision = {"autocast": recipe["autocast"], "compile": recipe["compile"], "reason": reason}
     if not checkpoint:
         summary["gemm_share"] = summary["flop_per_second"] / gemm
+        summary["precision"] = precision
     logging.info("validation loss %.3f nats (unigram %.3f, bigram %.3f)", loss, *baselines.values())
 
     hardware = describe_hardware(device=device.type, threads=cfg["compute"]["threads"])

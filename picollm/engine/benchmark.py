@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from picollm.engine.backends.interface import Subject
 from picollm.engine.backends.onnxruntime import OnnxRuntime, load_onnx
-from picollm.engine.backends.registry import Loaded, find_backend, load_backend
+from picollm.engine.backends.registry import Loaded, find_backend, load_backend, why_skipped
 from picollm.engine.backends.tensorrt import TensorRt
 from picollm.engine.fresh import cold_start
 from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge, mean_kl, rows_at_once, thresholds
 from picollm.engine.gpu_time import gpu_time
 from picollm.engine.grid import BASELINES, OUTPUTS, REFERENCE, Grid, grid, result_key
 from picollm.engine.manifest import artefact
-from picollm.engine.timing import Call, Protocol, Rounds, latency, measure, speedup, verdict
+from picollm.engine.timing import Call, OverBudget, Protocol, Rounds, latency, measure, speedup, verdict
 from picollm.errors import PicollmError, one_line
 from picollm.hardware import CpuMeter, describe_hardware
 from picollm.model.transformer import Transformer
@@ -78,7 +78,7 @@ def benchmark(subject: Subject, rows: np.ndarray, how: Setting, model_folder: Pa
     """
     check_sizes(rows, how.grid, subject.manifest["max_batch"], subject.model)
     names = dict.fromkeys([*BASELINES, *how.grid.backends])
-    loaded = {name: load_backend(name, subject, how.grid.graphs) for name in names}
+    loaded = {name: load_wanted(name, subject, how.grid) for name in names}
     accuracy, status = check_accuracy(loaded, subject, rows[: how.gate_rows])
     if status[REFERENCE] != "ok":
         raise PicollmError(f"{model_folder}: the checkpoint itself can't be compared with: {status[REFERENCE]}")
@@ -103,6 +103,14 @@ def benchmark(subject: Subject, rows: np.ndarray, how: Setting, model_folder: Pa
         "results": results,
     }  # fmt: skip
     return report, samples
+
+
+def load_wanted(name: str, subject: Subject, wanted: Grid) -> Loaded:
+    """Every graph of the grid; what is left out comes back with the reason."""
+    reason = why_skipped(find_backend(name), wanted, subject.device)
+    if reason:
+        return Loaded(find_backend(name), f"not run: {reason}")
+    return load_backend(name, subject, wanted.graphs)
 
 
 def cold_start_or_none(name: str, subject: Subject, model_folder: Path) -> dict | None:
@@ -175,7 +183,7 @@ def check_accuracy(loaded: Mapping[str, Loaded], subject: Subject, rows: np.ndar
     for name, answered in of.items():
         if answered in raised:
             log.debug("%s", name, exc_info=raised[answered])
-            status[name] = f"failed: {one_line(raised[answered])[:300]}"
+            status[name] = failure(raised[answered])
             continue
         failed = judge(compared[answered], loaded[name].backend.precision)
         # What is not a number failed, and JSON has no word for it.
@@ -303,7 +311,12 @@ def check_cell(runs: Mapping[str, Call], loaded: Mapping[str, Loaded], ids: np.n
 
 def cell_failure(error: Exception) -> str:
     log.debug("a backend failed", exc_info=error)
-    return f"failed: this output and batch: {one_line(error)[:300]}"
+    return failure(error, "this output and batch: ")
+
+
+def failure(error: Exception, where: str = "") -> str:
+    """A status: a backend that would take too long is fit for work, only not here."""
+    return f"{'not run' if isinstance(error, OverBudget) else 'failed'}: {where}{one_line(error)[:300]}"
 
 
 def call(loaded: Loaded, output: str, context: int) -> Call:

@@ -14,7 +14,7 @@ from picollm.data.files import sha256, write_json
 from picollm.data.loading import Rows, open_split
 from picollm.data.manifest import clear, describe
 from picollm.engine.backends.interface import Backend, Source
-from picollm.engine.backends.registry import find_backend
+from picollm.engine.backends.registry import find_backend, why_skipped
 from picollm.engine.export import GRAPHS
 from picollm.engine.grid import Grid, grid
 from picollm.engine.manifest import FORMAT
@@ -55,7 +55,7 @@ def build(source: Source, wanted: Grid, *, checkpoint_sha256: str) -> dict:
     manifest_path = source.folder / "manifest.json"
     source.folder.mkdir(parents=True, exist_ok=True)
     clear(manifest_path, *(f"{dot}{graph}.*" for graph in GRAPHS for dot in ("", ".")))
-    backends = {name: build_one(find_backend(name), source, wanted.graphs) for name in wanted.backends}
+    backends = {name: build_one(find_backend(name), source, wanted) for name in wanted.backends}
     manifest = {
         "format": FORMAT,
         "context": source.model.config.context,
@@ -70,17 +70,17 @@ def build(source: Source, wanted: Grid, *, checkpoint_sha256: str) -> dict:
     return manifest
 
 
-def build_one(backend: Backend, source: Source, graphs: Sequence[str]) -> dict:
+def build_one(backend: Backend, source: Source, wanted: Grid) -> dict:
     """The manifest's entry: `reason` is null where it was built or needs no artefact."""
     entry = {"precision": backend.precision, "reason": None, "files": {}, "graphs": {}, "made_for": {}}
     if not backend.builds:
         return entry
-    reason = backend.cannot_build(source.device)
+    reason = backend.cannot_build(source.device) or why_skipped(backend, wanted, source.device)
     if reason:
         log.warning("%s is not built: %s", backend.name, reason)
         return entry | {"reason": f"it was not built: {reason}"}
     try:
-        build_graphs(backend, source, graphs, entry)
+        build_graphs(backend, source, wanted.graphs, entry)
     except OSError:  # a full disk is no property of a backend
         raise
     except Exception as error:  # runtimes raise what they like: unsupported operators, assertions, compilers' output

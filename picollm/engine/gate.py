@@ -7,6 +7,7 @@ types and 99 % for int8 and fp8 (mlcommons/inference_policies, inference_rules.a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from picollm.engine.timing import SLACK, OverBudget
+
 LOGITS_BYTES = 64 * 2**20  # of float32 logits at a time
 PROMPT_SHARE = 2  # greedy text begins after the first half of a row
 GREEDY_TOKENS = 64  # at most
 LEVEL = 0.1  # nats
+SECONDS = 10.0  # that each backend may take, however fast the reference is
 TOKENS_AT_ONCE = 64
 
 Answer = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids [B, T], positions [P] -> logits [B, P, V] float32
@@ -49,21 +53,30 @@ def compare_all(
     """{backend: what `summary` says of it} on rows [n, T + 1], `batch` at a time, the reference among them; and what
     those raised that gave no answer.
 
-    The reference's logits are computed once for each batch, and every backend is compared with them at once.
+    The reference's logits are computed once for each batch, and every backend is compared with them at once. One whose
+    second batch (the first may compile) shows that all of them would take more than SLACK times the reference's time
+    and SECONDS is left out: OverBudget.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in answers}
     failed: dict[str, Exception] = {}
     positions = np.arange(rows.shape[1] - 1)
-    for start in tqdm(range(0, len(rows), batch), desc="accuracy gate", unit=" batches", disable=None):
+    starts = range(0, len(rows), batch)
+    for number, start in enumerate(tqdm(starts, desc="accuracy gate", unit=" batches", disable=None)):
         part = rows[start : start + batch].astype(np.int64)
         ids, targets = np.ascontiguousarray(part[:, :-1]), torch.from_numpy(part[:, 1:]).flatten()
         # A copy: a backend may return its own buffer and overwrite it.
+        begin = time.perf_counter()
         expected = torch.from_numpy(np.array(answers[reference](ids, positions))).flatten(0, 1)
+        budget = SLACK * max(SECONDS, (time.perf_counter() - begin) * len(starts))
         for name in list(found):
             try:
                 logits = expected
                 if name != reference:
+                    begin = time.perf_counter()
                     logits = torch.from_numpy(answers[name](ids, positions)).flatten(0, 1)
+                    takes = (call := time.perf_counter() - begin) * len(starts)
+                    if number == 1 and takes > budget:
+                        raise OverBudget(call, takes, budget)
                 found[name].append(per_token(expected, logits, targets))
             except Exception as error:  # runtimes raise what they like
                 failed[name] = error.with_traceback(None)

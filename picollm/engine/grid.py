@@ -29,11 +29,15 @@ FULL_BATCHES = {"last": SWEEP, "full": (1, 8), "loss": (1, 8)}  # all logits of 
 
 @dataclass(frozen=True)
 class Grid:
-    """Backends in order, the batch sizes that each output is timed at, and the largest that engines accept."""
+    """Backends in order, the batch sizes that each output is timed at, and the largest that engines accept.
+
+    emulated: whether what the processor only emulates is built and timed too.
+    """
 
     backends: tuple[str, ...]
     batches: Mapping[str, tuple[int, ...]]
     max_batch: int
+    emulated: bool = False
 
     @property
     def largest(self) -> int:
@@ -48,9 +52,10 @@ class Grid:
 def grid(engine: Mapping, batches: Sequence[int] = (1,)) -> Grid:
     """Of the configuration's section `engine`, and benchmark.batches."""
     if engine["grid"] == "full":
-        return Grid(BACKENDS, FULL_BATCHES, max(SWEEP))
+        return Grid(BACKENDS, FULL_BATCHES, max(SWEEP), engine["emulated"])
     names = tuple(dict.fromkeys([*BASELINES, *engine["backends"]]))
-    return Grid(names, dict.fromkeys(engine["outputs"], tuple(dict.fromkeys(batches))), engine["max_batch"])
+    cells = dict.fromkeys(engine["outputs"], tuple(dict.fromkeys(batches)))
+    return Grid(names, cells, engine["max_batch"], engine["emulated"])
 
 
 def runs_on_cpu(name: str) -> bool:

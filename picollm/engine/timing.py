@@ -14,8 +14,11 @@ from itertools import cycle
 
 import numpy as np
 
+from picollm.errors import PicollmError
+
 BOOTSTRAPS = 1000
 ENOUGH_FOR_P99 = 1000
+SLACK = 4.0
 WARMUP_CALLS = 3  # at least; the first of a compiled model compiles
 
 Call = Callable[[np.ndarray], object]  # ids [B, T] int64 on the host; the answer has arrived there when it returns
@@ -29,6 +32,18 @@ class Protocol:
     warmup_seconds: float
     seed: int
 
+    def seconds(self, call: float) -> float:
+        """What one backend takes at one output and batch size, warm-up included, where a call takes this long."""
+        block = max(self.block_seconds, call) + call  # the untimed call, and at least one that counts
+        return max(self.warmup_seconds, WARMUP_CALLS * call) + self.rounds * block
+
+
+class OverBudget(PicollmError):
+    """One call showed that a backend would take far more than its share of the benchmark's time."""
+
+    def __init__(self, call: float, takes: float, budget: float) -> None:
+        super().__init__(f"one call takes {call:.2g} s, so {takes:.0f} s in all; its share is {budget:.2g} s")
+
 
 def measure(
     runs: dict[str, Call],
@@ -39,16 +54,30 @@ def measure(
 ) -> tuple[dict[str, Rounds], dict[str, Exception]]:
     """Milliseconds of every timed call, by backend and round; and what a call raised: that backend has no numbers.
 
+    The first of `runs` is the baseline. Another one whose second call (the first may compile) shows that it would take
+    more than SLACK times the baseline's time, or than SLACK times the protocol's, is not timed: OverBudget.
     `advance` is called after each block.
     """
     order = np.random.default_rng(protocol.seed)
     source = cycle(inputs)
 
+    budget: list[float] = []
+
     def warm_up(run: Call) -> None:
         start, calls = clock(), 0
         while calls < WARMUP_CALLS or clock() - start < protocol.warmup_seconds:
+            before = clock()
             run(next(source))
             calls += 1
+            if calls == 2:
+                keep_within_budget(clock() - before)
+
+    def keep_within_budget(call: float) -> None:
+        takes = protocol.seconds(call)
+        if not budget:
+            budget.append(SLACK * max(takes, protocol.seconds(0.0)))
+        elif takes > budget[0]:
+            raise OverBudget(call, takes, budget[0])
 
     def block(run: Call) -> list[float]:
         run(next(source))  # untimed: the caches are the previous backend's

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from picollm.errors import PicollmError
-from picollm.hardware import cxx_compiler
+from picollm.hardware import cxx_compiler, describe_cpu
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ def set_up(device: str, threads: int) -> torch.device:
     Raises PicollmError where `cuda` is asked for and missing.
     """
     keep_memory()
+    keep_caches_apart()
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler too, 5 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every fresh tensor
@@ -48,6 +52,19 @@ def keep_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def keep_caches_apart() -> None:
+    """Compiled code of one instruction set goes to a folder of its own, inside the folder that Inductor would take.
+
+    Inductor (torch 2.13) does not tell them apart: kernels that were compiled for AVX2 and are found again by a process
+    with AVX-512, or the other way round, answer NaN or overwrite memory.
+    """
+    variable = "TORCHINDUCTOR_CACHE_DIR"  # which processes that are started from here inherit
+    own = "_".join([torch.backends.cpu.get_cpu_capability().lower(), *describe_cpu()["isa"]])
+    folder = os.environ.get(variable) or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+    if Path(folder).name != own:
+        os.environ[variable] = f"{folder}/{own}"
 
 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:

@@ -11,6 +11,8 @@ import torch
 
 from picollm.model.transformer import ModelConfig
 
+FEWEST_TOKENS = 8  # of the product that `gemm_rate` times
+
 
 def flops_per_token(shape: ModelConfig, head_rows: int | None = None) -> int:
     """Floating-point operations of forward and backward for one token in a row of `context`, matrix products alone.
@@ -24,22 +26,31 @@ def flops_per_token(shape: ModelConfig, head_rows: int | None = None) -> int:
     return 3 * 2 * (weights + attention)
 
 
-def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, seconds: float = 0.5) -> float:
-    """FLOP/s of a bfloat16 matrix product with the vocabulary head's shape, [tokens, d_model] x [d_model, vocabulary].
+def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of a matrix product with the vocabulary head's shape, [tokens, d_model] x [d_model, vocabulary].
 
-    The median of as many products as fit into `seconds`, at least three, after one that counts for nothing.
+    The median of as many products as fit into `seconds`. Where few would, fewer tokens are multiplied.
     """
-    x = torch.randn(tokens, shape.d_model, device=device).bfloat16()
-    weight = torch.randn(shape.padded_vocab_size, shape.d_model, device=device).bfloat16()
-    out = torch.empty(tokens, shape.padded_vocab_size, device=device, dtype=torch.bfloat16)
-    times, begin = [], time.perf_counter()
-    while len(times) < 4 or time.perf_counter() - begin < seconds:
+    weight = torch.ones(shape.padded_vocab_size, shape.d_model, device=device, dtype=dtype)
+
+    def product(rows: int) -> float:
+        x = torch.ones(rows, shape.d_model, device=device, dtype=dtype)
+        out = torch.empty(rows, shape.padded_vocab_size, device=device, dtype=dtype)
         start = time.perf_counter()
         torch.matmul(x, weight.T, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return 2 * tokens * shape.d_model * shape.padded_vocab_size / median(times[1:])
+        return time.perf_counter() - start
+
+    rows = min(tokens, FEWEST_TOKENS)
+    times = [product(rows)]
+    while times[0] < seconds / 16 and rows < tokens:
+        rows = min(tokens, 4 * rows)
+        times = [product(rows)]
+    begin = time.perf_counter()
+    while time.perf_counter() - begin + times[0] < seconds:
+        times.append(product(rows))
+    return 2 * rows * shape.d_model * shape.padded_vocab_size / median(times)
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -24,9 +24,11 @@ from picollm.errors import PicollmError
 from picollm.model.costs import peak_memory_mib
 from picollm.model.distributed import ALONE, World
 from picollm.model.interruption import Interruption, Stopped
+from picollm.model.muon import Muon
 from picollm.model.objective import Objective, SampledSoftmax, evaluate
 from picollm.model.resume import Checkpoints
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.precision import muon_dtype
 from picollm.profiling.nvtx import ranges
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ CURVE = ("step", "tokens", "loss", "validation_loss", "lr", "grad_norm", "tokens
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The `pretrain` section of the config."""
+    """The `pretrain` section of the config, `auto` replaced by what fits the device (`picollm.precision.fit`)."""
 
     length: int
     unit: str
@@ -93,7 +95,7 @@ def optimizers(model: Transformer, config: TrainingConfig) -> list[torch.optim.O
     ]
     found = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
     if taken:
-        found.append(torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=config.muon_weight_decay))
+        found.append(Muon(hidden, config.muon_lr, config.muon_weight_decay, dtype=muon_dtype(hidden[0].device)))
     for group in (group for optimizer in found for group in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
     return found

@@ -12,6 +12,7 @@ from picollm.data.manifest import clear, describe
 from picollm.hardware import describe_hardware
 from picollm.model.checkpoint import load_config
 from picollm.model.compute import set_up
+from picollm.precision import fit
 from picollm.profiling.capture import capture
 from picollm.profiling.timeline import analyse
 
@@ -24,10 +25,11 @@ def profile(model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, Ma
     Written into the folder: the capture, and its manifest, last.
     """
     device = set_up(**cfg["compute"])
+    recipe, _ = fit(cfg["pretrain"], device)
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder / "manifest.json", "training.*")
     spec = {
-        "config": str(model_config), "tokens": str(tokens), "pretrain": cfg["pretrain"],
+        "config": str(model_config), "tokens": str(tokens), "pretrain": recipe,
         "compute": cfg["compute"] | {"device": device.type}, "steps": cfg["profile"]["steps"], "warmup": WARMUP,
     }  # fmt: skip
     captured = capture(cfg["profile"]["tool"], spec, folder)
@@ -36,7 +38,7 @@ def profile(model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, Ma
         "hardware": describe_hardware(device=device.type, threads=torch.get_num_threads()),
         "workload": {
             "batch_rows": cfg["pretrain"]["batch_rows"], "context": load_config(model_config).context,
-            "autocast": cfg["pretrain"]["autocast"], "loss_path": captured.loss_path, "warmup_steps": WARMUP,
+            "autocast": recipe["autocast"], "loss_path": captured.loss_path, "warmup_steps": WARMUP,
         },
         **analyse(captured.timeline),
     }  # fmt: skip

@@ -20,6 +20,7 @@ import torch
 from picollm.engine.export import export_onnx, in_precision
 from picollm.hardware import describe_gpu
 from picollm.model.transformer import Transformer
+from picollm.precision import emulated_bf16
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,10 @@ class Backend(ABC):
     def cannot_run(self, device: torch.device) -> str | None:
         """Why this machine can't run it, in words for a person; None: it can."""
         return None
+
+    def emulated(self, device: torch.device) -> str | None:
+        """Why it would run, but slowly out of all proportion; such a one is neither built nor timed by default."""
+        return emulated_bf16() if device.type == "cpu" and self.precision == "bf16" else None
 
     def cannot_build(self, device: torch.device) -> str | None:
         """Why this machine can't build its artefact; by default what can't run isn't built."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import redirect_stdout
 from functools import cache
 from importlib.util import find_spec
@@ -16,10 +17,12 @@ import torch
 from picollm.data.files import atomic_path
 from picollm.engine.backends.interface import Backend, Run, Source, Subject
 from picollm.errors import PicollmError, one_line
+from picollm.precision import emulated_bf16
 
 if TYPE_CHECKING:
     from openvino import Core, Model
 
+ONEDNN_LIMIT, CAPABILITIES = "ONEDNN_MAX_CPU_ISA", "OPTIMIZATION_CAPABILITIES"
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -30,7 +33,7 @@ class OpenVino(Backend):
         if not find_spec("openvino"):
             return "OpenVINO is not installed: pip install openvino"
         if self.precision == "bf16" and not has_bf16():
-            return "this CPU has no bf16 instructions"
+            return "this processor has no bf16 instructions"
         return None
 
     def cannot_build(self, device: torch.device) -> str | None:
@@ -72,11 +75,18 @@ def core() -> Core:
     """
     import openvino
 
-    return openvino.Core()
+    made = openvino.Core()
+    # oneDNN's limit is for torch: OpenVINO heeds it in some kernels and not in others, and the mixture crashes. Its
+    # plugin reads the variable once, when it is loaded, which is now.
+    limit = os.environ.pop(ONEDNN_LIMIT, None)
+    made.get_property("CPU", CAPABILITIES)
+    if limit is not None:
+        os.environ[ONEDNN_LIMIT] = limit
+    return made
 
 
 def has_bf16() -> bool:
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return emulated_bf16() is None and "BF16" in core().get_property("CPU", CAPABILITIES)
 
 
 def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dict]:

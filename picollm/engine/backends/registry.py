@@ -11,13 +11,14 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from picollm.engine.backends.interface import Backend, Run, Subject
 from picollm.engine.backends.onnxruntime import OnnxRuntime
 from picollm.engine.backends.openvino import OpenVino
 from picollm.engine.backends.pytorch import AotInductor, Compiled, CudaGraph, Eager
 from picollm.engine.backends.tensorrt import TensorRt, TensorRtRow
-from picollm.engine.grid import RUNTIMES
+from picollm.engine.grid import RUNTIMES, Grid
 from picollm.errors import PicollmError, one_line
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,12 @@ def load_backend(name: str, subject: Subject, graphs: tuple[str, ...] = ("logits
         log.debug("%s", name, exc_info=True)
         return Loaded(backend, f"failed: {one_line(error)[:300]}")
     return Loaded(backend, "ok", runs, round(time.perf_counter() - start, 3))
+
+
+def why_skipped(backend: Backend, wanted: Grid, device: torch.device) -> str | None:
+    """Why a backend that could run is left out; None: it is not."""
+    reason = None if wanted.emulated else backend.emulated(device)
+    return reason and f"{reason}; engine.emulated: true builds and times it all the same"
 
 
 def why_not(backend: Backend, subject: Subject, graphs: tuple[str, ...]) -> str | None:
