@@ -48,6 +48,7 @@ from picollm.model.compute import set_up_to_time  # noqa: E402
 from picollm.model.costs import flops_per_token, gemm_rate, peak_memory_mib  # noqa: E402
 from picollm.model.training import Trainer, TrainingConfig  # noqa: E402
 from picollm.model.transformer import ModelConfig, Transformer  # noqa: E402
+from picollm.precision import fit  # noqa: E402
 from picollm.profiling import workload  # noqa: E402
 from picollm.profiling.timeline import analyse, metrics, read_kineto  # noqa: E402
 
@@ -73,7 +74,7 @@ def markov_rows(n: int, width: int, seed: int) -> np.ndarray:
     return rows.astype(np.uint16)
 
 
-def presets(size: str) -> tuple[ModelConfig, TrainingConfig]:
+def presets(size: str, device: torch.device) -> tuple[ModelConfig, TrainingConfig]:
     """The original's shape, or for `smoke` a tiny one, and a recipe of the original's with all tokens on the device."""
     batch_rows, steps, *_ = SIZES[size]
     config = yaml.safe_load((ROOT / "presets/wikitext-103.yaml").read_text())
@@ -82,7 +83,7 @@ def presets(size: str) -> tuple[ModelConfig, TrainingConfig]:
     if size == "smoke":
         shape = replace(shape, context=32, d_model=56, n_layers=2, d_ff=64)
     recipe = config["pretrain"] | {"length": steps, "unit": "steps", "batch_rows": batch_rows, "loading": "resident"}
-    return shape, TrainingConfig(**recipe)
+    return shape, TrainingConfig(**fit(recipe, device)[0])
 
 
 def train(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> tuple[dict, Transformer]:
@@ -93,7 +94,7 @@ def train(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> t
     trainer.read()
     speeds = [row["tokens_per_second"] for row in trainer.curve[-COUNTED:]]
     flops = flops_per_token(shape, recipe.head_rows)
-    gemm = gemm_rate(recipe.batch_rows * shape.context, shape, device)
+    gemm = gemm_rate(recipe.batch_rows * shape.context, shape, device, recipe.head_dtype)
     return {
         "tokens_per_second": median(speeds), "slowest": min(speeds), "fastest": max(speeds),
         "steps": recipe.length, "batch_rows": recipe.batch_rows, "context": shape.context,

@@ -35,6 +35,7 @@ from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.model.compute import set_up
 from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig
+from picollm.precision import fit
 
 MANIFEST = "data/tokens/manifest.json"
 WHOLE = {"head_sampled": 0, "head_common": 0}
@@ -87,7 +88,7 @@ def trainer_of(config: dict[str, dict]) -> Trainer:
     context = config["tokens"]["context"]
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     shape = ModelConfig(vocab_size=VOCAB_SIZE, context=context, **model)
-    return Trainer(shape, TrainingConfig(**config["pretrain"]), cut("train", context), device)
+    return Trainer(shape, TrainingConfig(**fit(config["pretrain"], device)[0]), cut("train", context), device)
 
 
 def steps_in(seconds: float, config: dict[str, dict]) -> int:

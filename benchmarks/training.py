@@ -5,9 +5,9 @@
 
 speed     steps of each system, interleaved in rounds, each in a process of its own, which waits while the others run:
           this project's loop as its preset sets it up, and the same with the C library's habit of giving memory back;
-          a plain eager loop over the same model (bf16 autocast, F.cross_entropy, AdamW); Hugging Face's Trainer with a
-          Llama of the same size (bf16). Beside them the machine's own bf16 matrix product of the head's shape, measured
-          in every round.
+          a plain eager loop over the same model (bf16 autocast where the processor has it, F.cross_entropy, AdamW); Hugging Face's Trainer with a
+          Llama of the same size (likewise). Beside them the machine's own matrix product of the head's shape in the
+          precision that ran, measured in every round.
 start     from the start of a process to the end of its first step, without torch.compile.
 memory    the most that a process held, by rows a batch and by steps.
 
@@ -36,6 +36,7 @@ from picollm.model.compute import autocast, set_up
 from picollm.model.costs import flops_per_token, gemm_rate, peak_memory_mib
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.precision import fit, has_bf16
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"original": ("presets/wikitext-103.yaml", 8), "default": ("config.yaml", None)}  # preset, rows a batch
@@ -50,7 +51,8 @@ def load(size: str, rows: int | None = None, **edits) -> tuple[ModelConfig, Trai
     batch = rows or batch or config["pretrain"]["batch_rows"]
     recipe = config["pretrain"] | {"length": 1_000_000, "unit": "steps", "batch_rows": batch} | edits
     shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
-    return shape, TrainingConfig(**recipe), config["compute"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return shape, TrainingConfig(**fit(recipe, device)[0]), config["compute"]
 
 
 def random_rows(shape: ModelConfig, n: int) -> np.ndarray:
@@ -83,7 +85,7 @@ def plain(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> C
 
     def step() -> dict:
         start = time.perf_counter()
-        with autocast(device, True):
+        with autocast(device, has_bf16(device.type)):
             logits = model(rows[:, :-1])
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
         loss.backward()
@@ -121,7 +123,7 @@ def hugging_face(shape: ModelConfig, recipe: TrainingConfig, device: torch.devic
         times.clear()
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                folder, per_device_train_batch_size=recipe.batch_rows, max_steps=STEPS + 1, bf16=True,
+                folder, per_device_train_batch_size=recipe.batch_rows, max_steps=STEPS + 1, bf16=has_bf16(device.type),
                 use_cpu=device.type == "cpu", report_to=[], save_strategy="no", logging_strategy="no",
                 disable_tqdm=True, learning_rate=recipe.lr,
             )  # fmt: skip
@@ -177,7 +179,7 @@ def speed(size: str, rounds: int) -> None:
             found[name].append(tokens / statistics.median(step["seconds"] for step in block["steps"]))
             waits += [step["data_wait"] for step in block["steps"] if "data_wait" in step]
             memory[name] = block["mib"]
-        gemm.append(gemm_rate(tokens, shape, device, seconds=2))
+        gemm.append(gemm_rate(tokens, shape, device, recipe.head_dtype, seconds=2))
     for system in served.values():
         system.process.communicate()
     flops = flops_per_token(shape, recipe.head_rows)
@@ -187,7 +189,7 @@ def speed(size: str, rounds: int) -> None:
         ratios = spread([a / b for a, b in zip(found["picollm"], rates, strict=True)], 2)
         print(f"| {name} | {spread(rates, 0)} | {ratios if name != 'picollm' else ''} | {memory[name]:,.0f} |")
     shares = [rate * flops / peak for rate, peak in zip(found["picollm"], gemm, strict=True)]
-    print(f"bf16 matrix product of the head's shape: {spread([peak / 1e9 for peak in gemm], 0)} GFLOP/s")
+    print(f"{recipe.head_dtype} matrix product of the head's shape: {spread([peak / 1e9 for peak in gemm], 0)} GFLOP/s")
     print(f"picollm's arithmetic, {flops / 1e6:.1f} MFLOP a token, as a share of it: {spread(shares, 2)}")
     print(f"waiting for data, share of a step's time: {statistics.median(waits):.5f}", flush=True)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from picollm.data.articles import SPLITS
 from picollm.data.files import write_csv, write_json
@@ -18,7 +17,7 @@ from picollm.model.compute import set_up
 from picollm.model.costs import gemm_rate
 from picollm.model.objective import evaluate
 from picollm.model.pretraining import Run, imported, pretrain
-from picollm.model.training import CURVE
+from picollm.model.training import CURVE, TrainingConfig
 from picollm.pipeline.job import job
 from picollm.precision import fit
 
@@ -52,8 +51,8 @@ with job(snakemake):
         "bigram_loss": baselines["bigram"],
         "test_bigram_loss": test_baselines["bigram"],
     }
-    dtype = torch.float32 if recipe["autocast"] == "none" else torch.bfloat16
-    gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, dtype)
+    head_dtype = TrainingConfig(**recipe).head_dtype
+    gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, head_dtype)
     precision = {"autocast": recipe["autocast"], "compile": recipe["compile"], "reason": reason}
     if not checkpoint:
         summary["gemm_share"] = summary["flop_per_second"] / gemm

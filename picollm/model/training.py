@@ -68,6 +68,11 @@ class TrainingConfig:
     seed: int
 
     @property
+    def head_dtype(self) -> torch.dtype:
+        """What the vocabulary head multiplies in."""
+        return torch.float32 if self.autocast == "none" else torch.bfloat16
+
+    @property
     def head_rows(self) -> int | None:
         """Rows of the vocabulary that a step's loss compares each target with; None: all."""
         return self.head_common + self.head_sampled if self.head_sampled else None
