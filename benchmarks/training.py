@@ -5,7 +5,7 @@
 
 speed     steps of each system, interleaved in rounds, each in a process of its own, which waits while the others run:
           this project's loop as its preset sets it up, and the same with the C library's habit of giving memory back;
-          a plain eager loop over the same model (bf16 autocast where the processor has it, F.cross_entropy, AdamW); Hugging Face's Trainer with a
+          a plain eager loop over the same model (autocast, F.cross_entropy, AdamW); Hugging Face's Trainer with a
           Llama of the same size (likewise). Beside them the machine's own matrix product of the head's shape in the
           precision that ran, measured in every round.
 start     from the start of a process to the end of its first step, without torch.compile.
