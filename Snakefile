@@ -40,9 +40,15 @@ except PicollmError as error:
     stop(error)
 
 
+onstart:
+    begin()
+
+
 onsuccess:
+    end()
     track()
 
 
 onerror:
+    end()
     track()

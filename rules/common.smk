@@ -10,7 +10,7 @@ from snakemake.io import is_flagged
 from picollm import config as picollm_config
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
-from picollm.pipeline import exclusive, seal
+from picollm.pipeline import exclusive, seal, watch
 from picollm.pipeline.stages import Stage, artefact, check_dvc_yaml, check_writable
 
 ROOT = Path(workflow.basedir)
@@ -93,6 +93,11 @@ def slices():
     return expand(SLICES, slice=range(count)) if count > 1 else []
 
 
+def reads_only():
+    """Whether this invocation runs no rule."""
+    return any(argument.startswith(READERS) for argument in sys.argv[1:])
+
+
 def guard():
     """Before a run: nobody else at work, and data, dvc.lock and Snakemake's records at one state; else `picollm sync`.
 
@@ -100,7 +105,7 @@ def guard():
     """
     if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
         return
-    if any(argument.startswith(READERS) for argument in sys.argv[1:]):
+    if reads_only():
         return
     dry = any(argument in DRY for argument in sys.argv[1:])
     if not dry:
@@ -124,3 +129,18 @@ def track():
     """Record finished stages in DVC; inside a DVC stage DVC does it itself."""
     if not {"DVC_STAGE", "PICOLLM_UNGUARDED"} & os.environ.keys():
         picollm("track")
+
+
+def begin():
+    """The picture of the run, now that its jobs are known."""
+    if DISPLAY is not None:
+        watch.begin(DISPLAY, workflow, CONFIG, ROOT)
+
+
+def end():
+    """Back to plain messages."""
+    if DISPLAY is not None:
+        DISPLAY.stop()
+
+
+DISPLAY = None if reads_only() else watch.display(workflow, ROOT)

@@ -222,7 +222,7 @@ def test_the_machines_own_rate_is_found_within_a_second(rate, monkeypatch):
         clock.now += 2 * a.shape[0] * a.shape[1] * b.shape[1] / rate + 1e-5
 
     monkeypatch.setattr(costs.time, "perf_counter", clock)
-    monkeypatch.setattr(costs.torch, "matmul", product)
+    monkeypatch.setattr(torch, "matmul", product)
     found = costs.gemm_rate(2048, shape, CPU, torch.float32)
     assert found == pytest.approx(rate, rel=0.9 if rate > 1e12 else 0.1)
     one_product = 2 * costs.FEWEST_TOKENS * 64 * 5056 / rate

@@ -14,7 +14,7 @@ from picollm.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     cfg = snakemake.params.cfg
     device = set_up(cfg["compute"]["device"], threads=THREADS)
     model = load_model(snakemake.input.weights, snakemake.input.config)
@@ -22,3 +22,4 @@ with job(snakemake):
     write_json(snakemake.output.report, report)
     write_text(snakemake.output.table, table(report))
     write_json(snakemake.output.metrics, metrics(report))
+    found(", ".join(f"{row['count']} {label}" for label, row in report["labels"].items() if row["count"]) + " heads")

@@ -10,9 +10,11 @@ from picollm.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     heads = read_json(snakemake.input.heads)["heads"]
     report, arrays = families_of(load_categories(snakemake.input.maps), heads, snakemake.params.cfg["clusters"])
     write_arrays(snakemake.output.arrays, arrays)
     write_json(snakemake.output.report, report)
-    write_json(snakemake.output.metrics, metrics(report))
+    numbers = metrics(report)
+    write_json(snakemake.output.metrics, numbers)
+    found(f"{numbers['clusters']} families, {numbers['stable_clusters']} of them stable")

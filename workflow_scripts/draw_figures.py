@@ -17,7 +17,7 @@ from picollm.report.mechanism_figures import mechanism_figures
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     cfg, inputs, gallery = snakemake.params.cfg["report"], snakemake.input, Gallery(Path(snakemake.output.manifest))
     training, report, clusters, ablation, emergence, probes, benchmark, profile = (
         read_json(inputs[name])
@@ -47,3 +47,4 @@ with job(snakemake):
             gallery.add(f"{stem}-flow.svg", attention.flow_figure(weights, tokens),
                         f"{title}: strongest above-chance edges, mean over heads", group=category.title)  # fmt: skip
     gallery.finish()
+    found(f"{len(gallery.entries)} figures")

@@ -10,8 +10,9 @@ from picollm.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     device = set_up(snakemake.params.cfg["compute"]["device"], threads=THREADS)
     model = load_model(snakemake.input.weights, snakemake.input.config)
     style = snakemake.params.cfg["attention"]["style"]
     extract(model, snakemake.input.sentences, style, dict(snakemake.output.items()), device)
+    found(f"{len(snakemake.output)} categories of sentences")

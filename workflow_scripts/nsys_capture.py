@@ -12,11 +12,13 @@ from picollm.profiling.timeline import metrics
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     inputs, output = snakemake.input, snakemake.output
     folder = Path(output.manifest).parent
     report = profile(Path(inputs.config), Path(inputs.tokens), folder, snakemake.params.cfg)
     for line in lines(report):
         logging.info("%s", line)
     write_json(output.report, report)
-    write_json(output.metrics, metrics(report))
+    numbers = metrics(report)
+    write_json(output.metrics, numbers)
+    found(f"{numbers['step_ms']:.0f} ms a training step")

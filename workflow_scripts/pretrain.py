@@ -24,7 +24,7 @@ from picollm.precision import fit
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     cfg, output, tokens = snakemake.params.cfg, snakemake.output, snakemake.input.tokens
     model, checkpoint = dict(cfg["model"]), cfg["model"]["checkpoint"]
     del model["checkpoint"]
@@ -69,3 +69,4 @@ with job(snakemake):
     save_weights(result.last, output.last)
     save_snapshots(run.checkpoints().snapshots(), Path(output.snapshots))
     run.checkpoints().remove()
+    found(f"validation loss {loss:.3f} nats (bigram {baselines['bigram']:.3f})")

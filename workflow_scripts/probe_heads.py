@@ -13,9 +13,11 @@ from picollm.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     cfg, inputs = snakemake.params.cfg, snakemake.input
     device = set_up(cfg["compute"]["device"], threads=THREADS)
-    found = probes(subject(load_model(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device))
-    write_json(snakemake.output.report, found)
-    write_json(snakemake.output.metrics, metrics(found))
+    report = probes(subject(load_model(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device))
+    write_json(snakemake.output.report, report)
+    numbers = metrics(report)
+    write_json(snakemake.output.metrics, numbers)
+    found(f"coreference {numbers['coreference']:.0%} (untrained {numbers['coreference_untrained']:.0%})")

@@ -15,19 +15,21 @@ from picollm.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     cfg, inputs = snakemake.params.cfg, snakemake.input
     device = set_up(cfg["compute"]["device"], threads=THREADS)
     heads = read_json(inputs.heads)
     examined = subject(load_model(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device)
-    found = mechanisms(examined)
+    report = mechanisms(examined)
     over_time = emergence(
         examined,
         load_snapshots(inputs.snapshots, inputs.config),
         load_categories(inputs.maps),
-        threshold=thresholds(heads, found["null"]),
+        threshold=thresholds(heads, report["null"]),
         window=heads["sample"]["window"],
     )
-    write_json(snakemake.output.report, found)
+    write_json(snakemake.output.report, report)
     write_json(snakemake.output.emergence, over_time)
-    write_json(snakemake.output.metrics, metrics(found))
+    numbers = metrics(report)
+    write_json(snakemake.output.metrics, numbers)
+    found(f"{numbers['induction_heads']} induction heads")

@@ -9,7 +9,7 @@ from picollm.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     inputs = snakemake.input
     report = findings(
         read_json(inputs.heads),
@@ -20,4 +20,6 @@ with job(snakemake):
         seed=snakemake.params.cfg["heads"]["seed"],
     )
     write_json(snakemake.output.report, report)
-    write_json(snakemake.output.metrics, metrics(report))
+    numbers = metrics(report)
+    write_json(snakemake.output.metrics, numbers)
+    found(f"{numbers['supported']} of the original's claims supported, {numbers['not_supported']} not")

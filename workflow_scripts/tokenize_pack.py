@@ -15,7 +15,7 @@ from picollm.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     cfg, inputs, output = dict(snakemake.params.cfg["tokens"]), snakemake.input, snakemake.output
     slices = cfg.pop("slices")
     if snakemake.rule == "tokenize_slice":
@@ -30,3 +30,4 @@ with job(snakemake):
             metrics |= {f"{split}_{unit}": counts[unit] for unit in (*UNITS, "tokens", "rows")}
             logging.info("%s: %s tokens, %s rows", split, f"{counts['tokens']:,}", f"{counts['rows']:,}")
         write_json(output.metrics, metrics)
+        found(f"{metrics['train_tokens']:,} training tokens")

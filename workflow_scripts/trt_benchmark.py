@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from picollm.data.files import write_csv, write_json
 from picollm.engine.benchmark import COLUMNS, metrics
 from picollm.engine.optimize import measure
-from picollm.engine.table import log_table
+from picollm.engine.table import best_words, log_table
 from picollm.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     inputs, output = snakemake.input, snakemake.output
     checkpoint, engine = Path(inputs.weights).parent, Path(inputs.engine).parent
     report, samples = measure(checkpoint, Path(inputs.tokens), engine, snakemake.params.cfg)
@@ -20,3 +20,4 @@ with job(snakemake):
     write_csv(output.samples, COLUMNS, samples)
     write_json(output.report, report)
     write_json(output.metrics, metrics(report))
+    found(best_words(report))

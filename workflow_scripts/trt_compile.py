@@ -9,7 +9,9 @@ from picollm.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
+with job(snakemake) as found:
     inputs = snakemake.input
     folder = Path(snakemake.output.manifest).parent
-    compile_engines(Path(inputs.weights).parent, Path(inputs.tokens), folder, snakemake.params.cfg)
+    manifest = compile_engines(Path(inputs.weights).parent, Path(inputs.tokens), folder, snakemake.params.cfg)
+    built = [name for name, backend in manifest["backends"].items() if backend["files"]]
+    found(", ".join(built) or "no engine")

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from picollm.attention.maps import FORMAT
 from picollm.attention.sentences import Sentence, load_sentences
@@ -24,6 +23,7 @@ from picollm.data.files import atomic_path
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError
 from picollm.model.transformer import Transformer
+from picollm.progress import progress
 
 # Of torch, whatever compute.threads says: on sentences this short a second thread gains nothing, and on a busy virtual
 # machine of two cores it made each map 80 times slower (7 ms against 570).
@@ -58,7 +58,7 @@ def extract(
     tokens = {name: [gpt2_tokens(sentence) for sentence in c.sentences] for name, c in categories.items()}
     for name, found in tokens.items():
         check(model, name, found)
-    for name, found in tqdm(tokens.items(), unit="category", disable=None):
+    for name, found in progress(tokens.items(), unit="category"):
         title = categories[name].title
         extract_category(model, category=name, title=title, sentences=found, device=device, path=paths[name])
 

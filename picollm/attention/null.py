@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from picollm.attention.extraction import attention_maps
 from picollm.attention.statistics import NAMES, first, macro_mean, sentence_sums
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.progress import progress
 
 
 def untrained_models(config: ModelConfig, *, models: int, seed: int) -> Iterator[Transformer]:
@@ -37,7 +37,7 @@ def null_values(
     """Each statistic of every head of the untrained models, [models, H]."""
     rows = []
     untrained = untrained_models(config, models=models, seed=seed)
-    for model in tqdm(untrained, total=models, unit="null model", disable=None):
+    for model in progress(untrained, total=models, unit="null model"):
         rows.append(macro_mean(sentence_sums(attention_maps(model, ids, device), category, window=window, keys=keys)))
     return {name: np.concatenate([row[name] for row in rows]) for name in NAMES}
 

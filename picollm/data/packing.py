@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from picollm.data.articles import ArticleFile
 from picollm.data.files import atomic_path, sha256, write_json
 from picollm.data.manifest import clear, describe
 from picollm.data.tokenizer import END_OF_TEXT, FINGERPRINT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError
+from picollm.progress import progress
 
 FORMAT = 2
 
@@ -47,7 +47,7 @@ def token_stream(path: Path, workers: int, groups: range) -> Iterator[np.ndarray
 
     Processes do it: two threads of tiktoken, though without the interpreter's lock, get in each other's way.
     """
-    bar = partial(tqdm, total=len(groups), desc=f"tokenize {path.stem}", unit=" MB", disable=None)
+    bar = partial(progress, total=len(groups), desc=f"tokenize {path.stem}", unit=" MB")
     encoding()  # once, before the fork
     if workers == 1 or len(groups) < 2:
         open_source(path)

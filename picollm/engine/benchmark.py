@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from picollm.engine.backends.interface import Subject
 from picollm.engine.backends.onnxruntime import OnnxRuntime, load_onnx
@@ -30,6 +29,7 @@ from picollm.engine.timing import Call, OverBudget, Protocol, Rounds, latency, m
 from picollm.errors import PicollmError, one_line
 from picollm.hardware import CpuMeter, describe_hardware
 from picollm.model.transformer import Transformer
+from picollm.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def time_all(
     context, protocol = subject.model.config.context, how.protocol
     draw = np.random.default_rng(protocol.seed)
     blocks = sum(map(len, how.grid.batches.values())) * protocol.rounds * (len(names) + 1)
-    with tqdm(total=blocks, desc="benchmark", unit=" blocks", disable=None) as bar:
+    with progress(total=blocks, desc="benchmark", unit=" blocks") as bar:
         for output, batches in how.grid.batches.items():
             loaded = load_all(names, subject, output)
             for batch in batches:

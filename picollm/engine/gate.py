@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from picollm.engine.timing import SLACK, OverBudget
+from picollm.progress import progress
 
 LOGITS_BYTES = 64 * 2**20  # of float32 logits at a time
 PROMPT_SHARE = 2  # greedy text begins after the first half of a row
@@ -61,7 +61,7 @@ def compare_all(
     failed: dict[str, Exception] = {}
     positions = np.arange(rows.shape[1] - 1)
     starts = range(0, len(rows), batch)
-    for number, start in enumerate(tqdm(starts, desc="accuracy gate", unit=" batches", disable=None)):
+    for number, start in enumerate(progress(starts, desc="accuracy gate", unit=" batches")):
         part = rows[start : start + batch].astype(np.int64)
         ids, targets = np.ascontiguousarray(part[:, :-1]), torch.from_numpy(part[:, 1:]).flatten()
         # A copy: a backend may return its own buffer and overwrite it.

@@ -46,6 +46,22 @@ def latency_lines(report: dict) -> Iterator[str]:
         yield f"{about} p50 {row['latency_ms']['p50']:9.2f} ms  {', '.join(over) or 'baseline'}{gpu}{noisy}"
 
 
+def best_row(report: Mapping) -> dict | None:
+    """The row with the largest speed-up over eager fp32, at batch 1 and the first output; None where nothing was."""
+    output = report["results"][0]["output"]
+    rows = [
+        row for row in report["results"]
+        if row["batch"] == 1 and row["output"] == output
+        and REFERENCE in row.get("speedups", {}) and "again" not in row["backend"]
+    ]  # fmt: skip
+    return max(rows, key=lambda row: row["speedups"][REFERENCE]["ratio"], default=None)
+
+
+def best_words(report: Mapping) -> str:
+    row = best_row(report)
+    return f"{row['backend']} {row['speedups'][REFERENCE]['ratio']:.2f}x eager fp32" if row else "only eager fp32 ran"
+
+
 def on_cpu(name: str, hardware: Mapping) -> str:
     """A mark for what runs on the processor while others run on a GPU."""
     return " (CPU)" if hardware["device"] == "cuda" and runs_on_cpu(name) else ""

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, spearmanr, t
 from torch import Tensor
-from tqdm import tqdm
 
 from picollm.attention.census import SIGNIFICANT
 from picollm.attention.robustness import false_discovery_rate
@@ -25,6 +24,7 @@ from picollm.data.files import number_or_none
 from picollm.mechanisms.intervention import baseline, batches, each_head, without
 from picollm.mechanisms.subject import Subject
 from picollm.model.transformer import Transformer
+from picollm.progress import progress
 
 FORMAT = 1
 BOOTSTRAPS = 2000
@@ -38,7 +38,7 @@ def effects(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean nats of each window of the whole model, [W], and how much more they are without each head, [H, W]."""
     whole, more = [], []
-    for ids in tqdm(batches(ids_WT, device), unit="batch", desc=f"{kind} ablation", disable=None):
+    for ids in progress(batches(ids_WT, device), unit="batch", desc=f"{kind} ablation"):
         nats_WT = baseline(model, ids).double()
         whole.append(nats_WT.mean(-1))
         more.append((each_head(model, ids, kind, means_LHK).double() - nats_WT).mean(-1))

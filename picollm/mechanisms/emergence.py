@@ -14,7 +14,6 @@ from statistics import median
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import strongest_kappa
@@ -27,6 +26,7 @@ from picollm.mechanisms.intervention import baseline, batches
 from picollm.mechanisms.scoring import late_less_early
 from picollm.mechanisms.subject import Subject, spread
 from picollm.model.transformer import Transformer
+from picollm.progress import progress
 
 STATISTICS = ("kappa_max", "content", "kappa_sink", *repeats.SCORES)
 SHARES = ("broad", "positional")  # beside content, of a head's entropy; they have no threshold and so no onset
@@ -51,7 +51,7 @@ def emergence(
     ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
     windows = spread(s.validation, WINDOWS)
     steps, nats, found = [], [], []
-    for step, model in tqdm(snapshots, unit="snapshot", disable=None):
+    for step, model in progress(snapshots, unit="snapshot"):
         steps.append(step)
         model = model.to(s.device)
         nats.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).double().cpu().numpy())

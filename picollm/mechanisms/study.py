@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from picollm.attention.maps import CategoryMaps
 from picollm.attention.robustness import false_discovery_rate
@@ -27,6 +26,7 @@ from picollm.mechanisms.probing import head_effects
 from picollm.mechanisms.subject import Subject, spread
 from picollm.mechanisms.templates import pairs
 from picollm.model.checkpoint import weights
+from picollm.progress import progress
 
 FORMAT = 2
 GROUP_WINDOWS = 16  # validation windows that whole classes and clusters, and their random rivals, are ablated on
@@ -65,7 +65,7 @@ def full_study(
     def group(name: str) -> dict:
         return group_effect(s.model, few, groups[name], s.means, s.device, seed=s.cfg["seed"], sets=sets)
 
-    shared = [{"group": name, **part(name, partial(group, name))} for name in tqdm(groups, unit="group")]
+    shared = [{"group": name, **part(name, partial(group, name))} for name in progress(groups, unit="group")]
     return {
         "format": FORMAT,
         "classes": dict(zip(s.names, (head["label"] for head in heads["heads"]), strict=True)),
@@ -77,7 +77,7 @@ def full_study(
         "random_sets": sets,
         "groups": jointly(shared),
         "categories": {
-            c.category: part(f"category {c.category}", partial(by_category, s, c)) for c in tqdm(categories)
+            c.category: part(f"category {c.category}", partial(by_category, s, c)) for c in progress(categories)
         },
         "pairs": {kind: part(f"pairs {kind}", partial(head_effects, s, kind)) for kind in pairs()},
     }

@@ -1,4 +1,7 @@
-"""What training costs: arithmetic, counted; the machine's own rate, measured; memory, as the system saw it."""
+"""What training costs: arithmetic, counted; the machine's own rate, measured; memory, as the system saw it.
+
+torch is imported where it is needed: who only counts must not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import resource
 import sys
 import time
 from statistics import median
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from picollm.model.transformer import ModelConfig
+    from picollm.model.transformer import ModelConfig
 
 FEWEST_TOKENS = 8  # of the product that `gemm_rate` times
 
@@ -31,6 +36,8 @@ def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torc
 
     The median of as many products as fit into `seconds`. Where few would, fewer tokens are multiplied.
     """
+    import torch
+
     weight = torch.ones(shape.padded_vocab_size, shape.d_model, device=device, dtype=dtype)
 
     def product(rows: int) -> float:
@@ -56,6 +63,8 @@ def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torc
 def peak_memory_mib(device: torch.device) -> float:
     """The most memory that this process has held: on a GPU torch's, else the process's."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

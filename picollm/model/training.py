@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from picollm.data.feeding import Feed
 from picollm.data.loading import Order, Rows
@@ -30,6 +29,7 @@ from picollm.model.resume import Checkpoints
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.precision import muon_dtype
 from picollm.profiling.nvtx import ranges
+from picollm.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -284,10 +284,12 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
         trainer.load_state(*found)
         log.info("going on after step %d of %d, from a checkpoint", trainer.step, trainer.steps)
     store = checkpoints if world.rank == 0 else None
-    quiet = None if world.rank == 0 else True  # None: no bar where there is no terminal
+
     with (
         Interruption() as interruption,
-        tqdm(total=trainer.steps, initial=trainer.step, desc="pretrain", unit=" steps", disable=quiet) as bar,
+        progress(
+            total=trainer.steps, initial=trainer.step, desc="pretrain", unit=" steps", disable=world.rank > 0
+        ) as bar,
     ):
         trainer.model.train()
         if store and config.snapshots and trainer.step == 0:

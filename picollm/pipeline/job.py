@@ -1,9 +1,11 @@
 """What every workflow script runs inside: its log file, and one clear line when it fails.
 
-    with job(snakemake):
+    with job(snakemake) as found:
         ...
+        found("validation loss 6.39 nats")      # the one thing to know of it, for the run's display
 
-Everything logged or warned goes to the rule's log and, from INFO up, to the console; a traceback goes to the log alone.
+Everything logged or warned goes to the rule's log and, from INFO up, to the console, or under a picture of the run its
+warnings and errors into the picture; a traceback goes to the log alone.
 """
 
 from __future__ import annotations
@@ -16,26 +18,44 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
 import yaml
 
+from picollm import progress
 from picollm.errors import PicollmError, one_line
 from picollm.pipeline import exclusive
+from picollm.pipeline.display import PICTURE
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
 
+INTERRUPTED = 130  # as shells call it
 RAN_ON = "ran on: "  # the log's last line, for `picollm show`
 
 
+class IntoPicture(logging.Handler):
+    """Warnings and errors, through the job's status file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append((record.levelname, record.getMessage()))
+        progress.report(said=self.said)
+
+
 @contextmanager
-def job(snakemake) -> Iterator[None]:
+def job(snakemake) -> Iterator[Callable[[str], None]]:
     """Exit code 1 after one line `rule: reason (log: path)`; what the rule had written is removed by Snakemake."""
     path = Path(snakemake.log[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    console, file = logging.StreamHandler(sys.stderr), logging.FileHandler(path, mode="w", encoding="utf-8")
+    if base := os.environ.get(progress.STATUS):
+        os.environ[progress.STATUS] = f"{base}/{snakemake.rule}"
+    console = IntoPicture() if PICTURE in os.environ else logging.StreamHandler(sys.stderr)
+    file = logging.FileHandler(path, mode="w", encoding="utf-8")
     console.setFormatter(logging.Formatter(f"{snakemake.rule}: %(message)s"))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[console, file], force=True)
@@ -45,7 +65,7 @@ def job(snakemake) -> Iterator[None]:
     lock = exclusive.job(Path.cwd())  # held as long as this process lives: a killed run's job is seen by the next run
     try:
         check_before(snakemake.params)
-        yield
+        yield lambda text: progress.report(found=text)
         if "DVC_STAGE" in os.environ:
             check_after(snakemake.params)
         file.stream.write(f"{RAN_ON}{json.dumps(surroundings())}\n")
@@ -55,6 +75,8 @@ def job(snakemake) -> Iterator[None]:
         if getattr(error, "errno", None) == errno.ENOSPC:
             text += f": make room where {Path.cwd()} lies, and run again"
         fail(snakemake.rule, text, path, getattr(error, "exit_code", 1))
+    except KeyboardInterrupt:
+        fail(snakemake.rule, "stopped from the keyboard; run again to go on", path, INTERRUPTED)
     except Exception as error:
         file.stream.write(traceback.format_exc())
         fail(snakemake.rule, f"{type(error).__name__}: {one_line(error)[:300]}", path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from picollm.data.files import read_json
-from picollm.engine.table import on_cpu
+from picollm.engine.table import best_row, on_cpu
 
 NAMES = (
     "data", "training", "heads", "clusters", "mechanisms", "ablation", "probes", "findings", "benchmark", "profile",
@@ -60,16 +60,9 @@ def heads_line(heads: dict) -> str:
 
 
 def speed_line(benchmark: dict) -> str:
-    output = benchmark["results"][0]["output"]
-    rows = [
-        row for row in benchmark["results"]
-        if row["batch"] == 1 and row["output"] == output
-        and "eager-fp32" in row.get("speedups", {}) and "again" not in row["backend"]
-    ]  # fmt: skip
-    tensorrt = tensorrt_words(benchmark)
-    if not rows:
+    best, tensorrt = best_row(benchmark), tensorrt_words(benchmark)
+    if best is None:
         return f"Speed: no backend beside eager fp32 ran; TensorRT {tensorrt}."
-    best = max(rows, key=lambda row: row["speedups"]["eager-fp32"]["ratio"])
     name, found = best["backend"], best["speedups"]["eager-fp32"]
     hardware = benchmark["hardware"]
     gpu = hardware["device"] == "cuda" and not on_cpu(name, hardware)

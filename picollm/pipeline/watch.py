@@ -1,0 +1,48 @@
+"""A run's display and estimate, from Snakemake's workflow: what the Snakefile calls."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
+
+from picollm.pipeline.display import Display
+from picollm.pipeline.estimate import estimate, note, work
+
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
+
+
+def display(workflow: Workflow, root: Path) -> Display | None:
+    """In the place of Snakemake's messages; None where these are asked for, where nothing runs, and in a job."""
+    output = workflow.output_settings
+    asked = output.verbose or output.debug_dag or output.printshellcmds or output.log_handler_settings
+    if asked or Quietness.ALL in (output.quiet or ()) or workflow.dryrun or workflow.touch:
+        return None
+    if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
+        return None
+    return Display(root, logger)
+
+
+def begin(shown: Display, workflow: Workflow, config: Mapping[str, Mapping], root: Path) -> None:
+    """Show the jobs of this run, and how long they will take; a DVC stage is too short for a calibration."""
+    waiting = set(workflow.dag.needrun_jobs())
+    jobs = [job for level in workflow.dag.toposorted() for job in level if job in waiting and job.output]
+    amounts = work(config, training_rows(root))
+    calibrate = "DVC_STAGE" not in os.environ
+    seconds, source = estimate([job.rule.name for job in jobs], root, amounts, calibrate=calibrate)
+    shown.on_done = lambda rule: note(root, rule, amounts.get(rule, 1.0))
+    shown.begin([(job.rule.name, min(1.0, job.threads / workflow.cores)) for job in jobs], seconds, source)
+
+
+def training_rows(root: Path) -> int | None:
+    """Of the packed tokens, where they are there already."""
+    try:
+        return json.loads((root / "data/tokens/manifest.json").read_text())["splits"]["train"]["rows"]
+    except (OSError, ValueError, LookupError):
+        return None

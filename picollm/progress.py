@@ -1,0 +1,96 @@
+"""How far a long computation is: a bar on a terminal, a line every half minute without one, a file for a run's display.
+
+    for batch in progress(batches, desc="accuracy gate", unit=" batches"): ...
+
+Inside a rule of a run, the job says where its status file is (`STATUS`); what is written there is drawn by the run's
+own process (picollm.pipeline.display), so that jobs that run side by side share one picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+STATUS = "PICOLLM_STATUS"  # path without suffix; each process of the job appends its number and .json
+DRAW_SECONDS, LINE_SECONDS = 0.5, 30.0
+
+
+def status_file() -> Path | None:
+    """This process's own; None outside a run."""
+    base = os.environ.get(STATUS)
+    return Path(f"{base}.{os.getpid()}.json") if base else None
+
+
+_said: dict = {}
+
+
+def report(**facts: object) -> None:
+    """Merge facts into this process's status file; nothing outside a run."""
+    path = status_file()
+    if path is None:
+        return
+    _said.update(facts)
+    temporary = path.with_suffix(".new")
+    try:
+        temporary.write_text(json.dumps(_said))
+        temporary.replace(path)
+    except OSError:  # a full disk, a folder that is gone: a picture is not worth a run
+        pass
+
+
+class progress(tqdm):  # noqa: N801  named like the function that it is used as
+    """tqdm, of the same arguments, that finds out by itself where it is watched."""
+
+    def __init__(self, *arguments, disable: bool = False, **options) -> None:
+        self.drawn = not status_file() and sys.stderr.isatty()
+        self.line_at = time.monotonic()
+        if not self.drawn:
+            options["mininterval"] = DRAW_SECONDS if status_file() else LINE_SECONDS
+        super().__init__(*arguments, disable=disable, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if self.drawn:
+            return super().display(msg, pos)
+        facts = {name: self.format_dict[name] for name in ("n", "total", "elapsed", "initial", "unit", "prefix")}
+        facts["postfix"] = self.postfix or ""
+        if status_file():
+            report(bar=facts)
+        elif time.monotonic() - self.line_at >= LINE_SECONDS:
+            self.line_at = time.monotonic()
+            print(f"{facts['prefix'] or 'progress'}: {describe(facts)}", file=sys.stderr, flush=True)
+        return True
+
+    def close(self) -> None:
+        if self.drawn:
+            super().close()
+            return
+        self.disable = True  # tqdm's own would write an empty line
+        report(bar=None)
+
+
+def describe(bar: dict) -> str:
+    """A bar's facts in words: share, count, rate, time left, and what the loop says of itself."""
+    n, total, unit = bar["n"], bar["total"], bar["unit"].strip()
+    units = unit if unit.endswith("s") or unit == "MB" else f"{unit}s"
+    rate = (n - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
+    parts = [f"{n / total:.0%}, {n:,.0f} of {total:,.0f} {units}" if total else f"{n:,.0f} {units}"]
+    if rate:
+        parts.append(f"{rate:.2g}/s" if rate >= 1 else f"{1 / rate:.2g} s each")
+        if total:
+            parts.append(f"{duration((total - n) / rate)} left")
+    return ", ".join([*parts, *filter(None, [bar["postfix"]])])
+
+
+def duration(seconds: float) -> str:
+    """For a person: 4 s, 2 min 10 s, 1 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
