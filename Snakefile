@@ -38,6 +38,8 @@ try:
     guard()
 except PicollmError as error:
     stop(error)
+except KeyboardInterrupt:
+    stop("stopped from the keyboard")
 
 
 onstart:

@@ -294,6 +294,9 @@ def main() -> None:
         COMMANDS[arguments.command](arguments)
     except PicollmError as error:
         sys.exit(f"picollm: {error}")
+    except KeyboardInterrupt:
+        print("picollm: stopped from the keyboard", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

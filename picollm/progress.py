@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 STATUS = "PICOLLM_STATUS"  # path without suffix; each process of the job appends its number and .json
+PICTURE = "PICOLLM_PICTURE"  # set for the jobs of a run that draws one on a terminal
 DRAW_SECONDS, LINE_SECONDS = 0.5, 30.0
 
 
@@ -75,8 +76,7 @@ class progress(tqdm):  # noqa: N801  named like the function that it is used as
 
 def describe(bar: dict) -> str:
     """A bar's facts in words: share, count, rate, time left, and what the loop says of itself."""
-    n, total, unit = bar["n"], bar["total"], bar["unit"].strip()
-    units = unit if unit.endswith("s") or unit == "MB" else f"{unit}s"
+    n, total, units = bar["n"], bar["total"], bar["unit"].strip()
     rate = (n - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
     parts = [f"{n / total:.0%}, {n:,.0f} of {total:,.0f} {units}" if total else f"{n:,.0f} {units}"]
     if rate:

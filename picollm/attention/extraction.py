@@ -58,7 +58,7 @@ def extract(
     tokens = {name: [gpt2_tokens(sentence) for sentence in c.sentences] for name, c in categories.items()}
     for name, found in tokens.items():
         check(model, name, found)
-    for name, found in progress(tokens.items(), unit="category"):
+    for name, found in progress(tokens.items(), unit=" categories"):
         title = categories[name].title
         extract_category(model, category=name, title=title, sentences=found, device=device, path=paths[name])
 

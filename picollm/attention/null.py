@@ -37,7 +37,7 @@ def null_values(
     """Each statistic of every head of the untrained models, [models, H]."""
     rows = []
     untrained = untrained_models(config, models=models, seed=seed)
-    for model in progress(untrained, total=models, unit="null model"):
+    for model in progress(untrained, total=models, unit=" untrained models"):
         rows.append(macro_mean(sentence_sums(attention_maps(model, ids, device), category, window=window, keys=keys)))
     return {name: np.concatenate([row[name] for row in rows]) for name in NAMES}
 

@@ -38,7 +38,7 @@ def effects(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean nats of each window of the whole model, [W], and how much more they are without each head, [H, W]."""
     whole, more = [], []
-    for ids in progress(batches(ids_WT, device), unit="batch", desc=f"{kind} ablation"):
+    for ids in progress(batches(ids_WT, device), unit=" batches", desc=f"{kind} ablation"):
         nats_WT = baseline(model, ids).double()
         whole.append(nats_WT.mean(-1))
         more.append((each_head(model, ids, kind, means_LHK).double() - nats_WT).mean(-1))

@@ -51,7 +51,7 @@ def emergence(
     ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
     windows = spread(s.validation, WINDOWS)
     steps, nats, found = [], [], []
-    for step, model in progress(snapshots, unit="snapshot"):
+    for step, model in progress(snapshots, unit=" snapshots"):
         steps.append(step)
         model = model.to(s.device)
         nats.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).double().cpu().numpy())

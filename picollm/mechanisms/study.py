@@ -65,7 +65,7 @@ def full_study(
     def group(name: str) -> dict:
         return group_effect(s.model, few, groups[name], s.means, s.device, seed=s.cfg["seed"], sets=sets)
 
-    shared = [{"group": name, **part(name, partial(group, name))} for name in progress(groups, unit="group")]
+    shared = [{"group": name, **part(name, partial(group, name))} for name in progress(groups, unit=" groups")]
     return {
         "format": FORMAT,
         "classes": dict(zip(s.names, (head["label"] for head in heads["heads"]), strict=True)),
@@ -77,7 +77,8 @@ def full_study(
         "random_sets": sets,
         "groups": jointly(shared),
         "categories": {
-            c.category: part(f"category {c.category}", partial(by_category, s, c)) for c in progress(categories)
+            c.category: part(f"category {c.category}", partial(by_category, s, c))
+            for c in progress(categories, unit=" categories")
         },
         "pairs": {kind: part(f"pairs {kind}", partial(head_effects, s, kind)) for kind in pairs()},
     }

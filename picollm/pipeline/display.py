@@ -26,13 +26,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from picollm.progress import LINE_SECONDS, STATUS, describe, duration
+from picollm.progress import LINE_SECONDS, PICTURE, STATUS, describe, duration
 
 FOLDER = Path(".snakemake/picollm/status")
 PRINTED = "printed"  # under a picture: what jobs and libraries print, which would go through it
-PICTURE = "PICOLLM_PICTURE"  # set for the jobs of a run that has one
-FAILED = "At least one job did not complete"  # Snakemake's last word after a failure
-REDRAWS, BAR_WIDTH, ERROR_LINES = 4, 24, 6  # a second; columns; of an error that no job put into words
+# After a rule's own line:
+SAID_ALREADY = ("CalledProcessError in file", "At least one job did not complete", "Exiting because a job execution")
+REDRAWS, BAR_WIDTH = 4, 24  # a second; columns
 
 
 @dataclass
@@ -132,9 +132,10 @@ class Display(logging.Handler):
     def is_for_a_person(self, record: logging.LogRecord, event: str) -> bool:
         """A rule's failure has its own line already, and that the run failed is seen."""
         text = str(record.msg or "")
-        if event == "error":
-            return getattr(record, "exception", "") != "CalledProcessError" and FAILED not in text
-        return not event and (record.levelno >= logging.WARNING or text.startswith("Nothing to be done"))
+        if any(known in text for known in SAID_ALREADY):
+            return False
+        warned = record.levelno >= logging.WARNING or text.startswith("Nothing to be done")
+        return event == "error" or (not event and warned)
 
     def start(self, rule: str) -> None:
         row = self.rows.setdefault(rule, Row(rule, jobs=1))
@@ -162,7 +163,7 @@ class Display(logging.Handler):
         if row.failed:
             return
         row.failed, row.running = True, row.running - 1
-        if self.live and not any(level == "ERROR" for level, _ in row.status.get("said", [])):
+        if self.live and not row.status.get("said"):
             self.say(f"{rule}: FAILED: {self.last_words(row)}")
 
     # What jobs say
@@ -186,10 +187,10 @@ class Display(logging.Handler):
                 self.say(f"{row.rule}: {text}")
 
     def last_words(self, row: Row) -> str:
-        """The end of what was printed since it began, where its process ended before it put an error into words."""
+        """The last line printed since it began, where its process ended before it put an error into words."""
         data = (self.folder / PRINTED).read_bytes()[row.printed :].decode(errors="replace")
         lines = [line for line in data.splitlines() if line.strip()]
-        return "\n    ".join(lines[-ERROR_LINES:]) or "its process ended without a word"
+        return lines[-1] if lines else "its process ended without a word"
 
     def printed_size(self) -> int:
         path = self.folder / PRINTED
@@ -235,7 +236,9 @@ class Display(logging.Handler):
     def cells(self, row: Row) -> tuple:
         spent = time.monotonic() - row.began if row.began else 0.0
         if row.failed:
-            return Text("x", "bold red"), Text(row.rule, "red"), "", Text("failed", "red")
+            stopped = all(level != "ERROR" for level, _ in row.status.get("said") or [("ERROR", "")])
+            word, colour = ("stopped", "yellow") if stopped else ("failed", "red")
+            return Text("x", f"bold {colour}"), Text(row.rule, colour), "", Text(word, colour)
         if row.done == row.jobs:
             return Text("+", "green"), row.rule, duration(row.seconds or 0.0), Text(row.status.get("found", ""), "cyan")
         if row.running:

@@ -22,6 +22,7 @@ from picollm.model.costs import flops_per_token
 BENCHMARKS = Path("logs/benchmarks")
 WORK = BENCHMARKS / "work.json"
 VOCABULARY = 50257
+ALIKE = 4  # an earlier run of so much more or less work still says something of this one
 TIMEOUT = 30  # seconds for the calibration, most of which are imports on a cold disk
 
 # Of the shipped configuration, two cores of an AMD EPYC (Zen 4), 2026-11-26: what a second of each speed is worth.
@@ -103,7 +104,7 @@ def estimate(
         amount = amounts.get(rule, 1.0)
         if amount is None:
             continue
-        if rule in before and before[rule][1] > 0:
+        if rule in before and amount / ALIKE <= before[rule][1] <= amount * ALIKE and amount:
             found[rule] = before[rule][0] * amount / before[rule][1]
             sources.append("this machine's earlier runs")
         elif rule in SECONDS and calibrate:

@@ -28,7 +28,6 @@ import yaml
 from picollm import progress
 from picollm.errors import PicollmError, one_line
 from picollm.pipeline import exclusive
-from picollm.pipeline.display import PICTURE
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
 
 INTERRUPTED = 130  # as shells call it
@@ -54,7 +53,7 @@ def job(snakemake) -> Iterator[Callable[[str], None]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if base := os.environ.get(progress.STATUS):
         os.environ[progress.STATUS] = f"{base}/{snakemake.rule}"
-    console = IntoPicture() if PICTURE in os.environ else logging.StreamHandler(sys.stderr)
+    console = IntoPicture() if progress.PICTURE in os.environ else logging.StreamHandler(sys.stderr)
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
     console.setFormatter(logging.Formatter(f"{snakemake.rule}: %(message)s"))
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -74,9 +73,11 @@ def job(snakemake) -> Iterator[Callable[[str], None]]:
         text = str(error)
         if getattr(error, "errno", None) == errno.ENOSPC:
             text += f": make room where {Path.cwd()} lies, and run again"
-        fail(snakemake.rule, text, path, getattr(error, "exit_code", 1))
+        if isinstance(error, PicollmError) and error.exit_code != 1:  # ended by request
+            stop(text, error.exit_code)
+        fail(snakemake.rule, text, path)
     except KeyboardInterrupt:
-        fail(snakemake.rule, "stopped from the keyboard; run again to go on", path, INTERRUPTED)
+        stop("stopped from the keyboard: run again to go on", INTERRUPTED)
     except Exception as error:
         file.stream.write(traceback.format_exc())
         fail(snakemake.rule, f"{type(error).__name__}: {one_line(error)[:300]}", path)
@@ -85,8 +86,13 @@ def job(snakemake) -> Iterator[Callable[[str], None]]:
             lock.close()
 
 
-def fail(rule: str, reason: str, log: Path, code: int = 1) -> None:
+def fail(rule: str, reason: str, log: Path) -> None:
     logging.getLogger().error("FAILED: %s (log: %s)", reason, log)
+    sys.exit(1)
+
+
+def stop(said: str, code: int) -> None:
+    logging.getLogger().warning("%s", said)
     sys.exit(code)
 
 
