@@ -63,7 +63,7 @@ class Display(logging.Handler):
         self.estimates: dict[str, float] = {}
         self.shares: dict[str, float] = {}
         self.top, self.source, self.began = "", "", time.monotonic()
-        self.terminal, self.taken = sys.stderr, []
+        self.terminal, self.taken = None, []
         self.console = Console(stderr=True, highlight=False)
         self.live: Live | None = None
         self.stopped = threading.Event()
@@ -281,4 +281,4 @@ class Display(logging.Handler):
         if self.live:
             self.console.print(Text(text))
         else:
-            print(text, file=self.terminal, flush=True)
+            print(text, file=sys.stderr, flush=True)
