@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore")
-ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200", "PICOLLM_UNCALIBRATED": "1"}
 for person in ("AUTHOR", "COMMITTER"):  # a machine may know nobody
     ENVIRONMENT |= {f"GIT_{person}_NAME": "somebody", f"GIT_{person}_EMAIL": "somebody@example.org"}
 for name in ("DVC_STAGE", "PICOLLM_WRITE_DVC_YAML", "PICOLLM_RUN", "PICOLLM_UNGUARDED"):

@@ -22,7 +22,7 @@ def display(workflow: Workflow, root: Path) -> Display | None:
     """In the place of Snakemake's messages; None where these are asked for, where nothing runs, and in a job."""
     output = workflow.output_settings
     asked = output.verbose or output.debug_dag or output.printshellcmds or output.log_handler_settings
-    if asked or Quietness.ALL in (output.quiet or ()) or workflow.dryrun or workflow.touch:
+    if asked or Quietness.ALL in (output.quiet or ()) or output.dryrun:
         return None
     if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
         return None
@@ -34,7 +34,7 @@ def begin(shown: Display, workflow: Workflow, config: Mapping[str, Mapping], roo
     waiting = set(workflow.dag.needrun_jobs())
     jobs = [job for level in workflow.dag.toposorted() for job in level if job in waiting and job.output]
     amounts = work(config, training_rows(root))
-    calibrate = "DVC_STAGE" not in os.environ
+    calibrate = not {"DVC_STAGE", "PICOLLM_UNCALIBRATED"} & os.environ.keys()
     seconds, source = estimate([job.rule.name for job in jobs], root, amounts, calibrate=calibrate)
     shown.on_done = lambda rule: note(root, rule, amounts.get(rule, 1.0))
     shown.begin([(job.rule.name, min(1.0, job.threads / workflow.cores)) for job in jobs], seconds, source)
@@ -44,5 +44,5 @@ def training_rows(root: Path) -> int | None:
     """Of the packed tokens, where they are there already."""
     try:
         return json.loads((root / "data/tokens/manifest.json").read_text())["splits"]["train"]["rows"]
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, TypeError):  # of another form: no rows are known
         return None
