@@ -1,4 +1,5 @@
-# make report: the whole pipeline, from nothing.  make test: lint and tests.  Both set up .venv by themselves.
+# make report: the whole pipeline, from nothing.  make check: lint and the quick tests, in a minute.  make test: all but
+# the slow ones.  Each sets up .venv by itself.
 
 PYTHON ?= python3
 # Packages beyond the needed ones. tensorrt brings NVIDIA's proprietary builder: `make report EXTRAS=` leaves it out.
@@ -6,13 +7,22 @@ EXTRAS ?= tensorrt
 VENV := .venv
 # Python keeps what it compiled: without that each of a run's processes would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE
+# Snakemake and others keep caches in the home folder; where it can't be written, here.
+CACHES := $(shell d="$${XDG_CACHE_HOME:-$$HOME/.cache}"; mkdir -p "$$d" 2>/dev/null && test -w "$$d" || echo "$(CURDIR)/.cache")
+ifneq ($(CACHES),)
+export XDG_CACHE_HOME := $(CACHES)
+export MPLCONFIGDIR := $(CACHES)/matplotlib
+endif
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # --no-compile: Python compiles what is imported, on first use; compiling all of it would take longer than the download.
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # Two tests at a time: many wait for the tools that they start.
 PYTEST := python -m pytest -n 2 --dist worksteal
 
-.PHONY: report study bench-full gpu setup-nsys test-tensorrt test test-slow test-all lint setup clean
+# Commands in .venv name the folder that they were installed in: a clone that was moved or copied needs them anew.
+MOVED := $(shell test -s $(VENV)/ready && test "$$(cat $(VENV)/ready)" != "$$(pwd -P)" && echo moved)
+
+.PHONY: report study bench-full gpu setup-nsys test-tensorrt check test test-slow test-all lint format setup clean moved
 
 report: setup
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
@@ -41,6 +51,9 @@ test-tensorrt:
 	@.venv-tensorrt/bin/python -m pip install --quiet --no-compile -r tests/tensorrt.txt
 	@PYTHONPATH=. .venv-tensorrt/bin/python tests/tensorrt_build.py
 
+check: $(VENV)/dev format
+	@$(RUN) $(PYTEST) -m 'not slow and not exhaustive and not tools'
+
 test: $(VENV)/dev lint
 	@$(RUN) $(PYTEST)
 
@@ -50,18 +63,24 @@ test-slow: $(VENV)/dev
 test-all: $(VENV)/dev lint
 	@$(RUN) $(PYTEST) -m ''
 
-lint: $(VENV)/dev
-	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules
+lint: format
 	@$(RUN) snakemake --lint
+
+format: $(VENV)/dev
+	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml constraints.txt
+moved:
+	@echo "This clone was moved or copied from $$(cat $(VENV)/ready): its $(VENV) is made anew."
+	@rm -rf $(VENV)
+
+$(VENV)/ready: pyproject.toml constraints.txt $(MOVED)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: make $(MAKECMDGOALS) PYTHON=python3.12")'
 	@echo "Installing into $(VENV) (about two minutes) ..."
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@$(PIP) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
-	@touch $@
+	@pwd -P > $@
 
 $(VENV)/dev: $(VENV)/ready
 	@$(PIP) -e '.[dev]'

@@ -18,7 +18,7 @@ from picollm.errors import PicollmError
 
 BOOTSTRAPS = 1000
 ENOUGH_FOR_P99 = 1000
-SLACK = 4.0
+SLACK, SECONDS = 4.0, 10.0  # times its share, and seconds at least, that a backend may take
 WARMUP_CALLS = 3  # at least; the first of a compiled model compiles
 
 Call = Callable[[np.ndarray], object]  # ids [B, T] int64 on the host; the answer has arrived there when it returns
@@ -55,7 +55,7 @@ def measure(
     """Milliseconds of every timed call, by backend and round; and what a call raised: that backend has no numbers.
 
     The first of `runs` is the baseline. Another one whose second call (the first may compile) shows that it would take
-    more than SLACK times the baseline's time, or than SLACK times the protocol's, is not timed: OverBudget.
+    more than SLACK times the baseline's time and the protocol's is not timed: OverBudget.
     `advance` is called after each block.
     """
     order = np.random.default_rng(protocol.seed)
@@ -75,7 +75,7 @@ def measure(
     def keep_within_budget(call: float) -> None:
         takes = protocol.seconds(call)
         if not budget:
-            budget.append(SLACK * max(takes, protocol.seconds(0.0)))
+            budget.append(max(SECONDS, SLACK * max(takes, protocol.seconds(0.0))))
         elif takes > budget[0]:
             raise OverBudget(call, takes, budget[0])
 
