@@ -104,6 +104,7 @@ def test_a_font_that_has_the_character_is_fallen_back_on(tmp_path):
     environment = os.environ | {"XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-c", code, str(tmp_path / "a.svg")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
     assert "A font of ours" in done.stdout and r"\u4e2d" in done.stdout, done.stdout
     assert (tmp_path / "a.svg").read_bytes().count(b'<use xlink:href="#Ours-1"') == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from contextlib import suppress
 from functools import cache
@@ -25,6 +26,7 @@ LABEL_COLOURS = {
 }
 INK, MUTED, ACCENT, SECOND = "#1b1f24", "#6b7280", "#0072B2", "#D55E00"
 
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a fallback may have no regular weight
 FONT = "DejaVu Sans"  # ships with matplotlib: the same glyphs everywhere
 NEVER_DRAWN = {"Cc", "Cn", "Cs"}  # control characters, no characters, halves of one: most are no XML either
 
