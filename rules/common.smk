@@ -1,10 +1,13 @@
 """What every rule file uses, the checked config, the code fingerprint, and errors of one line."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
+from snakemake.cli import parse_args
 from snakemake.io import is_flagged
 
 from picollm import config as picollm_config
@@ -14,12 +17,14 @@ from picollm.pipeline import exclusive, seal, watch
 from picollm.pipeline.stages import Stage, artefact, check_dvc_yaml, check_writable
 
 ROOT = Path(workflow.basedir)
-# Invocations that run no rule; they need no proof of the data, and `picollm sync` itself makes some of them.
-READERS = tuple(
-    "--lint --list --dag --rulegraph --filegraph --d3dag --summary -S --detailed-summary -D --unlock --touch -t "
-    "--cleanup --report --archive --print-compilation --delete".split()
+# Snakemake's flags, by its own names, of calls that run no rule. They need no proof of the data, and `picollm sync`
+# itself makes some of them.
+READERS = (
+    "lint list_target_rules list_rules print_compilation containerize report reporter generate_unit_tests dag "
+    "rulegraph filegraph d3dag unlock cleanup_metadata conda_cleanup_envs conda_create_envs_only list_conda_envs "
+    "cleanup_shadow container_cleanup_images list_changes list_input_changes list_params_changes list_untracked "
+    "summary detailed_summary archive delete_all_output delete_temp_output touch".split()
 )
-DRY = ("-n", "-np", "--dry-run", "--dryrun")
 
 
 def stop(error):
@@ -93,9 +98,18 @@ def slices():
     return expand(SLICES, slice=range(count)) if count > 1 else []
 
 
-def reads_only():
-    """Whether this invocation runs no rule."""
-    return any(argument.startswith(READERS) for argument in sys.argv[1:])
+def runs_rules():
+    """Whether this call of Snakemake runs rules, or says which it would.
+
+    Its own parser knows every spelling, and what profiles say; where this command line did not call Snakemake, yes.
+    """
+    try:
+        with redirect_stderr(io.StringIO()):  # the profile was named before
+            _, flags = parse_args(sys.argv[1:])
+    except (Exception, SystemExit):
+        return True
+    shows = any(getattr(flags, name, None) for name in READERS)
+    return flags.report_after_run or not shows
 
 
 def guard():
@@ -105,9 +119,9 @@ def guard():
     """
     if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
         return
-    if reads_only():
+    if not runs_rules():
         return
-    dry = any(argument in DRY for argument in sys.argv[1:])
+    dry = workflow.output_settings.dryrun
     if not dry:
         workflow.globals["run_lock"] = exclusive.hold(ROOT)  # until this process ends
         # Jobs import this checkout's picollm, even where another clone's is the installed one.
@@ -143,4 +157,4 @@ def end():
         DISPLAY.stop()
 
 
-DISPLAY = None if reads_only() else watch.display(workflow, ROOT)
+DISPLAY = watch.display(workflow, ROOT) if runs_rules() else None

@@ -1,6 +1,7 @@
 """The timeline analyser on captures with known answers, and real captures with both profilers."""
 
 import json
+import os
 import select
 import shutil
 import sqlite3
@@ -10,6 +11,7 @@ import tempfile
 from contextlib import closing
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -164,7 +166,7 @@ def stand_in(tmp_path, monkeypatch):
     script = tmp_path / "workload.py"
     script.write_text(
         "import shutil, sys\nprint('loss path: eager')\n"
-        f"shutil.copyfile({str(write_kineto(tmp_path / 'made.json'))!r}, sys.argv[-1])\n"
+        f"if '--trace' in sys.argv: shutil.copyfile({str(write_kineto(tmp_path / 'made.json'))!r}, sys.argv[-1])\n"
     )
     monkeypatch.setattr(capture, "workload_command", lambda spec, scratch: [sys.executable, str(script)])
 
@@ -188,6 +190,59 @@ def test_a_failing_workload_is_one_clear_line(tmp_path, monkeypatch, tool):
     with pytest.raises(PicollmError, match="failed with exit code 1: workload: no tokens$"):
         capture.capture(tool, {}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# A program in nsys's place. As nsys it runs the workload in the midst of its own processes; then it hangs at one place.
+HANGING = """#!{python}
+import os, subprocess, sys, time
+def hang(where):
+    if where == {where!r}:
+        grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        open({pids!r}, "w").write(f"{{os.getpid()}} {{grandchild.pid}}")
+        time.sleep(600)
+if sys.argv[1] == "profile":
+    hang("before the workload")
+    command = sys.argv[sys.argv.index("-o") + 2 :]
+    subprocess.run(command, check=True)
+    hang("after the workload")
+    open(sys.argv[sys.argv.index("-o") + 1] + ".nsys-rep", "w").close()
+if sys.argv[1] == "export":
+    hang("in the export")
+"""
+
+
+@pytest.mark.parametrize("where", ["before the workload", "after the workload", "in the export"])
+def test_nsys_that_hangs_is_ended_and_torch_takes_over(tmp_path, monkeypatch, where):
+    folder, pids = tmp_path / "bin", tmp_path / "pids"
+    folder.mkdir()
+    (folder / "nsys").write_text(HANGING.format(python=sys.executable, where=where, pids=str(pids)))
+    (folder / "nsys").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(capture, "LIMIT", 5)
+    stand_in(tmp_path, monkeypatch)
+    found = capture.capture("auto", {}, tmp_path / "profile")
+    assert found.tool == "torch.profiler" and analyse(found.timeline)["steps"]["n"] == 2
+    assert found.reason.startswith("nsys hung: nothing happened for 5 seconds")
+    assert not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split() if not is_zombie(int(pid)))
+    with pytest.raises(PicollmError, match="nsys hung.* set profile.tool to torch.profiler"):
+        capture.capture("nsys", {}, tmp_path / "profile")
+
+
+def is_zombie(pid):
+    """Killed, though nobody has asked for its exit code yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_workload_that_shows_life_is_waited_for(tmp_path):
+    steps = "for step in 1 2 3 4 5 6 7 8 9 10; do echo $step >&2; sleep 0.4; done; echo done"
+    alive = tmp_path / "errors"
+    shell = ["sh", "-c", capture.APART, str(alive), "sh", "-c", steps]
+    assert capture.call(shell, 3, alive) == "done\n"
+    with pytest.raises(PicollmError, match="sh hung"):
+        capture.call(shell, 3, tmp_path / "nothing")
 
 
 WAITING = """

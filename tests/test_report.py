@@ -222,7 +222,9 @@ def draw(folder):
     mechanism_figures(gallery, found["ablation"], found["emergence"], found["probes"], labels)
     gallery.add("benchmark.svg", measurement.latency_bars(found["benchmark"]["results"]), "Latency")
     gallery.add("profile.svg", measurement.step_timeline(found["profile"]), "Steps")
-    gallery.add("simple-maps.png", attention.heat_maps(weights, tokens, [names[:2], names[2:]]), "Maps", "Simple <b>")
+    gallery.add(
+        "simple-maps.png", attention.heat_maps(weights, "The cat\nsat.", [names[:2], names[2:]]), "Maps", "Simple <b>"
+    )
     gallery.add("simple-flow.svg", attention.flow_figure(weights, tokens), "Flow", group="Simple <b>")
     gallery.finish()
     return folder / "manifest.json"
@@ -248,6 +250,12 @@ def test_embedded_figures_are_the_files(figures):
         kind, data = entry["uri"].split(";base64,")
         assert kind == ("data:image/png" if name.endswith("png") else "data:image/svg+xml")
         assert base64.b64decode(data) == (figures.parent / name).read_bytes()
+
+
+def test_no_figure_writes_a_formula(figures):
+    """Formulas are off, as people's text is none: those that matplotlib writes by itself would show their source."""
+    for path in figures.parent.glob("*.svg"):
+        assert b"mathdefault" not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("fault", ["bit", "lost"])

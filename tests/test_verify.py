@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import shutil
 import subprocess
@@ -171,6 +170,7 @@ OBJECTS = [
     (flip, "reports/heads.json", "damaged; it is reports/heads.json"),
     (stealthily, "reports/final.html", "damaged; it is reports/final.html"),
     (truncate, "data/tokens", "damaged; it is the list of the files of data/tokens"),
+    (flip, "reports/metrics/heads.json", "damaged; it is reports/metrics/heads.json"),
     (Path.unlink, "data/clusters.npz", "DVC's cache lacks data/clusters.npz"),
     (Path.unlink, "data/engine", "DVC's cache lacks the list of the files of data/engine"),
 ]
@@ -195,17 +195,40 @@ def test_fix_mends_the_cache_from_the_workspace(root, capsys):
     assert damaged <= set(contents(root, "aside").values())
 
 
-def test_a_damaged_version_that_dvc_lock_does_not_name_is_found(root, capsys):
-    names = {
-        str(path.relative_to(root / CACHE)).replace("/", "") for path in (root / CACHE).rglob("*") if path.is_file()
-    }
-    lists = [json.loads(cached(root, oid).read_text()) for oid in locked(root).values() if oid.endswith(".dir")]
-    used = {*locked(root).values(), *(entry["md5"] for files in lists for entry in files)}
-    oid = min(names - used)
-    flip(cached(root, oid))
+def test_a_cache_that_another_project_shares_is_judged_for_our_objects_alone(root, tmp_path, capsys):
+    shared, other = tmp_path / "shared", workspace.Workspace(tmp_path / "other")
+    shutil.copytree(root / ".dvc/cache", shared)
+    foreign(other.path / "theirs.bin"), foreign(other.path / "folder/file")
+    other.run("git", "init", "-q"), other.run("dvc", "init", "-q")
+    for project in (workspace.Workspace(root), other):
+        project.run("dvc", "cache", "dir", "--local", str(shared))
+    other.run("dvc", "add", "-q", "theirs.bin", "folder")
+    theirs = contents(shared, "files/md5").keys() - contents(root / ".dvc/cache", "files/md5").keys()
+    assert len(theirs) == 2  # both files have the same bytes; the folder's list
+    for name in theirs:
+        flip(shared / name)
+    foreign(shared / "files/md5/7f/their-pull-is-at-work.tmp")
+    before = contents(tmp_path, "shared")
+    assert verify(root, fix=False) == 0 and problems(capsys.readouterr().out) == []
+    oid = locked(root)[WEIGHTS]
+    flip(shared / f"files/md5/{oid[:2]}/{oid[2:]}")
     assert verify(root, fix=False) == 1
     (line,) = problems(capsys.readouterr().out)
-    assert oid[2:] in line and "dvc.lock does not name it" in line
+    assert oid[2:] in line and f"it is {WEIGHTS}" in line
+    assert verify(root, fix=True) == 0
+    assert contents(tmp_path, "shared") == before
+
+
+def test_another_version_of_ours_is_judged_when_dvc_lock_names_it(root, capsys):
+    copy, names = workspace.Workspace(root), set(locked(root).values())
+    lock = yaml.safe_load(copy.run("git", "show", "other:dvc.lock"))["stages"]
+    (oid,) = [out["md5"] for out in lock["cluster_heads"]["outs"] if out["path"] == "reports/clusters.json"]
+    assert oid not in names
+    flip(cached(root, oid))
+    assert verify(root, fix=False) == 0 and problems(capsys.readouterr().out) == []
+    copy.run("git", "checkout", "-q", "other")
+    assert verify(root, fix=False) == 1
+    assert any(oid[2:] in line for line in problems(capsys.readouterr().out))
 
 
 def test_what_is_gone_everywhere_stays_a_problem_with_its_remedy(root, capsys):

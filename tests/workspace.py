@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
-FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore")
+FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore", ".gitattributes")
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200", "PICOLLM_UNCALIBRATED": "1"}
 for person in ("AUTHOR", "COMMITTER"):  # a machine may know nobody
     ENVIRONMENT |= {f"GIT_{person}_NAME": "somebody", f"GIT_{person}_EMAIL": "somebody@example.org"}

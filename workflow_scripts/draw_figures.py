@@ -39,10 +39,10 @@ with job(snakemake) as found:
         by_length = sorted(range(len(category.ids)), key=lambda sentence: len(category.ids[sentence]))
         first = max(0, (len(by_length) - cfg["examples"]) // 2)  # of middle length: neither trivial nor crowded
         for number, sentence in enumerate(by_length[first : first + cfg["examples"]]):
-            weights, tokens = category.maps[sentence], category.tokens[sentence]
-            title = f"{category.title}, example {number + 1}"
+            weights, text, tokens = category.maps[sentence], category.texts[sentence], category.tokens[sentence]
+            title = f"{category.title}, example {number + 1}, “{text}”"  # a browser has more fonts than the figures
             stem = f"{category.category}-{number}"
-            gallery.add(f"{stem}-maps.png", attention.heat_maps(weights, tokens, by_layer),
+            gallery.add(f"{stem}-maps.png", attention.heat_maps(weights, text, by_layer),
                         f"{title}: attention of every head, relative to uniform", group=category.title)  # fmt: skip
             gallery.add(f"{stem}-flow.svg", attention.flow_figure(weights, tokens),
                         f"{title}: strongest above-chance edges, mean over heads", group=category.title)  # fmt: skip

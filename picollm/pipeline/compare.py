@@ -23,7 +23,7 @@ from picollm.pipeline.repository import git
 from picollm.pipeline.revisions import Revision, open_revision, parse_yaml
 from picollm.pipeline.show import cache_folder, configured, flatten, hardware_of, machine
 from picollm.report.gallery import MIME
-from picollm.report.style import ACCENT, LABEL_COLOURS, SECOND, plt, save
+from picollm.report.style import ACCENT, LABEL_COLOURS, SECOND, legible, plt, save
 from picollm.report.summary import NAMES
 
 FIGURES = "reports/figures"
@@ -199,7 +199,7 @@ def draw_curves(curves: dict[str, dict]) -> str:
     for (name, points), colour in zip(curves.items(), (SECOND, ACCENT), strict=False):
         looks = {"loss": {"alpha": 0.35, "linewidth": 0.8}, "validation_loss": {"marker": "o", "markersize": 3}}
         for column, pairs in points.items():
-            label = f"{'training' if column == 'loss' else 'validation'}, {name}".replace("$", r"\$")  # no formula
+            label = f"{'training' if column == 'loss' else 'validation'}, {legible(name)}"
             axis.plot(*zip(*pairs, strict=True), color=colour, label=label, **looks[column])
     axis.set(xlabel="training tokens", ylabel="loss, nats per token")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f} k")

@@ -1,6 +1,6 @@
-"""What lies in the workspace and in DVC's cache, every file hashed: the facts that `picollm verify` judges.
+"""What lies in the workspace and, of dvc.lock's objects, in DVC's cache, all hashed: the facts that `verify` judges.
 
-Everything is read, because nothing else sees all damage: DVC's state database takes a file of the old size and time
+All of it is read, because nothing else sees all damage: DVC's state database takes a file of the old size and time
 stamp for unchanged, and DVC hands out damaged objects of its cache.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,11 @@ from picollm.data.files import read_json
 from picollm.data.manifest import entries
 from picollm.errors import PicollmError
 from picollm.pipeline import records
-from picollm.pipeline.objects import object_path
+from picollm.pipeline.objects import files_of, object_path
 from picollm.pipeline.repository import dvc_repo, git
 
 FOLDERS = ("data", "reports")
 THREADS = 4  # hashlib works without the interpreter's lock
-OBJECT = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Evidence:
 
     files    {output of dvc.yaml: its present files}
     of       {file: Digest} of these and of the inputs that dvc.lock names and no stage writes
-    objects  {name, `.dir` included: Digest} of DVC's cache
+    objects  {name, `.dir` included: Digest} of DVC's cache, as far as dvc.lock names them or `have` has their bytes
     have     {md5: where its bytes are} of everything in `of`, and of the folders' lists as DVC would write them
     claims   [(manifest, file, its entry)]
     """
@@ -111,18 +109,24 @@ class Evidence:
         inputs = {path for path in inputs if (self.root / path).is_file()}
         paths = sorted({path for files in self.files.values() for path in files} | inputs)
         claimed = {file for _, file, _ in self.claims}
-        found = [path.relative_to(self.cache).as_posix() for path in files_below(self.cache)]
-        names = [name for name in found if OBJECT.fullmatch(name)]
-        self.strays = [self.name(self.cache / name) for name in found if name not in set(names)]
-        jobs = [(self.root / path, path in claimed) for path in paths] + [(self.cache / name, False) for name in names]
+        outs = [out for entry in self.lock.values() for out in entry["outs"]]
         with ThreadPoolExecutor(THREADS) as pool:
-            digests = list(pool.map(lambda job: digest(*job), jobs))
-        self.of = dict(zip(paths, digests[: len(paths)], strict=True))
-        self.objects = dict(zip((name.replace("/", "") for name in names), digests[len(paths) :], strict=True))
-        self.have: dict[str, Path | bytes] = {
-            found.md5: self.root / path for path, found in self.of.items() if found.md5
-        }
-        self.have |= {self.version(out): self.listing(out) for out in self.files if (self.root / out).is_dir()}
+            digests = pool.map(lambda path: digest(self.root / path, path in claimed), paths)
+            self.of = dict(zip(paths, digests, strict=True))
+            self.have: dict[str, Path | bytes] = {
+                found.md5: self.root / path for path, found in self.of.items() if found.md5
+            }
+            self.have |= {self.version(out): self.listing(out) for out in self.files if (self.root / out).is_dir()}
+            self.objects: dict[str, Digest] = {}
+            self.hash_objects(pool, {out["md5"] for out in outs} | self.have.keys())
+            folders = [out for out in outs if out["md5"].endswith(".dir") and self.sound(out["md5"])]
+            self.hash_objects(pool, {oid for out in folders for oid in files_of(self.cache, out).values()})
+
+    def hash_objects(self, pool: ThreadPoolExecutor, oids: set[str]) -> None:
+        """Of these, what the cache has. The others are other versions, or of other projects that share it."""
+        there = {oid: object_path(self.cache, oid) for oid in sorted(oids - self.objects.keys())}
+        there = {oid: path for oid, path in there.items() if os.path.lexists(path)}
+        self.objects |= zip(there, pool.map(digest, there.values()), strict=True)
 
     def listing(self, out: str) -> bytes:
         """The list of a folder's present files, byte for byte as DVC keeps it."""

@@ -86,8 +86,6 @@ class Look(Evidence):
         for path in self.partial:
             self.leftover(f"{path}: half a file")
             self.aside.append(path)
-        for path in self.strays:
-            self.leftover(f"{path}: no object of DVC's cache", "delete it, unless a `dvc pull` is at work")
         for path in sorted(git_files(self.root, "--unmerged")):
             self.leftover(f"{path}: git's merge is not finished", f"edit it, then `git add {path}`")
         kept = files_below(self.root / "aside")
@@ -282,27 +280,25 @@ class Look(Evidence):
     # --- DVC's cache
 
     def judge_cache(self) -> None:
-        owners = {oid: file for files in self.wanted.values() for file, oid in files.items() if not is_metric(file)}
+        owners = {oid: file for files in self.wanted.values() for file, oid in files.items()}
         for entry in self.lock.values():
             owners |= {oid: list_of(out) for out, oid in self.folders(entry).items()}
-        for oid in sorted(self.objects):
-            if not self.sound(oid):
-                self.judge_object(oid, owners.get(oid, ""))
         for oid, owner in sorted(owners.items(), key=lambda item: item[1]):
-            if oid not in self.objects and oid in self.have:
+            if oid in self.objects and not self.sound(oid):
+                self.judge_object(oid, owner)
+            elif oid not in self.objects and oid in self.have and not is_metric(owner):
                 self.damage(f"DVC's cache lacks {owner}")
                 self.put_back[oid] = owner
 
     def judge_object(self, oid: str, owner: str) -> None:
         """A damaged object of the cache; `owner` is what dvc.lock names it for."""
         found = self.objects[oid]
-        remedy = "" if oid in self.have or not owner else "`picollm verify --fix` moves it away, then `dvc pull`"
+        remedy = "" if oid in self.have or is_metric(owner) else "`picollm verify --fix` moves it away, then `dvc pull`"
         self.bad_objects.append(oid)
-        if owner and oid in self.have:
+        if oid in self.have:
             self.put_back[oid] = owner
         what = f"can't be read ({found.error})" if found.error else "damaged"
-        whose = f"it is {owner}" if owner else "dvc.lock does not name it"
-        self.damage(f"{self.name(object_path(self.cache, oid))}: {what}; {whose}", remedy)
+        self.damage(f"{self.name(object_path(self.cache, oid))}: {what}; it is {owner}", remedy)
 
 
 def covers(wanted: dict[str, str], file: str) -> bool:

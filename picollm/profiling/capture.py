@@ -13,11 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from picollm.data.files import atomic_path, write_json
@@ -30,7 +33,13 @@ log = logging.getLogger(__name__)
 # nsys mixes its own messages, in no fixed order, with those of what it runs: a shell keeps the latter, and its failure.
 APART = '"$@" 2>"$0" || echo $? >"$0.code"'
 HINT = "it may lack permission to write in $TMPDIR or /tmp/nvidia; `nsys status --environment` says more"
+LIMIT = 600  # seconds without a sign of life: a step, its compilation, and a report of some gigabytes take less
+MARK = "PICOLLM_CAPTURE"  # in the environment of all that a call starts
 IMPORTERS = ("/usr/lib/nsight-systems", "/opt/nvidia/nsight-systems")  # where packages put the host-linux folder
+
+
+class HungError(PicollmError):
+    """A program was ended because nothing happened any more."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +85,27 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
         output = record(shell, base.with_suffix(".errors"), workload_command(spec, Path(scratch)))
         if not report.exists():
             import_by_hand(nsys, base.with_suffix(".qdstrm"), report)
-        call([nsys, "export", "--type", "sqlite", "-f", "true", "-o", str(database), str(report)])
+        call([nsys, "export", "--type", "sqlite", "-f", "true", "-o", str(database), str(report)], LIMIT)
         timeline = read_nsys(database)
         file = folder / report.name
         with atomic_path(file) as temporary:
             shutil.copyfile(report, temporary)
-    version = call([nsys, "--version"]).split()[-1]
+    version = call([nsys, "--version"], LIMIT).split()[-1]
     return Capture("nsys", version, reason, file, loss_path(output), timeline)
 
 
 def record(profile: list[str], errors: Path, workload: list[str]) -> str:
-    """What the workload printed. Raises PicollmError where it failed, or nsys did twice: its own processes lose one
-    another now and then on a busy machine."""
+    """What the workload printed. Raises PicollmError where it failed, or nsys hung, or nsys failed twice: its own
+    processes lose one another now and then on a busy machine."""
     for again in (True, False):
         try:
             with one_at_a_time():
-                output = call([*profile, str(errors), *workload])
+                output = call([*profile, str(errors), *workload], LIMIT, errors)
             break
         except PicollmError as error:
             check_workload(errors)
+            if isinstance(error, HungError):
+                raise
             if not again:
                 raise PicollmError(f"{error} ({HINT})") from None
             log.warning("%s; once more", error)
@@ -126,7 +137,7 @@ def import_by_hand(nsys: str, raw: Path, report: Path) -> None:
     found = [path for folder in folders for path in sorted(folder.glob("**/host-linux-*/QdstrmImporter"))]
     if not raw.exists() or not found:
         raise PicollmError(f"nsys wrote no report, and QdstrmImporter is in none of {', '.join(map(str, folders))}")
-    call([str(found[0]), "-i", str(raw), "-o", str(report)])
+    call([str(found[0]), "-i", str(raw), "-o", str(report)], LIMIT)
 
 
 def with_torch(spec: dict, folder: Path, reason: str) -> Capture:
@@ -149,16 +160,55 @@ def loss_path(output: str) -> str:
     return re.findall(r"^loss path: (.*)$", output, re.MULTILINE)[-1]
 
 
-def call(command: list[str]) -> str:
-    """Standard output; everything goes to the log. Raises PicollmError with the last line of the errors."""
+def call(command: list[str], limit: float | None = None, alive: Path | None = None) -> str:
+    """Standard output; everything goes to the log. Raises PicollmError with the last line of the errors.
+
+    Nothing that it started outlives it. With `limit` it is ended, and HungError is raised, after so many seconds, or
+    so many in which the file `alive` has not grown.
+    """
     # The compiler's worker processes would be recorded too.
-    environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    log.debug("%s\n%s%s", " ".join(command), done.stdout, done.stderr)
-    if done.returncode:
-        said = last_line(done.stderr) or last_line(done.stdout)
-        raise PicollmError(f"{Path(command[0]).name} failed with exit code {done.returncode}: {said or 'no output'}")
-    return done.stdout
+    environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1", MARK: (mark := uuid.uuid4().hex)}
+    name = Path(command[0]).name
+    # Files, not pipes: whoever inherits a pipe and lives on would keep its reader waiting.
+    with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+        try:
+            ended = wait(process, limit, alive)
+        finally:
+            end(mark)
+            process.wait()
+        out.seek(0), err.seek(0)
+        output, errors = out.read(), err.read()
+    log.debug("%s\n%s%s", " ".join(command), output, errors)
+    if not ended:
+        raise HungError(
+            f"{name} hung: nothing happened for {limit:g} seconds, and it was ended; set profile.tool to torch.profiler"
+        )
+    if process.returncode:
+        said = last_line(errors) or last_line(output) or "no output"
+        raise PicollmError(f"{name} failed with exit code {process.returncode}: {said}")
+    return output
+
+
+def wait(process: subprocess.Popen, limit: float | None, alive: Path | None) -> bool:
+    """Whether the process came to its end by itself."""
+    seen, since = None, time.monotonic()
+    while limit is None or time.monotonic() - since < limit:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(None if limit is None else min(limit, 1.0))
+            return True
+        size = alive.stat().st_size if alive and alive.exists() else None
+        if size != seen:
+            seen, since = size, time.monotonic()
+    return False
+
+
+def end(mark: str) -> None:
+    """Kill what still runs of a call: nsys leaves processes of another session and another parent behind."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # ended meanwhile, or another user's
+            if process.environ().get(MARK) == mark:
+                process.kill()
 
 
 def last_line(output: str) -> str:

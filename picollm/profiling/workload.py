@@ -45,16 +45,22 @@ def run(
     trainer.model.train()
     with ranges("warmup"):
         for _ in range(warmup):
-            trainer.advance()
+            advance(trainer)
         trainer.read()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) if trace else nullcontext() as profiler, ranges("measured"):
         for _ in range(steps):
-            trainer.advance()
+            advance(trainer)
         trainer.read()
     if trace:
         profiler.export_chrome_trace(str(trace))
     return trainer.objective.how
+
+
+def advance(trainer: Trainer) -> None:
+    """One step, and a sign of life: without any for long, the capture is given up."""
+    print("step", file=sys.stderr, flush=True)
+    trainer.advance()
 
 
 def main() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from unicodedata import east_asian_width
 
 import networkx as nx
 import numpy as np
@@ -13,22 +16,32 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram
 
 from picollm.report.gallery import Gallery
-from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, plt
+from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, legible, plt
 
 FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
 TILE_MARGIN = 0.25  # between the maps of two heads, in widths of a map
+LINE = 110  # characters of a heading
 FLOW_EDGES = 2  # ... and among the strongest of its query
 LETTERS = {"diagonal": "D", "local": "L", "token-specific": "T", "global": "G", "sink": "S", "mixed": "M"}
 
 
-def readable(token: str) -> str:
-    return token.replace("\n", "⏎").replace("<|endoftext|>", "⟨eot⟩").strip() or "·"
+def readable(text: str) -> str:
+    """A token, or a sentence, as a figure can show it."""
+    return legible(text.replace("\n", "⏎").replace("<|endoftext|>", "⟨eot⟩").strip()) or "·"
 
 
-def heat_maps(weights_LHQK: NDArray, tokens: list[str], names: list[list[str]]) -> Figure:
+def heading(text: str) -> str:
+    """As much of a sentence as one line holds; characters of Chinese, Japanese and Korean are twice as wide."""
+    shown = readable(text)
+    ends = list(accumulate(1 + (east_asian_width(char) in "FW") for char in shown))
+    return shown if ends[-1] <= LINE else shown[: bisect(ends, LINE - 1)] + "…"
+
+
+def heat_maps(weights_LHQK: NDArray, text: str, names: list[list[str]]) -> Figure:
     """All heads of one sentence, one row a layer. Colour: attention over causal-uniform attention, i.e. weight x (i+1).
 
-    Raw weights would show the length of the row and the first token, and little else. `names` labels each head.
+    Raw weights would show the length of the row and the first token, and little else. `text` is the sentence, `names`
+    labels each head.
     """
     n_layers, n_heads, n, _ = weights_LHQK.shape
     ratio = weights_LHQK * np.arange(1, n + 1)[:, None]
@@ -48,8 +61,7 @@ def heat_maps(weights_LHQK: NDArray, tokens: list[str], names: list[list[str]]) 
     bar = figure.colorbar(image, ax=axis, shrink=0.4, aspect=30, ticks=[0.1, 1, 10])
     bar.ax.set_yticklabels(["≤ 0.1", "1", "≥ 10"])
     bar.set_label("times uniform", color=MUTED)
-    words = " ".join(readable(token) for token in tokens)
-    figure.suptitle(words if len(words) < 110 else words[:107] + "…", fontsize=8, color=MUTED)
+    figure.suptitle(heading(text), fontsize=8, color=MUTED)
     return figure
 
 

@@ -47,6 +47,7 @@ def emergence_curves(emergence: dict) -> Figure:
     below.plot(steps, [row["loss"] for row in snapshots], color=MUTED, marker="o", markersize=3)
     below.set(xlabel="training step", ylabel=f"loss, {emergence['windows']}\nvalidation windows")
     below.set_xscale("symlog", linthresh=1)
+    below.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")  # its own writes formulas
     return figure
 
 

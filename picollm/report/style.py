@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 
+from matplotlib import font_manager  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -21,9 +26,14 @@ LABEL_COLOURS = {
 }
 INK, MUTED, ACCENT, SECOND = "#1b1f24", "#6b7280", "#0072B2", "#D55E00"
 
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a fallback may have no regular weight
+FONT = "DejaVu Sans"  # ships with matplotlib: the same glyphs everywhere
+NEVER_DRAWN = {"Cc", "Cn", "Cs"}  # control characters, no characters, halves of one: most are no XML either
+
 plt.rcParams.update(
     {
-        "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
+        "font.family": [FONT],  # `legible` adds to it
+        "text.parse_math": False,  # people's text is no formula: a $ is a $
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -34,6 +44,43 @@ plt.rcParams.update(
         "figure.constrained_layout.use": True,
     }
 )
+
+
+def legible(text: str) -> str:
+    """People's text as figures can show it; a character that no font of this machine has becomes its code point."""
+    return "".join(char if drawable(char) else f"⟨{ord(char):04X}⟩" for char in text)
+
+
+@cache
+def drawable(char: str) -> bool:
+    """Whether a font has the character. From now on figures fall back on that font, where it is not ours."""
+    if unicodedata.category(char) in NEVER_DRAWN:
+        return False
+    if ord(char) in characters(font_manager.findfont(FONT)):
+        return True
+    found = next((family for family, path in fallbacks().items() if ord(char) in characters(path)), None)
+    if found and found not in plt.rcParams["font.family"]:
+        plt.rcParams["font.family"] = [*plt.rcParams["font.family"], found]
+    return found is not None
+
+
+@cache
+def fallbacks() -> dict[str, str]:
+    """{family: file} of the machine's fonts; matplotlib's own others are for formulas, or boxes for everything."""
+    manager, own = font_manager.fontManager, matplotlib.get_data_path()
+    for path in set(font_manager.findSystemFonts()) - {entry.fname for entry in manager.ttflist}:
+        with suppress(Exception):  # newer than matplotlib's list of fonts, but of a kind that it can't read
+            manager.addfont(path)
+    families = sorted({entry.name for entry in manager.ttflist if not entry.fname.startswith(own)})
+    return {family: font_manager.findfont(family) for family in families}
+
+
+@cache
+def characters(font: str) -> frozenset[int]:
+    try:
+        return frozenset(font_manager.get_font(font).get_charmap())
+    except (OSError, RuntimeError):  # uninstalled, or damaged
+        return frozenset()
 
 
 def save(figure: Figure, path: str | Path, suffix: str) -> None:
