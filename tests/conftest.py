@@ -8,6 +8,7 @@ import standin
 import workspace
 from filelock import FileLock
 
+STARTS_OTHERS = ("test_resume.py", "test_pretraining.py", "test_study.py")  # runs that are killed, torchrun
 LONGEST = ("test_workflows.py", "test_slow.py")
 
 
@@ -15,10 +16,11 @@ LONGEST = ("test_workflows.py", "test_slow.py")
 def pytest_collection_modifyitems(items):
     """The longest first: two processes share the tests, and neither should wait for the other's last.
 
-    What works on a repository of its own starts Snakemake or DVC: `make check` leaves it out.
+    What works on a repository of its own starts Snakemake or DVC; that and whole training runs `make check` leaves out.
     """
     for item in items:
-        if "root_of_all" in item.fixturenames or hasattr(item.module, "workspace"):
+        of_a_repository = "root_of_all" in item.fixturenames or {"workspace", "Workspace"} & vars(item.module).keys()
+        if of_a_repository or item.path.name in STARTS_OTHERS:
             item.add_marker("tools")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
