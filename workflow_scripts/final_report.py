@@ -1,5 +1,6 @@
 """final_report: figures and every chapter's summary -> one HTML file."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,4 +18,6 @@ with job(snakemake) as found:
     metrics = {Path(path).stem: read_json(path) for path in inputs.metrics}
     html = render(Path(inputs.template), Path(inputs.figures), chapters, metrics, snakemake.params.cfg)
     write_text(snakemake.output.report, html)
-    found(f"{snakemake.output.report}, {len(html) / 1e6:.1f} MB")
+    what = f"{snakemake.output.report}, {len(html) / 1e6:.1f} MB"
+    logging.info("%s", what)
+    found(what)
