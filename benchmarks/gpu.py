@@ -186,7 +186,7 @@ def main() -> None:
     device = set_up_to_time(arguments.device, torch.get_num_threads())
     if arguments.size == "original" and device.type == "cpu":
         sys.exit("gpu: torch sees no GPU; --size smoke runs on a CPU, to see whether it works")
-    shape, recipe = presets(arguments.size)
+    shape, recipe = presets(arguments.size, device)
     model = Transformer(shape).to(device).eval()
 
     def training() -> dict:
