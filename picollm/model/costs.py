@@ -34,15 +34,17 @@ def flops_per_token(shape: ModelConfig, head_rows: int | None = None) -> int:
 def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """FLOP/s of a matrix product with the vocabulary head's shape, [tokens, d_model] x [d_model, vocabulary].
 
-    The median of as many products as fit into `seconds`. Where few would, fewer tokens are multiplied.
+    The median of as many products as fit into `seconds`, after one that counts only where no other fits. Where few would, fewer tokens are multiplied.
     """
     import torch
 
-    weight = torch.ones(shape.padded_vocab_size, shape.d_model, device=device, dtype=dtype)
+    weight = torch.randn(shape.padded_vocab_size, shape.d_model, device=device).to(dtype)
 
-    def product(rows: int) -> float:
-        x = torch.ones(rows, shape.d_model, device=device, dtype=dtype)
-        out = torch.empty(rows, shape.padded_vocab_size, device=device, dtype=dtype)
+    def operands(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(rows, shape.d_model, device=device).to(dtype)
+        return x, torch.zeros(rows, shape.padded_vocab_size, device=device, dtype=dtype)  # its pages are there already
+
+    def product(x: torch.Tensor, out: torch.Tensor) -> float:
         start = time.perf_counter()
         torch.matmul(x, weight.T, out=out)
         if device.type == "cuda":
@@ -50,14 +52,16 @@ def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torc
         return time.perf_counter() - start
 
     rows = min(tokens, FEWEST_TOKENS)
-    times = [product(rows)]
-    while times[0] < seconds / 16 and rows < tokens:
+    given = operands(rows)
+    first = product(*given)
+    while first < seconds / 16 and rows < tokens:
         rows = min(tokens, 4 * rows)
-        times = [product(rows)]
-    begin = time.perf_counter()
-    while time.perf_counter() - begin + times[0] < seconds:
-        times.append(product(rows))
-    return 2 * rows * shape.d_model * shape.padded_vocab_size / median(times)
+        given = operands(rows)
+        first = product(*given)
+    times, begin = [], time.perf_counter()
+    while time.perf_counter() - begin + first < seconds:
+        times.append(product(*given))
+    return 2 * rows * shape.d_model * shape.padded_vocab_size / median(times or [first])
 
 
 def peak_memory_mib(device: torch.device) -> float:

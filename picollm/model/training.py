@@ -284,7 +284,6 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
         trainer.load_state(*found)
         log.info("going on after step %d of %d, from a checkpoint", trainer.step, trainer.steps)
     store = checkpoints if world.rank == 0 else None
-
     with (
         Interruption() as interruption,
         progress(

@@ -3,8 +3,8 @@
     python -m picollm.pipeline.estimate        # calibrates; prints JSON
 
 An earlier run of a rule is its file of Snakemake's in logs/benchmarks/, beside the work that it did then: a longer
-training is not mistaken for the last one. Without one, the seconds that the shipped configuration took on the machine
-of REFERENCE are scaled by the two speeds that decide, of a matrix product and of plain Python.
+training is not mistaken for the last one. Without one, guessed seconds of the shipped configuration on a machine of
+REFERENCE's speeds are scaled by the two speeds that decide, of a matrix product and of plain Python.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ VOCABULARY = 50257
 ALIKE = 4  # an earlier run of so much more or less work still says something of this one
 TIMEOUT = 30  # seconds for the calibration, most of which are imports on a cold disk
 
-# Of the shipped configuration, two cores of an AMD EPYC (Zen 4), 2026-11-26: what a second of each speed is worth.
+# Rough guesses, not a measurement: what two cores of an AMD EPYC (Zen 4) with these speeds would take for the shipped
+# configuration.
 REFERENCE = {"product_gflops": 160.0, "python_seconds": 0.036}
 # Seconds of each rule there: fixed, in plain Python and the like, in matrix products.
 SECONDS = {
