@@ -34,7 +34,8 @@ def flops_per_token(shape: ModelConfig, head_rows: int | None = None) -> int:
 def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """FLOP/s of a matrix product with the vocabulary head's shape, [tokens, d_model] x [d_model, vocabulary].
 
-    The median of as many products as fit into `seconds`, after one that counts only where no other fits. Where few would, fewer tokens are multiplied.
+    The median of as many products as fit into `seconds`, after one that counts only where no other fits. Where few
+    would, fewer tokens are multiplied.
     """
     import torch
 
