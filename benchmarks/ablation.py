@@ -26,7 +26,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from picollm.data.tokenizer import VOCAB_SIZE
@@ -34,6 +33,7 @@ from picollm.mechanisms.intervention import baseline, each_head, mean_outputs
 from picollm.model.compute import set_up
 from picollm.model.objective import EVALUATION_TOKENS, token_losses
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.yaml12 import read_yaml
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"default": "config.yaml", "study": "presets/cpu-study.yaml", "original": "presets/wikitext-103.yaml"}
@@ -41,7 +41,7 @@ TOKENS = 512
 
 
 def make(size: str) -> tuple[Transformer, Tensor]:
-    config = yaml.safe_load((ROOT / SIZES[size]).read_text())
+    config = read_yaml(ROOT / SIZES[size])
     shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     context = config["tokens"]["context"]
     torch.manual_seed(1)

@@ -25,7 +25,6 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 from picollm.attention.classification import classify
 from picollm.attention.extraction import extract
@@ -35,6 +34,7 @@ from picollm.attention.sentences import CATEGORIES
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model.checkpoint import save_model
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.yaml12 import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PRESETS = {"original": "presets/wikitext-103.yaml", "default": "config.yaml"}
@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 def make(size: str) -> tuple[Transformer, dict]:
     """A model whose scores are as sharp as a trained one's, and its preset."""
-    config = yaml.safe_load((ROOT / PRESETS[size]).read_text())
+    config = read_yaml(ROOT / PRESETS[size])
     shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     torch.manual_seed(1)
     model = Transformer(ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **shape)).eval()

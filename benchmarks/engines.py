@@ -15,7 +15,6 @@ import argparse
 import logging
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 from training import ROOT, load
 
@@ -30,6 +29,7 @@ from picollm.engine.table import lines
 from picollm.model.checkpoint import save_model
 from picollm.model.compute import set_up
 from picollm.model.training import Trainer
+from picollm.yaml12 import read_yaml
 
 RECIPE = "presets/cpu-study.yaml"
 KEPT = (
@@ -50,7 +50,7 @@ def prepare(folder: Path, steps: int) -> None:
     """folder/tokens and folder/model, unless they are there."""
     if (folder / "model/config.json").exists():
         return
-    study = yaml.safe_load((ROOT / RECIPE).read_text())
+    study = read_yaml(ROOT / RECIPE)
     corpus = Corpus(**study["corpus"])
     sources = {split: folder / f"{split}.parquet" for split in SPLITS}
     for split, path in sources.items():
@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     prepare(arguments.folder, arguments.steps)
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = read_yaml(ROOT / "config.yaml")
     batches = [int(size) for size in arguments.batches.split(",")]
     config["tokens"]["context"] = 384
     config["engine"] |= {

@@ -30,7 +30,6 @@ from statistics import median
 
 import numpy as np
 import torch
-import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -51,6 +50,7 @@ from picollm.model.transformer import ModelConfig, Transformer  # noqa: E402
 from picollm.precision import fit  # noqa: E402
 from picollm.profiling import workload  # noqa: E402
 from picollm.profiling.timeline import analyse, metrics, read_kineto  # noqa: E402
+from picollm.yaml12 import read_yaml  # noqa: E402
 
 VOCABULARY = 50257  # GPT-2's
 SIZES = {  # rows a step, training steps, batches, gate rows, rounds
@@ -77,7 +77,7 @@ def markov_rows(n: int, width: int, seed: int) -> np.ndarray:
 def presets(size: str, device: torch.device) -> tuple[ModelConfig, TrainingConfig]:
     """The original's shape, or for `smoke` a tiny one, and a recipe of the original's with all tokens on the device."""
     batch_rows, steps, *_ = SIZES[size]
-    config = yaml.safe_load((ROOT / "presets/wikitext-103.yaml").read_text())
+    config = read_yaml(ROOT / "presets/wikitext-103.yaml")
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"} | {"dropout": 0.0}
     shape = ModelConfig(vocab_size=VOCABULARY, context=config["tokens"]["context"], **model)
     if size == "smoke":

@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import LABELS, Thresholds, assign, in_force, percentiles_99
@@ -36,6 +35,7 @@ from picollm.model.compute import set_up
 from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig
 from picollm.precision import fit
+from picollm.yaml12 import read_yaml
 
 MANIFEST = "data/tokens/manifest.json"
 WHOLE = {"head_sampled": 0, "head_common": 0}
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def configured(path: Path, edits: dict[str, dict], seed: int) -> dict[str, dict]:
-    config = yaml.safe_load(path.read_text())
+    config = read_yaml(path)
     for section, values in edits.items():
         config[section] |= values
     config["pretrain"] |= {"seed": seed, "unit": "steps", "length": 1_000_000, "snapshots": False}

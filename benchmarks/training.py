@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model import compute as compute_module
@@ -37,6 +36,7 @@ from picollm.model.costs import flops_per_token, gemm_rate, peak_memory_mib
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.precision import fit, has_bf16
+from picollm.yaml12 import read_yaml
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"original": ("presets/wikitext-103.yaml", 8), "default": ("config.yaml", None)}  # preset, rows a batch
@@ -46,7 +46,7 @@ STEPS = 3  # in a block, after one that counts for nothing
 def load(size: str, rows: int | None = None, **edits) -> tuple[ModelConfig, TrainingConfig, dict]:
     """Shape, recipe and compute section of a preset. Dropout is off: Llama has none."""
     preset, batch = SIZES[size]
-    config = yaml.safe_load((ROOT / preset).read_text())
+    config = read_yaml(ROOT / preset)
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"} | {"dropout": 0.0}
     batch = rows or batch or config["pretrain"]["batch_rows"]
     recipe = config["pretrain"] | {"length": 1_000_000, "unit": "steps", "batch_rows": batch} | edits

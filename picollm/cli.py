@@ -129,8 +129,20 @@ def export(arguments: argparse.Namespace) -> None:
     """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same parts)."""
     from picollm.model.exchange import export
 
+    writable(Path(arguments.folder))
     export(trained(arguments.model), Path(arguments.folder))
     print(f"AutoModelForCausalLM.from_pretrained({arguments.folder!r})")
+
+
+def writable(folder: Path) -> None:
+    """Make the folder now. Raises PicollmError where it can't be written: better before hours of work than after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError
+    except OSError as error:
+        reason = error.strerror or "no permission to write"
+        raise PicollmError(f"{folder} can't be written ({reason}): name another folder") from None
 
 
 def trained(folder: str):
@@ -152,6 +164,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     from picollm.report.summary import families_line, heads_line
 
     config, folder = load("config.yaml"), Path(arguments.output)
+    writable(folder)
     sentences, style = arguments.sentences or config["attention"]["sentences"], config["attention"]["style"]
     device = set_up(config["compute"]["device"], threads=THREADS)
     sections = {name: config[name] for name in ("heads", "clusters")}
@@ -174,6 +187,7 @@ def optimize(arguments: argparse.Namespace) -> None:
     from picollm.engine.table import lines
 
     config, folder = load("config.yaml"), Path(arguments.output)
+    writable(folder)
     if arguments.full:
         config["engine"]["grid"] = "full"
     report = optimize(Path(arguments.checkpoint), Path(TOKENS), folder, config)
@@ -196,6 +210,7 @@ def bench(arguments: argparse.Namespace) -> None:
     for section, values in asked.items():
         config[section] |= {name: value for name, value in values.items() if value is not None}
     config = check(config, "picollm bench")
+    writable(Path(arguments.output or ".").parent)
     report, _ = measure(Path(arguments.checkpoint), Path(TOKENS), Path(arguments.engine), config)
     print(*lines(report), sep="\n")
     if arguments.output:
@@ -208,6 +223,7 @@ def profile(arguments: argparse.Namespace) -> None:
     from picollm.profiling.report import lines, profile
 
     config = load("config.yaml")
+    writable(Path(arguments.output))
     config["profile"] |= {key: value for key in ("tool", "steps") if (value := getattr(arguments, key)) is not None}
     report = profile(Path("data/model/config.json"), Path(TOKENS), Path(arguments.output), config)
     print(*lines(report), f"Written: {arguments.output}/", sep="\n")
@@ -245,7 +261,7 @@ def parser() -> argparse.ArgumentParser:
     add("--prompt", default="", help="the beginning; without one a new article begins")
     add("--tokens", type=int, default=100, help="at most so many (%(default)s)")
     add("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time (%(default)s)")
-    add("--top-k", type=int, default=50, help="draw from so many likeliest tokens (%(default)s)")
+    add("--top-k", type=int, default=50, help="draw from so many likeliest tokens; 0: from all (%(default)s)")
     add("--seed", type=int, default=1)
     add = options["evaluate"].add_argument
     add("corpus", nargs="?", default="data/corpus/test.parquet", help="any text that corpus.path takes (%(default)s)")
@@ -292,8 +308,14 @@ def main() -> None:
         if not Path("Snakefile").exists():
             raise PicollmError(f"{Path.cwd()} has no Snakefile: run picollm in the repository's top folder")
         COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
     except PicollmError as error:
         sys.exit(f"picollm: {error}")
+    except BrokenPipeError:  # `picollm ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as shells call it
+    except OSError as error:
+        sys.exit(f"picollm: {error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("picollm: stopped from the keyboard", file=sys.stderr)
         sys.exit(130)

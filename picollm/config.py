@@ -10,12 +10,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from picollm.data.archives import text_files
 from picollm.engine.grid import BACKENDS, OUTPUTS
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError
+from picollm.yaml12 import read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -25,7 +26,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Corpus(Section):
@@ -61,7 +62,7 @@ class Model(Section):
     d_ff: Positive
     dropout: Annotated[float, Field(ge=0, le=0.9)]
     tied: bool
-    rope_theta: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+    rope_theta: Annotated[float, Field(gt=1)]
     rope_cache: Positive  # positions
     checkpoint: str | None  # folder of a trained model to take instead of training one
 
@@ -219,8 +220,6 @@ def explain(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     message = error["msg"].replace("Input should be", "must be")
-    if isinstance(value, str) and "number" in message:
-        message += " (YAML reads 4e-3 as text: write 0.004)"
     return f"{key} = {value!r} ({type(value).__name__}): {message}"
 
 
@@ -232,29 +231,32 @@ def keys_beside(section: list[str]) -> dict:
 def load(path: str | Path) -> dict[str, dict[str, Any]]:
     """Read and check a config file. Raises PicollmError where it is missing, not YAML, or wrong."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return check(read_yaml(path), str(path))
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: git checkout {path}, or cp presets/smoke.yaml {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PicollmError(f"{path} is not YAML: {one_line(error)}") from None
-    return check(values, str(path))
+
+
+def corpus_source(corpus: dict[str, Any]) -> str | None:
+    """The file or folder of the `corpus` section that lies on this machine; None where there is none."""
+    path = {"local": corpus["path"], "wikitext-103": corpus["hub"]}.get(corpus["source"])
+    return path if path and (corpus["source"] == "local" or Path(path).is_dir()) else None
 
 
 def corpus_files(corpus: dict[str, Any]) -> list[str]:
-    """The `corpus` section's own files, or those of a hub that is a folder: both tools must see an edit of one.
+    """The files that are read of `corpus_source`: both tools must see an edit of one.
 
-    Raises PicollmError where a local corpus has none.
+    Raises PicollmError where a local corpus has none, or one has a name that the tools can't write down.
     """
-    key = {"local": "path", "wikitext-103": "hub"}.get(corpus["source"])
-    if key is None:
+    source = corpus_source(corpus)
+    if source is None:
         return []
-    path = Path(corpus[key])
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    if not files and corpus["source"] == "local":
+    files = [str(file) for file in text_files(Path(source))]
+    if not files:
         raise PicollmError(
-            f"corpus.path = {path}: no such file or folder, or an empty one; put the text there or change corpus.source"
+            f"corpus.path = {source}: no such file or folder, or an empty one; put the text there or change "
+            "corpus.source"
         )
-    return [str(file) for file in files]
+    return refuse_names("corpus.path", [source, *files])[1:]
 
 
 def model_files(model: dict[str, Any]) -> list[str]:
@@ -266,21 +268,30 @@ def model_files(model: dict[str, Any]) -> list[str]:
     for file in files:
         if not file.is_file():
             raise PicollmError(
-                f"model.checkpoint = {folder}: {file} is missing; name a folder with both, or null to train a model"
+                f"model.checkpoint = {folder}: {file} is missing; name a folder on this machine with both (weights in "
+                "several files and pytorch_model.bin are not read, nor is a name on a hub), or null to train a model"
             )
-    return [str(file) for file in files]
+    return refuse_names("model.checkpoint", [str(file) for file in files])
 
 
-def refuse_overrides(merged: dict[str, Any], path: str = "config.yaml") -> None:
-    """Raises PicollmError where --config or --configfile changed what the file says.
+def refuse_names(key: str, paths: list[str]) -> list[str]:
+    """The paths. Raises PicollmError for the first that has another meaning in dvc.yaml or in a rule, or none."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise PicollmError(f"{key}: the name {path!r} is not UTF-8: rename it") from None
+        if found := set(path) & set("{}$*?[]") or [c for c in path if not c.isprintable()]:
+            raise PicollmError(f"{key}: the name {path!r} holds {', '.join(map(repr, sorted(found)))}: rename it")
+    return paths
+
+
+def refuse_overrides(given: dict[str, Any], path: str = "config.yaml") -> None:
+    """Raises PicollmError where Snakemake was given values by --config or --configfile.
 
     Both tools record config.yaml's values, so a run with others would be filed under a wrong name.
     """
-    try:
-        on_disk = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return  # `check` says it better
-    if merged != on_disk:
+    if given:
         raise PicollmError(
             f"--config and --configfile are refused, because DVC records {path}: "
             f"edit {path}, or cp presets/X.yaml {path}"

@@ -11,6 +11,7 @@ from snakemake.cli import parse_args
 from snakemake.io import is_flagged
 
 from picollm import config as picollm_config
+from picollm.attention.sentences import load_sentences
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
 from picollm.pipeline import exclusive, seal, watch
@@ -36,11 +37,19 @@ def stop(error):
 
 try:
     picollm_config.refuse_overrides(dict(config))
-    CONFIG = picollm_config.check(dict(config))
+    CONFIG = picollm_config.load("config.yaml")
     CORPUS_FILES = picollm_config.corpus_files(CONFIG["corpus"])
     MODEL_FILES = picollm_config.model_files(CONFIG["model"])
+    picollm_config.refuse_names(
+        "attention.sentences", [CONFIG["attention"]["sentences"]]
+    )
+    if workflow.is_main_process:  # before hours of training, not after
+        load_sentences(CONFIG["attention"]["sentences"])
 except PicollmError as error:
     stop(error)
+
+
+CORPUS = picollm_config.corpus_source(CONFIG["corpus"])
 
 
 def sections(*names):
@@ -71,7 +80,8 @@ def stages():
         Stage(
             name=rule.name,
             inputs=[
-                str(path)
+                # A folder of text is one dependency: DVC hashes all that is in it.
+                CORPUS if str(path) in CORPUS_FILES else str(path)
                 for path in rule.input
                 if not any(other.match(path) for other in temporary)
             ],

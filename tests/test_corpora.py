@@ -159,12 +159,7 @@ def test_a_folder_or_archive_in_each_form(tmp_path, form, archive):
     fill(folder, form)
     path = zipped(folder) if archive else folder
     found = {split: list(source(path=path).articles(split)) for split in SPLITS}
-    if form == "txt":  # one corpus of all files, by name: test, train, validation; of nine the third and seventh
-        every = [article for split in ("test", "train", "validation") for article in cut(texts()[split])]
-        assert (found["validation"], found["test"]) == ([every[2]], [every[6]])
-        assert found["train"] == [*every[:2], *every[3:6], *every[7:]]
-    else:
-        assert found == {split: cut(text) for split, text in texts().items()}
+    assert found == {split: cut(text) for split, text in texts().items()}
 
 
 @pytest.mark.parametrize("name", ["corpus.txt", "wiki.train.tokens", "corpus.parquet"])
@@ -193,21 +188,23 @@ def test_parts_of_a_split_are_read_in_order(tmp_path):
     assert "1 of the 2 parquet files of train" in refusal(lambda: source(path=tmp_path).articles("train"))
 
 
-def test_plain_text_files_are_articles_named_after_the_file_and_line_ends_do_not_matter(tmp_path, caplog):
+def test_plain_text_files_are_articles_named_after_the_file_and_line_ends_do_not_matter(tmp_path):
     for name, text in (("b", b"One.\r\n\r\nTwo.\r\n"), ("a", b"\xef\xbb\xbfCaf\xc3\xa9\xc2\x85.\n"), ("c", b"Last")):
         (tmp_path / f"{name}.txt").write_bytes(text)
     folder = source(path=tmp_path)
     assert list(folder.articles("train")) == [Article("b", "One.\n\nTwo.\n")]
     assert list(folder.articles("validation")) == [Article("a", "Café\x85.\n")]
     assert list(folder.articles("test")) == [Article("c", "Last\n")]
-    assert "a.txt has no heading" in caplog.text and "it is one article" in caplog.text
+    (remark,) = folder.remarks.lines()
+    assert "no heading" in remark and "a.txt" in remark and "c.txt: one article a file" in remark
 
 
 def test_a_file_with_headings_says_nothing(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
-    list(source(path=tmp_path).articles("train"))
-    assert caplog.text == ""
+    folder = source(path=tmp_path)
+    list(folder.articles("train"))
+    assert caplog.text == "" and not list(folder.remarks.lines())
 
 
 def broken(tmp_path, kind):
@@ -305,7 +302,7 @@ DEVELOPMENT = Path(__file__).parents[2] / "shared/data/wikitext-103-v1/wiki.vali
 
 @pytest.mark.skipif(not DEVELOPMENT.exists(), reason="the real validation split is not on this machine")
 def test_the_real_validation_split_has_60_articles():
-    articles = list(corpora.text_articles(DEVELOPMENT.name, partial(open, DEVELOPMENT, "rb")))
+    articles = list(corpora.text_articles(DEVELOPMENT.name, partial(open, DEVELOPMENT, "rb"), corpora.Remarks()))
     assert len(articles) == len({article.title for article in articles}) == 60
     assert articles[0].title == "Homarus gammarus"
     text = "".join(article.text for article in articles)

@@ -107,3 +107,24 @@ def test_any_text_can_be_evaluated(tmp_path):
 
 def test_nothing_to_evaluate_is_said(model):
     assert "the corpus is empty" in refusal(perplexity, model, [], CPU)
+
+
+def test_no_limit_of_k_is_the_whole_vocabulary_and_a_tiny_temperature_the_likeliest(model):
+    how = {"tokens": 8, "seed": 1}
+    whole = list(generate(model, [5, 6], temperature=1.0, top_k=0, **how))
+    assert whole == list(generate(model, [5, 6], temperature=1.0, top_k=VOCAB_SIZE, **how))
+    best = list(generate(model, [5, 6], temperature=0, top_k=50, **how))
+    assert list(generate(model, [5, 6], temperature=1e-40, top_k=50, **how)) == best
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({"top_k": -1}, "top-k = -1"), ({"tokens": -5}, "tokens = -5"), ({"seed": -1}, "seed = -1"),
+        ({"temperature": -1.0}, "temperature = -1.0"), ({"temperature": math.nan}, "temperature = nan"),
+        ({"temperature": math.inf}, "temperature = inf"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_one_line(model, edit, words):
+    how = {"tokens": 3, "temperature": 1.0, "top_k": 5, "seed": 1} | edit
+    assert words in refusal(lambda: list(generate(model, [5], **how)))

@@ -1,5 +1,6 @@
 """A whole run from packed tokens: in one process, in several under torchrun, stopped and gone on with."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 
+import psutil
 import pytest
 import torch
 from test_training import RECIPE, SHAPE
@@ -110,30 +112,93 @@ def test_a_launcher_that_starts_another_number_is_refused(run, monkeypatch):
         pretrain(run(processes=2))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
-def test_a_stopped_run_goes_on(run, tmp_path, before, after):
-    """SIGTERM to the process that was started, as a cluster's manager sends it."""
-    length = {"length": 4000, "checkpoint_every": 5, "validate_every": 1000}
-    first = run(processes=before, **length)
-    spec = tmp_path / "spec.json"
+PROGRAM = """
+import json, sys
+from picollm.errors import PicollmError
+from picollm.model.pretraining import Run, pretrain
+try: pretrain(Run(**json.load(open(sys.argv[1]))))
+except PicollmError as error: print(error); sys.exit(error.exit_code)
+"""
+LONG = {"length": 4000, "checkpoint_every": 5, "validate_every": 1000}
+
+
+def to_the_one_that_was_started(process):
+    process.send_signal(signal.SIGTERM)
+
+
+def to_each(process):
+    """As a cluster's manager does, all of them at once."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    for one in (process, *children):
+        one.send_signal(signal.SIGTERM)
+
+
+def to_the_group(process):
+    """As a terminal does for Ctrl-C."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def twice(process):
+    """An impatient person, within the time in which it is one request."""
+    to_the_group(process)
+    time.sleep(0.3)
+    to_the_group(process)
+
+
+def hang_up(process):
+    """A terminal that was closed."""
+    os.killpg(process.pid, signal.SIGHUP)
+
+
+def stopped(first, spec, send):
+    """Start the run, send once it has a checkpoint; exit code, what it said, and the checkpoint's step."""
     write_json(spec, asdict(first))
-    program = (
-        "import json, sys; from picollm.errors import PicollmError\n"
-        "from picollm.model.pretraining import Run, pretrain\n"
-        "try: pretrain(Run(**json.load(open(sys.argv[1]))))\n"
-        "except PicollmError as error: print(error); sys.exit(error.exit_code)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, spec], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    process = subprocess.Popen([sys.executable, "-c", program, spec], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not first.checkpoints().marks() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    below = psutil.Process(process.pid).children(recursive=True)
+    send(process)
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 75 and "the checkpoint is saved, run again to go on" in said
-    step = len(first.checkpoints().newest()[1]["curve"])
-    second = replace(first, pretrain=first.pretrain | {"processes": after})
-    assert second.checkpoints().folder == first.checkpoints().folder and 5 <= step < 4000
+    psutil.wait_procs(below, timeout=20)
+    assert not [one for one in below if one.is_running()], "nothing may stay behind"
+    found = first.checkpoints().newest()
+    return process.returncode, said, len(found[1]["curve"]) if found else 0
+
+
+@pytest.mark.parametrize(
+    ("processes", "loading", "send"),
+    [
+        (2, "gather", to_each),
+        (1, "workers", to_the_group),
+        pytest.param(2, "gather", to_the_one_that_was_started, marks=pytest.mark.slow),
+        pytest.param(2, "gather", to_the_group, marks=pytest.mark.slow),
+        pytest.param(2, "workers", twice, marks=pytest.mark.slow),
+        pytest.param(2, "gather", hang_up, marks=pytest.mark.slow),
+        pytest.param(1, "gather", twice, marks=pytest.mark.slow),
+        pytest.param(1, "workers", to_each, marks=pytest.mark.slow),
+    ],
+)
+def test_whoever_gets_the_signal_the_state_is_saved_and_only_then_said_to_be(run, tmp_path, processes, loading, send):
+    first = run(processes=processes, loading=loading, **LONG)
+    code, said, step = stopped(first, tmp_path / "spec.json", send)
+    assert code == 75 and f"after step {step} of 4000; the checkpoint is saved, run again to go on" in said
+    other = replace(first, pretrain=first.pretrain | {"processes": 3 - processes})
+    assert other.checkpoints().folder == first.checkpoints().folder and 5 <= step < 4000, "any number may go on"
+
+
+def test_a_checkpoint_that_can_not_be_written_is_not_said_to_be_saved(run, tmp_path, monkeypatch):
+    """Files of at most 64 KiB, from the first process of torchrun's on: a disk without room."""
+    limited = tmp_path / "limited"
+    limited.write_text(f'#!/bin/sh\nulimit -f 128\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    limited.chmod(0o755)
+    monkeypatch.setenv(LAUNCHER, f"{limited} --standalone --nproc-per-node 2")
+    with pytest.raises(PicollmError, match="File too large") as caught:
+        pretrain(run(processes=2))
+    assert "saved" not in str(caught.value) and caught.value.exit_code == 1
+    assert not run(processes=2).checkpoints().marks()
 
 
 def test_too_little_memory_names_the_knobs(run, tmp_path):

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 import yaml
+from refusals import refusal
 
 from picollm.attention import sentences
 from picollm.attention.sentences import CATEGORIES, as_wikitext, load_sentences, parse
@@ -13,10 +16,14 @@ def document():
     return {name: {"title": name.title(), "sentences": [f"One {name}.", f"Two {name}."]} for name in CATEGORIES}
 
 
-def load(tmp_path, content):
+def write(tmp_path, content):
     path = tmp_path / "sentences.yaml"
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
-    return load_sentences(path)
+    return path
+
+
+def load(tmp_path, content):
+    return load_sentences(write(tmp_path, content))
 
 
 def test_shipped_sentences_are_enough_and_of_overlapping_lengths():
@@ -133,3 +140,29 @@ def test_each_fault_is_one_line_that_names_the_place(tmp_path, content, words):
 def test_missing_file(tmp_path):
     with pytest.raises(PicollmError, match=r"none\.yaml is missing"):
         load_sentences(tmp_path / "none.yaml")
+
+
+def test_a_category_that_stands_twice_is_refused_by_name(tmp_path):
+    text = yaml.safe_dump(document(), allow_unicode=True)
+    path = write(tmp_path, text + "simple:\n  title: Again\n  sentences: [Once more .]\n")
+    assert "the key simple stands here twice" in refusal(load_sentences, path)
+
+
+def test_json_with_an_emoji_is_read_and_half_of_one_refused(tmp_path):
+    values = document()
+    values["simple"]["sentences"][0] = "The cat 😀 sat on the mat."
+    path = write(tmp_path, json.dumps(values))
+    assert "\\ud83d" in path.read_text() and "😀" in load_sentences(path)["simple"].sentences[0].text
+    path.write_text(path.read_text().replace("\\ude00", ""))
+    assert "half of a character" in refusal(load_sentences, path)
+
+
+def test_what_yaml_takes_for_a_comment_is_said(tmp_path, caplog):
+    values = document()
+    values["simple"]["sentences"] = ["One line ."]
+    text = yaml.safe_dump(values).replace("- One line .", "- One line # with a comment ?")
+    load_sentences(write(tmp_path, text))
+    assert "takes what follows ` #` as a comment: quote the sentence" in caplog.text
+    caplog.clear()
+    load_sentences(write(tmp_path, text.replace("- One line # with a comment ?", '- "One line # with a comment ?"')))
+    assert not caplog.text

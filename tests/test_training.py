@@ -15,7 +15,7 @@ from picollm.data.ngram import ngram_losses
 from picollm.errors import PicollmError
 from picollm.hardware import cxx_compiler
 from picollm.model import compute, objective
-from picollm.model.compute import autocast, compiled, set_up
+from picollm.model.compute import Compiled, autocast, set_up
 from picollm.model.objective import SampledSoftmax, evaluate
 from picollm.model.resume import Checkpoints
 from picollm.model.training import Trainer, TrainingConfig, optimizers, train
@@ -312,13 +312,27 @@ def test_without_a_compiler_training_runs_eagerly_and_says_so(monkeypatch, tmp_p
     monkeypatch.delenv("CXX", raising=False)
     assert cxx_compiler() is None
     with caplog.at_level(logging.WARNING, logger=compute.__name__):
-        function, how = compiled(len, CPU)
-    assert function is len and how == "eager (no C++ compiler)"
-    assert "no C++ compiler found" in caplog.text
+        function = Compiled(len, CPU)
+    assert function([1, 2]) == 2 and function.how == "eager (no C++ compiler)"
+    assert "torch.compile is off, training runs eagerly and slower: no C++ compiler" in caplog.text
     for part in ("all", "head"):
         result = run(length=2, compile=part)
         assert result.objective.how == "eager (no C++ compiler)"
         assert bits(result.model) == bits(run(length=2).model)
+
+
+def test_with_a_compiler_that_fails_training_runs_eagerly_and_names_the_cause(monkeypatch, tmp_path, caplog):
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\necho 'x.cpp:1:10: fatal error: Python.h: No such file or directory' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    with caplog.at_level(logging.WARNING, logger=compute.__name__):
+        result = run(length=2, compile="all")
+    assert "eager (" in result.objective.how and "Python.h: No such file or directory" in result.objective.how
+    assert len([line for line in caplog.messages if "torch.compile is off" in line]) == 1
+    assert bits(result.model) == bits(run(length=2).model)
 
 
 def test_the_compiler_that_is_found(monkeypatch, tmp_path):

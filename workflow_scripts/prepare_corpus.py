@@ -17,3 +17,5 @@ with job(snakemake) as found:
         logging.info("%s: %s", split, ", ".join(f"{count:,} {unit}" for unit, count in counts.items()))
         if split == "train":
             found(f"{counts['articles']:,} training articles, {counts['words']:,} words")
+    for remark in corpus.remarks.lines():
+        logging.warning("%s", remark)

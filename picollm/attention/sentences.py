@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
+from picollm.errors import PicollmError
+from picollm.yaml12 import read_yaml
 
-from picollm.errors import PicollmError, one_line
+log = logging.getLogger(__name__)
 
 CATEGORIES = (
     "simple",
@@ -65,11 +67,10 @@ def load_sentences(sentences: str | Path, style: str = STYLES[0]) -> dict[str, C
     Raises PicollmError naming category and sentence at fault.
     """
     try:
-        document = yaml.safe_load(Path(sentences).read_text(encoding="utf-8"))
+        document = read_yaml(sentences)
+        warn_of_comments(Path(sentences))
     except FileNotFoundError:
         raise PicollmError(f"{sentences} is missing: attention.sentences must name a YAML file of sentences") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PicollmError(f"{sentences} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise PicollmError(f"{sentences} must hold the ten categories {', '.join(CATEGORIES)}")
     for name in document:
@@ -80,6 +81,13 @@ def load_sentences(sentences: str | Path, style: str = STYLES[0]) -> dict[str, C
         return {name: _category(name, document.get(name), seen, style) for name in CATEGORIES}
     except PicollmError as error:
         raise PicollmError(f"{sentences}: {error}") from None
+
+
+def warn_of_comments(path: Path) -> None:
+    """A ` #` ends an item that is not quoted: a person may not know."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if re.match(r"\s*- [^'\"].* #", line):
+            log.warning("%s, line %d: YAML takes what follows ` #` as a comment: quote the sentence", path, number)
 
 
 def _category(name: str, entry: object, seen: dict[str, str], style: str) -> Category:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -21,14 +22,30 @@ def find_files(path: Path) -> dict[str, Callable[[], BinaryIO]]:
     Names begin with `path`, for people; hidden files are left out. Raises PicollmError where there is nothing, or the
     archive is damaged, encrypted, or names files outside itself.
     """
-    if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and not hidden(file.relative_to(path))]
-        return {file.as_posix(): partial(open, file, "rb") for file in found}
-    if not path.is_file():
-        raise PicollmError(f"{path} does not exist: put the text there or change corpus.path")
-    if path.suffix.lower() == ".zip":
+    if path.is_file() and path.suffix.lower() == ".zip":
         return zip_members(path)
-    return {path.as_posix(): partial(open, path, "rb")}
+    found = text_files(path)
+    if not found and not path.is_dir():
+        raise PicollmError(f"{path} does not exist: put the text there or change corpus.path")
+    return {file.as_posix(): partial(open, file, "rb") for file in found}
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or every file below a folder that is not hidden, in order; links are followed, each folder once.
+
+    The one list for reading, for both tools' records and for people. None where there is nothing.
+    """
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    found, seen = [], set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [
+            name for name in folders
+            if not hidden(PurePath(name)) and os.path.realpath(os.path.join(folder, name)) not in seen
+        ]  # fmt: skip
+        found += [Path(folder, name) for name in names if not hidden(PurePath(name))]
+    return sorted(file for file in found if file.is_file())
 
 
 def hidden(path: PurePath) -> bool:

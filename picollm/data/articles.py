@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,17 +28,25 @@ class Article(NamedTuple):
     text: str
 
 
+MARKER = "<|endoftext|>"  # that other corpora write between documents
 HEADING = re.compile(r"^ ?= ([^=\s](?:[^=]*[^=\s])?) = ?$")
 
 
 def split_articles(lines: Iterable[str], title: str = "") -> Iterator[Article]:
-    """Cut lines (without line ends) at level-1 headings: ` = Title = ` between two blank lines.
+    """Cut lines (without line ends) at level-1 headings, ` = Title = ` between two blank lines, and at MARKER.
 
-    Text before the first heading becomes an article called `title`.
+    Text before the first heading becomes an article called `title`, and so does what follows a marker.
     """
     current: list[str] = []
     pending: str | None = None  # a heading that waits for the blank line after it
-    for line in lines:
+    first_title = title
+    for line in chain(unmarked(lines), [None]):
+        if line is None:
+            current += [] if pending is None else [pending]
+            if any(text.strip() for text in current):
+                yield Article(title, "\n".join(current) + "\n")
+            current, pending, title = [], None, first_title
+            continue
         if pending is not None:
             if not line.strip():
                 if any(text.strip() for text in current):
@@ -50,9 +59,18 @@ def split_articles(lines: Iterable[str], title: str = "") -> Iterator[Article]:
             pending = line
         else:
             current.append(line)
-    current += [] if pending is None else [pending]
-    if any(text.strip() for text in current):
-        yield Article(title, "\n".join(current) + "\n")
+
+
+def unmarked(lines: Iterable[str]) -> Iterator[str | None]:
+    """The lines, None in the place of each marker; a marker's own line leaves none."""
+    for line in lines:
+        first, *others = line.split(MARKER)
+        if first.strip() or not others:
+            yield first
+        for part in others:
+            yield None
+            if part.strip():
+                yield part
 
 
 def write_articles(path: str | Path, articles: Iterable[Article]) -> dict[str, int]:

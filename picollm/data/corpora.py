@@ -2,38 +2,48 @@
 
 enwiki-sample   106 full English Wikipedia articles (CC BY-SA) that the package gensim carries; no network
 wikitext-103    the hub's `Salesforce/wikitext`, or a local copy of that repository
-local           a folder, a zip archive or a file: WikiText's own files, the hub's parquet files, or UTF-8 text
+local           a folder, a zip archive or a file, in each form of picollm.data.formats
 
-WikiText has splits of its own, which are used as they are. Of the others, whole articles are held out.
+Splits that a corpus has are used as they are: WikiText's, the hub's, files or folders called train, validation (also
+valid, val, dev) and test. Of others, whole articles are held out.
 """
 
 from __future__ import annotations
 
-import codecs
 import logging
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from picollm.data.archives import DAMAGE, find_files
-from picollm.data.articles import SCHEMA, SPLITS, Article, ArticleFile, split_articles
+from picollm.data.archives import find_files
+from picollm.data.articles import SCHEMA, SPLITS, Article, ArticleFile
+from picollm.data.formats import (
+    FORMS,
+    Files,
+    Remarks,
+    kind_of,
+    parquet_articles,
+    plain_name,
+    read_articles,
+    text_articles,
+)
 from picollm.errors import PicollmError, one_line
 
 log = logging.getLogger(__name__)
 
-Files = dict[str, Callable[[], BinaryIO]]  # {name: what opens it}
 WIKITEXT_NAMES = {"train": "train", "validation": "valid", "test": "test"}
 HUB_CONFIG = "wikitext-103-raw-v1"
-FORMS = "wiki.{train,valid,test}.{tokens,raw}, the hub's {train,validation,test}-*.parquet, or UTF-8 text (*.txt)"
+# Of a file, or of the folder it is in, below corpus.path.
+SPLIT_NAMES = {"train": "train", "training": "train", "valid": "validation", "validation": "validation",
+               "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Corpus:
     revision: str
     fraction: float
     held_out_articles: int
+    remarks: Remarks = field(default_factory=Remarks, init=False, compare=False)  # of the files read so far
 
     def articles(self, split: str) -> Iterator[Article]:
         """The articles of a split, in order. `fraction` keeps the first ceil(fraction x n) of the n of train.
@@ -70,7 +81,7 @@ class Corpus:
             parts = parquet_parts(find_files(folder), split, self.hub)
             if not parts:
                 raise PicollmError(f"corpus.hub = {self.hub} has no {split} split in {HUB_CONFIG}: fetch it again")
-            return split_articles(parquet_lines(parts))
+            return parquet_articles(parts)
         return self.local(find_files(Path(self.path or "")), split)
 
     def local(self, found: Files, split: str) -> Iterator[Article]:
@@ -78,23 +89,28 @@ class Corpus:
             name = wikitext_file(found, split, self.path)
             if name is None:
                 raise self.no_split(split, f"wiki.{WIKITEXT_NAMES[split]}.tokens (or .raw)")
-            return text_articles(name, found[name])
+            return text_articles(name, found[name], self.remarks)
         if any(parquet_parts(found, name, self.path) for name in SPLITS):
             parts = parquet_parts(found, split, self.path)
             if not parts:
                 raise self.no_split(split, f"{split}-00000-of-00001.parquet")
-            return split_articles(parquet_lines(parts))
-        if len(found) == 1 and (name := next(iter(found))).endswith(".parquet"):
-            return held_out(lambda: split_articles(parquet_lines(found)), split, self.held_out_articles)
-        names = sorted(found) if len(found) == 1 else sorted(name for name in found if name.endswith(".txt"))
+            return parquet_articles(parts)
+        names = sorted(found) if len(found) == 1 else sorted(name for name in found if kind_of(name))
         if not names:
             raise PicollmError(f"corpus.path = {self.path} holds none of what is read: {FORMS}")
+        splits = {name: split_of(PurePosixPath(name).relative_to(PurePosixPath(self.path or ""))) for name in names}
+        if len(set(splits.values()) - {None}) > 1:
+            names = [name for name in names if splits[name] == split]
+            if not names:
+                raise self.no_split(split, f"{split}.txt, or a folder {split},")
+            self.remarks.left_out.update(name for name in found if not splits.get(name))
+            return self.of_files(found, names)
+        self.remarks.left_out.update(found.keys() - set(names))
+        return held_out(lambda: self.of_files(found, names), split, self.held_out_articles)
 
-        def every() -> Iterator[Article]:
-            for name in names:
-                yield from text_articles(name, found[name])
-
-        return held_out(every, split, self.held_out_articles)
+    def of_files(self, found: Files, names: list[str]) -> Iterator[Article]:
+        for name in names:
+            yield from read_articles(name, found[name], self.remarks)
 
     def no_split(self, split: str, file: str) -> PicollmError:
         return PicollmError(f"corpus.path = {self.path} has no {split} split: {file} is missing")
@@ -102,7 +118,11 @@ class Corpus:
 
 def articles_in(path: Path, split: str) -> Iterator[Article]:
     """The articles of any local text, or of the split where it has splits; also of a file in data/corpus/."""
-    if path.suffix == ".parquet" and pq.ParquetFile(path).schema_arrow.equals(SCHEMA):
+    try:
+        ours = path.suffix == ".parquet" and path.is_file() and pq.ParquetFile(path).schema_arrow.equals(SCHEMA)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PicollmError(f"{path} is damaged ({one_line(error)}): fetch or make it again") from None
+    if ours:
         return iter(ArticleFile(path))
     return Corpus("local", str(path), hub="", revision="", fraction=1.0, held_out_articles=0).whole(split)
 
@@ -146,7 +166,13 @@ def enwiki_sample() -> list[Article]:
     return articles
 
 
-# --- Files of the three forms
+# --- Files that have splits
+
+
+def split_of(name: PurePosixPath) -> str | None:
+    """The split that a file's name, or that of a folder above it, says; `train.jsonl.gz`, `test/a.txt`."""
+    named = [*name.parts[:-1], plain_name(name.name).stem]
+    return next((SPLIT_NAMES[part.lower()] for part in named if part.lower() in SPLIT_NAMES), None)
 
 
 def wikitext_file(found: Files, split: str, where: str | None) -> str | None:
@@ -180,44 +206,3 @@ def parquet_parts(found: Files, split: str, where: str | None) -> Files:
         count, whole = len(parts), " or ".join(map(str, sorted(wholes)))
         raise PicollmError(f"{where} has {count} of the {whole} parquet files of {split}: fetch it again")
     return {parts[i]: found[parts[i]] for i in sorted(parts)}
-
-
-def text_articles(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[Article]:
-    """Text before the first heading is called after the file; a file without any heading is one article."""
-    title, headings = PurePosixPath(name).stem, 0
-    for article in split_articles(text_lines(name, open_file), title):
-        headings += article.text.startswith((f" = {article.title} =", f"= {article.title} ="))
-        yield article
-    if not headings:
-        log.warning("%s has no heading (a line ' = Title = ' between blank lines): it is one article", name)
-
-
-def text_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[str]:
-    """Lines of UTF-8 without their ends. Raises PicollmError where the file is empty or has another encoding."""
-    position = 0
-    try:
-        with open_file() as file:
-            for line in file:
-                start = len(codecs.BOM_UTF8) if position == 0 and line.startswith(codecs.BOM_UTF8) else 0
-                yield line[start:].decode().rstrip("\r\n")
-                position += len(line)
-    except UnicodeDecodeError as error:
-        at = position + start + error.start
-        raise PicollmError(f"{name} is not UTF-8 at byte {at} ({error.reason}): convert it first") from None
-    except DAMAGE as error:
-        raise PicollmError(f"{name} can't be unpacked ({one_line(error)}): fetch the archive again") from None
-    if position == 0:
-        raise PicollmError(f"{name} is empty: put the text there or change corpus.path")
-
-
-def parquet_lines(parts: Files) -> Iterator[str]:
-    """The hub's layout: one column `text`, one line a row."""
-    for name, open_file in parts.items():
-        try:
-            with open_file() as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
-                    yield from (text.rstrip("\n") for text in batch.column("text").to_pylist())
-        except (pa.ArrowInvalid, OSError, UnicodeDecodeError, *DAMAGE) as error:
-            raise PicollmError(f"{name} is damaged ({one_line(error)}): fetch it again") from None
-        except KeyError:
-            raise PicollmError(f"{name} has no column text: {FORMS}") from None

@@ -7,6 +7,7 @@ resident   all rows lie on the device as uint16, and are picked there: the faste
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -54,6 +55,7 @@ class Feed:
                 sampler=self.numbered(),
                 batch_size=None,
                 num_workers=self.workers,
+                worker_init_fn=ignore_signals,  # which still needs batches to end its step
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # it draws a seed: from its own, or dropout would see it
             )
@@ -70,6 +72,12 @@ class Feed:
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """The values on the device. From pageable memory the host would wait for all that the GPU still has to do."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def ignore_signals(_: int) -> None:
+    """Of a worker: a signal to the whole group is for the process that trains, and that one ends its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Gathering(Dataset):

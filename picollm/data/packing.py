@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,9 +38,18 @@ FORMAT = 2
 
 def encode(texts: list[str]) -> np.ndarray:
     """uint16 ids of all the texts, <|endoftext|> after each; a text that spells it gets ordinary ids."""
-    encode_one, end = encoding().encode_to_numpy, np.array([END_OF_TEXT], np.uint16)
-    ids = (part for text in texts for part in (encode_one(text, disallowed_special=()).astype(np.uint16), end))
+    end = np.array([END_OF_TEXT], np.uint16)
+    ids = (part for text in texts for part in (encode_one(text), end))
     return np.concatenate([np.empty(0, np.uint16), *ids])
+
+
+def encode_one(text: str) -> np.ndarray:
+    """Raises PicollmError for a run of white space that is too long for tiktoken's regular expression."""
+    try:
+        return encoding().encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+    except ValueError:
+        longest = max(len(run[0]) for run in re.finditer(r"\s+", text))
+        raise PicollmError(f"a run of {longest:,} white-space characters can't be tokenized: shorten it") from None
 
 
 def token_stream(path: Path, workers: int, groups: range) -> Iterator[np.ndarray]:
@@ -68,7 +78,16 @@ def open_source(path: Path) -> None:
 
 
 def encode_group(group: int) -> np.ndarray:
-    return encode(source.texts(group))
+    texts = source.texts(group)
+    try:
+        return encode(texts)
+    except PicollmError:
+        for title, text in zip(source.column(group, "title"), texts, strict=True):
+            try:
+                encode_one(text)
+            except PicollmError as error:
+                raise PicollmError(f"article {title!r} of {source.path}: {error}") from None
+        raise
 
 
 def end_with_parent(path: Path) -> None:

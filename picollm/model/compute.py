@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -72,9 +73,39 @@ def autocast(device: torch.device, enabled: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def compiled(function: Callable, device: torch.device) -> tuple[Callable, str]:
-    """torch.compile, or the function itself where there is nothing to compile with; and which of the two, in words."""
-    if device.type == "cpu" and cxx_compiler() is None:
-        log.warning("no C++ compiler found: torch.compile is off, training runs eagerly and slower")
-        return function, "eager (no C++ compiler)"
-    return torch.compile(function), "torch.compile"
+class Compiled:
+    """torch.compile of a function, or the function itself where there is no compiler, or it turns out to fail.
+
+    `how` says which of the two; the first call decides.
+    """
+
+    def __init__(self, function: Callable, device: torch.device) -> None:
+        self.function, self.compiled, self.how = function, None, "torch.compile"
+        if device.type == "cpu" and cxx_compiler() is None:
+            self.give_way("no C++ compiler")
+        else:
+            self.compiled = torch.compile(function)
+
+    def __call__(self, *arguments):
+        if self.compiled is not None:
+            try:
+                return self.compiled(*arguments)
+            except torch._dynamo.exc.BackendCompilerFailed as error:  # no Python.h, a /tmp without exec, ...
+                self.give_way(cause(error))
+        return self.function(*arguments)
+
+    def give_way(self, reason: str) -> None:
+        self.compiled, self.how = None, f"eager ({reason})"
+        log.warning("torch.compile is off, training runs eagerly and slower: %s", reason)
+
+
+def cause(error: Exception) -> str:
+    """The one line of a compiler's output that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if re.search(r"\berror: |failed to map|not permitted", line)), lines[0])[:200]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it is that; on a CPU torch has no type for it, only its allocator's name."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or (type(error) is RuntimeError and "DefaultCPUAllocator" in str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator
 
 import torch
@@ -18,8 +19,13 @@ def generate(
 ) -> Iterator[int]:
     """Up to `tokens` ids after `ids`, ending before <|endoftext|>; temperature 0 takes the likeliest each time.
 
-    Raises PicollmError where prompt and answer don't fit the positions that the model accepts.
+    A `top_k` of 0 draws from the whole vocabulary. Raises PicollmError where a number is out of its range, or prompt
+    and answer don't fit the positions that the model accepts.
     """
+    if tokens < 0 or top_k < 0 or seed < 0:
+        raise PicollmError(f"tokens = {tokens}, top-k = {top_k}, seed = {seed}: each must be 0 or more")
+    if not 0 <= temperature < math.inf:
+        raise PicollmError(f"temperature = {temperature}: must be 0 or more, and finite")
     if len(ids) + tokens > model.config.rope_cache:
         raise PicollmError(
             f"{len(ids)} tokens of prompt and {tokens} to generate: the model accepts {model.config.rope_cache} in all"
@@ -30,8 +36,9 @@ def generate(
         if temperature == 0:
             chosen = int(logits_V.argmax())
         else:
-            best = logits_V.topk(min(top_k, len(logits_V)))
-            chosen = int(best.indices[torch.multinomial((best.values / temperature).softmax(-1), 1, generator=random)])
+            best = logits_V.double().topk(min(top_k or len(logits_V), len(logits_V)))
+            shares = ((best.values - best.values[0]) / temperature).softmax(-1)  # the best is 0 at any temperature
+            chosen = int(best.indices[torch.multinomial(shares, 1, generator=random)])
         if chosen == END_OF_TEXT:
             return
         yield chosen

@@ -1,11 +1,16 @@
-"""SIGTERM and Ctrl-C end a training run after its step, with the state saved; a second one ends it at once."""
+"""A signal ends a training run after its step, with the state saved; another one, later, ends it at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 
 from picollm.errors import PicollmError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a manager's, Ctrl-C, a terminal that was closed
+# Seconds in which further signals are the same request: a terminal, a shell and a manager each send their own.
+GRACE = 2.0
 
 
 class Stopped(PicollmError):
@@ -13,28 +18,30 @@ class Stopped(PicollmError):
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
-    def __init__(self, step: int, steps: int, saved: bool) -> None:
-        kept = "the checkpoint is saved, run again to go on" if saved else "nothing was saved"
-        self.step, self.steps = step, steps
-        super().__init__(f"stopped by a signal after step {step} of {steps}; {kept}")
-
 
 class Interruption:
-    """While it is entered, the first signal only sets `asked`."""
+    """While it is entered, the first signal only sets `asked`.
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    `patient`: so do all others. For one of several processes, whose starter decides when waiting has an end.
+    """
 
-    def __init__(self) -> None:
-        self.asked, self.before = False, {}
+    def __init__(self, patient: bool = False) -> None:
+        self.patient, self.asked, self.at, self.before = patient, False, 0.0, {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
-            self.before = {number: signal.signal(number, self.note) for number in self.SIGNALS}
+            self.before = {number: signal.getsignal(number) for number in SIGNALS}
+            for number, handler in self.before.items():
+                if handler is not signal.SIG_IGN:  # nohup's SIGHUP
+                    signal.signal(number, self.note)
         return self
 
     def note(self, number: int, frame: object) -> None:
-        self.asked = True
-        self.restore()
+        if self.asked and not self.patient and time.monotonic() - self.at > GRACE:
+            self.restore()
+            raise KeyboardInterrupt
+        if not self.asked:
+            self.asked, self.at = True, time.monotonic()
 
     def restore(self) -> None:
         for number, handler in self.before.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from picollm.data.feeding import sent
 from picollm.data.loading import Rows
-from picollm.model.compute import autocast, compiled
+from picollm.model.compute import Compiled, autocast
 from picollm.model.transformer import Transformer
 
 EVALUATION_TOKENS, EVALUATION_VOCABULARY = 512, 2048  # at once: logits of 4 MB stay in the cache
@@ -65,15 +65,20 @@ class Objective(nn.Module):
         """`precision` and `compile` are the config's: all | head | none."""
         super().__init__()
         self.model, self.precision, self.sampled, self.device = model, precision, sampled, device
-        self.how = "eager"
+        self.compiled: Compiled | None = None
         self.loss: Callable = self.whole
         if compile == "head":
-            self.head, self.how = compiled(self.head, device)
+            self.head = self.compiled = Compiled(self.head, device)
         elif compile == "all":
-            self.loss, self.how = compiled(self.whole, device)
-        if sampled:
-            part = f"{len(sampled.common):,} common and {sampled.sampled:,} sampled tokens"
-            self.how += f", each target against {part}"
+            self.loss = self.compiled = Compiled(self.whole, device)
+
+    @property
+    def how(self) -> str:
+        found = self.compiled.how if self.compiled else "eager"
+        if self.sampled:
+            part = f"{len(self.sampled.common):,} common and {self.sampled.sampled:,} sampled tokens"
+            found += f", each target against {part}"
+        return found
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, step: int) -> Tensor:
         candidates = sent(self.sampled.candidates(step), self.device) if self.sampled else None

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -24,10 +25,10 @@ from typing import IO
 import numpy as np
 import torch
 
-from picollm.data.files import read_json, sha256, write_json
+from picollm.data.files import sha256, write_json
 from picollm.data.loading import open_manifest, open_split
 from picollm.errors import PicollmError, one_line
-from picollm.model.compute import set_up
+from picollm.model.compute import lacks_memory, set_up
 from picollm.model.costs import flops_per_token
 from picollm.model.distributed import world
 from picollm.model.exchange import load_foreign
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 ORIGINAL_PHASES = ((11.0, 5.0), (5.0, 4.2), (4.2, 3.8))
 LAUNCHER = "PICOLLM_TORCHRUN"
 LOG, SAID = "torchrun.log", "picollm: "
-ERROR = "error.json"  # beside the checkpoints: what a process of torchrun's could not do
+ENDED = "picollm ended: "  # then, as JSON, what a process of torchrun's could not do
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,12 @@ def work(run: Run) -> None:
                 announce(trainer)
             train(trainer, validation_rows, run.checkpoints())
         except (RuntimeError, MemoryError) as error:
-            if "memory" not in str(error) and not isinstance(error, MemoryError):
+            if "DataLoader" in str(error) or "shared memory" in str(error):
+                raise PicollmError(
+                    f"the processes of pretrain.loading: workers ended ({one_line(error)[:120]}): "
+                    "enlarge /dev/shm, or take pretrain.loading: gather"
+                ) from None
+            if not lacks_memory(error):
                 raise
             raise PicollmError(
                 f"out of memory ({one_line(error)[:120]}): raise pretrain.accumulate (parts of a step, "
@@ -141,13 +147,15 @@ def announce(trainer: Trainer) -> None:
 
 
 def launch(run: Run) -> None:
-    """The processes, under torchrun; signals are passed on to them.
+    """The processes, under torchrun, which gets no signal of ours: at the first it would give each 30 s, then kill it.
 
-    They are on this machine, unless PICOLLM_TORCHRUN has another command, such as an `srun torchrun --nnodes ...`.
+    A file asks the processes to stop instead. They are on this machine, unless PICOLLM_TORCHRUN has another command,
+    such as an `srun torchrun --nnodes ...`.
     """
-    folder, count = run.checkpoints().folder, run.pretrain["processes"]
+    store, count = run.checkpoints(), run.pretrain["processes"]
+    folder = store.folder
     write_json(folder / "run.json", asdict(run))
-    (folder / ERROR).unlink(missing_ok=True)
+    store.stop.unlink(missing_ok=True)
     here = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     process = subprocess.Popen(
         [*(shlex.split(os.environ.get(LAUNCHER, "")) or here), "-m", "picollm.model.pretraining", folder / "run.json"],
@@ -155,29 +163,42 @@ def launch(run: Run) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": str(run.compute["threads"])},
+        start_new_session=True,  # a terminal's Ctrl-C is for this process alone
     )
-    threading.Thread(target=relay, args=(process.stderr, folder / LOG), daemon=True).start()
-    with Interruption() as interruption:
-        while (code := process.poll()) is None:
-            if interruption.asked:
-                process.terminate()
-                code = process.wait()
-                break
-            time.sleep(0.2)
-    if (folder / ERROR).exists():
-        told = read_json(folder / ERROR)
-        raise Stopped(*told["stopped"], saved=True) if told["stopped"] else PicollmError(told["error"])
+    ended: list[dict] = []
+    relaying = threading.Thread(target=relay, args=(process.stderr, folder / LOG, ended), daemon=True)
+    relaying.start()
+    try:
+        with Interruption() as interruption:
+            while (code := process.poll()) is None:
+                if interruption.asked and not store.stop.exists():
+                    store.stop.touch()
+                time.sleep(0.2)
+    finally:
+        process.terminate()  # where waiting was given up; else it has ended
+    relaying.join(timeout=5)  # a process that is left over would hold the pipe open
+    if ended:
+        raise (Stopped if ended[0]["stopped"] else PicollmError)(ended[0]["error"])
+    if code and interruption.asked:
+        raise Stopped("stopped by a signal before anything could be saved: run again to go on from the last checkpoint")
     if code:
         raise PicollmError(f"one of {count} training processes ended (torchrun's exit code {code}): see {folder / LOG}")
 
 
-def relay(stream: IO[str], path: Path) -> None:
-    """All that torchrun and its processes say goes to a file; what is meant for a person, on."""
+def relay(stream: IO[str], path: Path, ended: list[dict]) -> None:
+    """All that torchrun and its processes say goes to a file; what is meant for a person, on; how one ended, to a list.
+
+    A full disk does not stop it: the processes would wait for ever for room in the pipe.
+    """
     with open(path, "w", encoding="utf-8") as file:
         for line in stream:
-            file.write(line)
+            with suppress(OSError):
+                file.write(line)
+                file.flush()
             if line.startswith(SAID):
                 log.info(line.removeprefix(SAID).rstrip())
+            if line.startswith(ENDED):
+                ended.append(json.loads(line.removeprefix(ENDED)))
 
 
 def result(run: Run) -> Result:
@@ -239,14 +260,14 @@ def phases(curve: list[dict]) -> list[dict]:
 def main() -> None:
     """One of torchrun's processes."""
     path = Path(sys.argv[1])
-    logging.basicConfig(level=logging.INFO, format=f"{SAID}%(message)s")
+    first = os.environ.get("RANK", "0") == "0"  # the others would say the same
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format=f"{SAID}%(message)s")
     try:
         work(Run(**json.loads(path.read_text())))
-    except PicollmError as error:
-        stopped = [error.step, error.steps] if isinstance(error, Stopped) else None
-        if not (path.parent / ERROR).exists():  # a process that torchrun stops for another's error has nothing to say
-            write_json(path.parent / ERROR, {"error": str(error), "stopped": stopped})
-        sys.exit(error.exit_code)
+    except (PicollmError, OSError) as error:
+        told = {"error": one_line(error), "stopped": isinstance(error, Stopped)}
+        print(f"{ENDED}{json.dumps(told)}", file=sys.stderr, flush=True)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Checkpoints:
     def __init__(self, root: Path, identity: dict) -> None:
         self.root, self.identity = root, identity
         self.folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.stop = self.folder / "stop"  # a file that asks a run of several processes to save and end
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
         """After `step` steps; whatever moment it is killed at, this checkpoint is whole or is none."""

@@ -285,7 +285,7 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
         log.info("going on after step %d of %d, from a checkpoint", trainer.step, trainer.steps)
     store = checkpoints if world.rank == 0 else None
     with (
-        Interruption() as interruption,
+        Interruption(patient=world.size > 1) as interruption,
         progress(
             total=trainer.steps, initial=trainer.step, desc="pretrain", unit=" steps", disable=world.rank > 0
         ) as bar,
@@ -305,12 +305,15 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
                 log.info("step %d: validation loss %.3f", done, trainer.validate(validation_rows))
             if store and config.snapshots and (is_snapshot(done) or last or trainer.tired()):
                 store.snapshot(done, trainer.model)
-            stop = not trainer.unread and world.any(interruption.asked, trainer.device)
+            asked = interruption.asked or (store is not None and store.stop.exists())
+            stop = not trainer.unread and world.any(asked, trainer.device)
             if store and (done % config.checkpoint_every == 0 or last or stop or trainer.tired()):
                 store.save(done, *trainer.state())
                 trainer.read_at = time.perf_counter()
             if stop and not last:
-                raise Stopped(done, trainer.steps, saved=checkpoints is not None)
+                world.wait()  # until it is written: a process that ended before would end the others
+                kept = "the checkpoint is saved, run again to go on" if checkpoints else "nothing was saved"
+                raise Stopped(f"stopped by a signal after step {done} of {trainer.steps}; {kept}")
     world.wait()  # until the last checkpoint is there
 
 

@@ -20,7 +20,7 @@ from picollm.data.files import write_text
 from picollm.engine.grid import result_key
 from picollm.errors import PicollmError
 from picollm.pipeline.repository import git
-from picollm.pipeline.revisions import Revision, open_revision, parse_yaml
+from picollm.pipeline.revisions import Revision, open_revision, table_of
 from picollm.pipeline.show import cache_folder, configured, flatten, hardware_of, machine
 from picollm.report.gallery import MIME
 from picollm.report.style import ACCENT, LABEL_COLOURS, SECOND, legible, plt, save
@@ -84,7 +84,7 @@ def stage_rows(old: dict[str, dict], new: dict[str, dict]) -> list[dict]:
 def parameters(side: Revision) -> dict[str, object]:
     """config.yaml with dotted keys; a note where the recorded run had other values."""
     text = side.tracked("config.yaml")
-    config = flatten(parse_yaml(text or b""))
+    config = flatten(table_of(text or b""))
     ran = {key: value for entry in side.lock.values() for key, value in configured(entry).items()}
     edited = [key for key, value in ran.items() if config.get(key) != value]
     if not config:

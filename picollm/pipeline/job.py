@@ -23,12 +23,11 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-import yaml
-
 from picollm import progress
 from picollm.errors import PicollmError, one_line
 from picollm.pipeline import exclusive
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
+from picollm.yaml12 import read_yaml
 
 INTERRUPTED = 130  # as shells call it
 RAN_ON = "ran on: "  # the log's last line, for `picollm show`
@@ -72,7 +71,8 @@ def job(snakemake) -> Iterator[Callable[[str], None]]:
         file.stream.write(traceback.format_exc())
         text = str(error)
         if getattr(error, "errno", None) == errno.ENOSPC:
-            text += f": make room where {Path.cwd()} lies, and run again"
+            where = getattr(error, "filename", None) or Path.cwd()
+            text += f": make room where {where} lies, and run again"
         if isinstance(error, PicollmError) and error.exit_code != 1:  # ended by request
             stop(text, error.exit_code)
         fail(snakemake.rule, text, path)
@@ -123,7 +123,7 @@ def check_before(params) -> None:
 
 def check_after(params) -> None:
     """Raises PicollmError where config.yaml or the code changed while the job ran: DVC hashes both only afterwards."""
-    config = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml("config.yaml")
     code_files.cache_clear()
     imported_modules.cache_clear()
     if {section: config[section] for section in params.cfg} != params.cfg or code_now() != params.code:

@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from picollm.errors import PicollmError
+from picollm.yaml12 import parse_yaml
 
 METADATA = Path(".snakemake/metadata")
 MEND_LOCK = "take one whole side (`git checkout HEAD -- dvc.lock`), then `picollm sync`: what it disproves runs again"
@@ -62,10 +61,9 @@ def read_yaml(path: Path, mend: str) -> dict:
     if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
         raise PicollmError(f"{path.name} holds git's merge conflict markers: {mend}")
     try:
-        value = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        line = f" (line {error.problem_mark.line + 1})" if getattr(error, "problem_mark", None) else ""
-        raise PicollmError(f"{path.name} is damaged{line}: {mend}") from None
+        value = parse_yaml(text, path.name)
+    except PicollmError as error:
+        raise PicollmError(f"{path.name} is damaged ({error}): {mend}") from None
     if not isinstance(value, dict) or not isinstance(value.get("stages"), dict):
         raise PicollmError(f"{path.name} is damaged (it has no table of stages): {mend}")
     return value

@@ -23,6 +23,8 @@ def git(root: Path, *arguments: str) -> bytes:
         raise PicollmError("git is not installed") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        if "dubious ownership" in lines[0]:
+            lines = [f"{root} belongs to another user: `{lines[-1].strip()}`, if you trust it"]
         raise PicollmError(f"`git {arguments[0]}` failed: {lines[-1]}")
     return done.stdout
 
@@ -35,11 +37,12 @@ def dvc_repo(root: Path) -> Iterator[Repo]:
     """
     from dvc.exceptions import DvcException  # half a second, which not every command needs
     from dvc.repo import Repo
+    from scmrepo.exceptions import SCMError
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
         with chdir(root), Repo(str(root)) as repo:
             yield repo
-    except DvcException as error:
+    except (DvcException, SCMError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise PicollmError(f"DVC: {one_line(f'{error}{cause}')}") from None

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from picollm.errors import PicollmError
 from picollm.pipeline import seal
 from picollm.pipeline.objects import files_of, is_metric, md5, object_path
 from picollm.pipeline.repository import git
+from picollm.yaml12 import parse_yaml
 
 WORKSPACE = "workspace"  # the working tree; the word wins over a branch of that name
 
@@ -113,16 +112,16 @@ def open_revision(root: Path, cache: Path, name: str) -> Revision:
     text = revision.tracked("dvc.lock")
     if text is None:
         raise PicollmError(f"{name} has no dvc.lock, so no run is recorded in it: {mend}")
-    revision.lock = parse_yaml(text).get("stages")
+    revision.lock = table_of(text).get("stages")
     if not isinstance(revision.lock, dict) or not all(isinstance(entry, dict) for entry in revision.lock.values()):
         raise PicollmError(f"dvc.lock of {name} is damaged: {mend}")
     return revision
 
 
-def parse_yaml(text: bytes) -> dict:
+def table_of(text: bytes) -> dict:
     """Empty where it is no YAML table."""
     try:
-        value = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+        value = parse_yaml(text.decode(errors="replace"), "it")
+    except PicollmError:
         return {}
     return value if isinstance(value, dict) else {}

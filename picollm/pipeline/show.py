@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from picollm.errors import PicollmError
 from picollm.pipeline import records, seal
 from picollm.pipeline.fingerprint import code_files, fingerprint
@@ -21,6 +19,7 @@ from picollm.pipeline.job import RAN_ON
 from picollm.pipeline.objects import differing, files_of, md5
 from picollm.pipeline.records import Table
 from picollm.pipeline.repository import dvc_repo, git
+from picollm.yaml12 import read_yaml
 
 COMMITS = 100  # of dvc.lock, looked through at most
 
@@ -240,19 +239,26 @@ def source(root: Path, table: Table, lock: dict[str, dict], name: str) -> str:
     for rule, deps in table.deps.items():
         entry = lock.get(rule, {})
         if name == "config.yaml":
-            config = flatten(yaml.safe_load((root / name).read_text(encoding="utf-8")))
+            config = flatten(read_yaml(root / name))
             ran = configured(entry)
             same = all(config.get(key) == value for key, value in ran.items())
             row = [rule, f"sections {', '.join(table.params[rule])}"]
-        elif name in deps:
-            ran = {dep["path"]: dep["md5"] for dep in entry.get("deps", []) if dep["path"] == name}
-            same = not differing(root, ran)
-            row = [rule]
+        elif dep := next((dep for dep in deps if f"{name}/".startswith(f"{dep}/")), None):
+            ran = {row["path"]: row["md5"] for row in entry.get("deps", []) if row["path"] == dep}
+            same = not (edited(root, rule, dep) if (root / dep).is_dir() else differing(root, ran))
+            row = [rule if dep == name else f"{rule}, as part of {dep}"]
         else:
             continue
         said = "as in its recorded run" if same else "changed since its recorded run"
         rows.append([*row, said if ran else "no recorded run"])
     return "\n".join([name, f"  no rule writes it; {'read by' if rows else 'no rule reads it'}", *columns(rows)])
+
+
+def edited(root: Path, rule: str, folder: str) -> bool:
+    """Whether a folder that a rule reads changed since the recorded run; DVC keeps no list of its files."""
+    with dvc_repo(root) as repo:
+        reasons = [entry for entry in repo.status(targets=[rule]).get(rule, []) if isinstance(entry, dict)]
+    return any(folder in entry.get("changed deps", {}) for entry in reasons)
 
 
 def unknown(table: Table, path: str, more: list[str]) -> PicollmError:

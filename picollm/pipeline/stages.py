@@ -6,11 +6,13 @@ outputs: `manifest.json` stands for its whole folder, and files under reports/me
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
+from ruamel.yaml import YAML
 
 from picollm.errors import PicollmError
 
@@ -55,12 +57,16 @@ def dvc_yaml(stages: list[Stage]) -> str:
     plots = [
         {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
     ]
-    return HEADER + yaml.safe_dump({"stages": entries, "plots": plots}, sort_keys=False, width=120)
+    text, writer = io.StringIO(), YAML()
+    writer.width = 4096
+    writer.dump({"stages": entries, "plots": plots}, text)
+    return HEADER + text.getvalue()
 
 
 def check_writable(stages: list[Stage], root: Path) -> None:
     """Raises PicollmError where an output's folder can't be written; Snakemake would show a traceback, and late."""
-    for folder in sorted({root / path for stage in stages for path in map(os.path.dirname, stage.outputs)}):
+    outputs = {root / path for stage in stages for path in map(os.path.dirname, stage.outputs)}
+    for folder in sorted(outputs | {root / "logs/benchmarks", root / ".snakemake/picollm"}):
         while not folder.exists():
             folder = folder.parent
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -70,8 +76,14 @@ def check_writable(stages: list[Stage], root: Path) -> None:
 def check_dvc_yaml(stages: list[Stage], path: Path, write: bool) -> None:
     """Write dvc.yaml, or raise PicollmError where the file is not what the rules say."""
     wanted = dvc_yaml(stages)
-    if path.exists() and path.read_text(encoding="utf-8") == wanted:
+    found = path.read_text(encoding="utf-8") if path.exists() else ""
+    if found == wanted:
         return
+    if frozen := re.findall(r"^  (\w+):\n(?:    .*\n)*?    frozen: true", found, re.M):
+        raise PicollmError(
+            f"{path}: frozen stages are not supported, as Snakemake would run them all the same: "
+            f"`dvc unfreeze {' '.join(frozen)}`"
+        )
     if not write:
         raise PicollmError(f"{path} differs from what the rules and config.yaml say: run `picollm dvc-yaml`")
     path.write_text(wanted, encoding="utf-8")
