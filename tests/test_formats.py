@@ -57,7 +57,7 @@ def test_one_document_a_row(tmp_path, form):
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
 def test_text_may_be_compressed_and_damage_is_one_line(tmp_path, suffix):
-    text = b" = A = \n\n One . \n\n = B = \n\n Two . \n" * 200
+    text = b" = A = \n\n One . \n\n = B = \n\n Two . \n\n" * 200
     path = tmp_path / f"a.txt.{suffix}"
     if suffix == "gz":
         path.write_bytes(gzip.compress(text))

@@ -1,6 +1,7 @@
 """A whole run from packed tokens: in one process, in several under torchrun, stopped and gone on with."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -216,3 +217,16 @@ def test_too_little_memory_names_the_knobs(run, tmp_path):
     done = subprocess.run([sys.executable, "-c", program, spec], capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "out of memory" in done.stderr and "raise pretrain.accumulate" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="a /dev/shm of one's own needs root")
+def test_too_little_shared_memory_names_it_and_the_way_without(run, tmp_path):
+    spec = tmp_path / "spec.json"
+    write_json(spec, asdict(run(batch_rows=60, loading="workers")))
+    small = 'mount -t tmpfs -o size=8k tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", small, "sh", sys.executable, "-c", PROGRAM, spec]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "mount" in done.stderr:
+        pytest.skip("this container may not mount")
+    assert done.returncode == 1 and "/dev/shm" in done.stdout and "pretrain.loading: gather" in done.stdout, done.stderr

@@ -13,6 +13,7 @@ import torch
 from test_training import CPU, SHAPE, random_rows, recipe
 
 from picollm.errors import PicollmError
+from picollm.model import interruption
 from picollm.model.interruption import Stopped
 from picollm.model.resume import KEEP, Checkpoints
 from picollm.model.training import Trainer, train
@@ -110,7 +111,7 @@ def test_one_kill_after_another(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_so(tmp_path, undisturbed, number):
+def test_a_signal_saves_and_says_so(tmp_path, undisturbed, monkeypatch, number):
     stopped, store = trainer(), Checkpoints(tmp_path, {})
     advance = stopped.advance
 
@@ -123,7 +124,12 @@ def test_a_signal_saves_and_says_so(tmp_path, undisturbed, number):
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match="after step 4 of 9; the checkpoint is saved, run again to go on") as caught:
         train(stopped, random_rows(7, seed=1), store)
-    assert caught.value.exit_code == 75 and signal.getsignal(number) is before
+    assert caught.value.exit_code == 75
+    os.kill(os.getpid(), number)  # as part of the same request: nothing happens
+    monkeypatch.setattr(interruption, "GRACE", 0)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
     again = trainer()
     train(again, random_rows(7, seed=1), store)
     assert again.resumed_at == [4] and outcome(again, store) == undisturbed

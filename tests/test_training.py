@@ -323,7 +323,11 @@ def test_without_a_compiler_training_runs_eagerly_and_says_so(monkeypatch, tmp_p
 
 def test_with_a_compiler_that_fails_training_runs_eagerly_and_names_the_cause(monkeypatch, tmp_path, caplog):
     broken = tmp_path / "g++"
-    broken.write_text("#!/bin/sh\necho 'x.cpp:1:10: fatal error: Python.h: No such file or directory' >&2\nexit 1\n")
+    broken.write_text(
+        '#!/bin/sh\ncase "$*" in *.cpp*|*.hpp*)\n'
+        'echo "x.cpp:1:10: fatal error: Python.h: No such file or directory" >&2; exit 1;; esac\n'
+        f'exec {cxx_compiler()} "$@"\n'
+    )
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
@@ -333,6 +337,14 @@ def test_with_a_compiler_that_fails_training_runs_eagerly_and_names_the_cause(mo
     assert "eager (" in result.objective.how and "Python.h: No such file or directory" in result.objective.how
     assert len([line for line in caplog.messages if "torch.compile is off" in line]) == 1
     assert bits(result.model) == bits(run(length=2).model)
+
+
+def test_a_lack_of_memory_is_told_by_its_type_not_by_a_word():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 46)
+    assert compute.lacks_memory(caught.value) and compute.lacks_memory(MemoryError())
+    assert compute.lacks_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not compute.lacks_memory(RuntimeError("C++ compile error: fatal error: memory.h: No such file or directory"))
 
 
 def test_the_compiler_that_is_found(monkeypatch, tmp_path):

@@ -7,6 +7,8 @@ resident   all rows lie on the device as uint16, and are picked there: the faste
 
 from __future__ import annotations
 
+import errno
+import re
 import signal
 from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from picollm.data.loading import Order, Rows
+from picollm.errors import PicollmError, one_line
 
 
 class Feed:
@@ -49,17 +52,23 @@ class Feed:
             yield batch.pin_memory() if self.device.type == "cuda" else batch, state
 
     def load(self) -> Iterator[tuple[Tensor, dict]]:
-        return iter(
-            DataLoader(
+        try:
+            yield from DataLoader(
                 Gathering(self.rows),
                 sampler=self.numbered(),
                 batch_size=None,
                 num_workers=self.workers,
-                worker_init_fn=ignore_signals,  # which still needs batches to end its step
+                worker_init_fn=ignore_signals,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # it draws a seed: from its own, or dropout would see it
             )
-        )
+        except (OSError, RuntimeError) as error:
+            if getattr(error, "errno", None) != errno.ENOSPC and not re.search(r"DataLoader|shared mem", str(error)):
+                raise
+            raise PicollmError(
+                f"the processes of pretrain.loading: workers ended ({one_line(error)[:120]}): enlarge /dev/shm, which "
+                "they hand batches over in, or take pretrain.loading: gather"
+            ) from None
 
     def pick(self) -> Iterator[tuple[Tensor, dict]]:
         # int16 holds the same bits; torch picks no uint16 rows.

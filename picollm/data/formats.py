@@ -50,7 +50,7 @@ class Remarks:
         if self.marked:
             yield f"{MARKER} was taken as the end of an article in {some(self.marked)}"
         if self.left_out:
-            yield f"left out, as they are none of {FORMS}: {some(self.left_out)}"
+            yield f"left out, as it is no text, JSON lines or parquet by its name: {some(self.left_out)}"
 
 
 def some(names: set[str]) -> str:

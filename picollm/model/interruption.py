@@ -48,4 +48,5 @@ class Interruption:
             signal.signal(number, handler)
 
     def __exit__(self, *exception: object) -> None:
-        self.restore()
+        if not self.asked:  # else the process is about to end, and the rest of one request must not end it earlier
+            self.restore()

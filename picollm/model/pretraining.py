@@ -101,11 +101,6 @@ def work(run: Run) -> None:
                 announce(trainer)
             train(trainer, validation_rows, run.checkpoints())
         except (RuntimeError, MemoryError) as error:
-            if "DataLoader" in str(error) or "shared memory" in str(error):
-                raise PicollmError(
-                    f"the processes of pretrain.loading: workers ended ({one_line(error)[:120]}): "
-                    "enlarge /dev/shm, or take pretrain.loading: gather"
-                ) from None
             if not lacks_memory(error):
                 raise
             raise PicollmError(
@@ -266,7 +261,7 @@ def main() -> None:
         work(Run(**json.loads(path.read_text())))
     except (PicollmError, OSError) as error:
         told = {"error": one_line(error), "stopped": isinstance(error, Stopped)}
-        print(f"{ENDED}{json.dumps(told)}", file=sys.stderr, flush=True)
+        os.write(2, f"{ENDED}{json.dumps(told)}\n".encode())  # at once: the others write into the same pipe
         sys.exit(getattr(error, "exit_code", 1))
 
 

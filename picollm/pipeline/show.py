@@ -295,6 +295,6 @@ def show(root: Path, path: str) -> str:
     below = [artefact(out, out) for out in table.maker if out.startswith(f"{name}/") or name == "."]
     if below:
         return "\n".join([name, *columns([[found.path, found.rule, found.state()] for found in below])])
-    if (root / name).is_file():
+    if (root / name).is_file() or any(name in deps for deps in table.deps.values()):
         return source(root, table, lock, name)
     raise unknown(table, name, [])
