@@ -178,7 +178,6 @@ def stopped(first, spec, send):
         pytest.param(2, "gather", to_the_group, marks=pytest.mark.slow),
         pytest.param(2, "workers", twice, marks=pytest.mark.slow),
         pytest.param(2, "gather", hang_up, marks=pytest.mark.slow),
-        pytest.param(1, "gather", twice, marks=pytest.mark.slow),
         pytest.param(1, "workers", to_each, marks=pytest.mark.slow),
     ],
 )

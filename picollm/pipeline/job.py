@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -92,6 +93,8 @@ def fail(rule: str, reason: str, log: Path) -> None:
 
 
 def stop(said: str, code: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the rest of the same request: the process ends as it is
     logging.getLogger().warning("%s", said)
     sys.exit(code)
 
