@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from picollm.data.archives import text_files
+from picollm.data.archives import linked_folders, text_files
 from picollm.engine.grid import BACKENDS, OUTPUTS
 from picollm.errors import PicollmError
 from picollm.yaml12 import read_yaml
@@ -240,6 +240,12 @@ def corpus_source(corpus: dict[str, Any]) -> str | None:
     """The file or folder of the `corpus` section that lies on this machine; None where there is none."""
     path = {"local": corpus["path"], "wikitext-103": corpus["hub"]}.get(corpus["source"])
     return path if path and (corpus["source"] == "local" or Path(path).is_dir()) else None
+
+
+def corpus_dependencies(corpus: dict[str, Any]) -> list[str]:
+    """What DVC hashes of `corpus_source`: it, and each linked folder in it, as DVC follows no link on its way."""
+    source = corpus_source(corpus)
+    return [source, *map(str, linked_folders(Path(source)))] if source else []
 
 
 def corpus_files(corpus: dict[str, Any]) -> list[str]:

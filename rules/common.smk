@@ -49,7 +49,8 @@ except PicollmError as error:
     stop(error)
 
 
-CORPUS = picollm_config.corpus_source(CONFIG["corpus"])
+# A folder of text is one dependency: DVC hashes all that is in it.
+CORPUS = picollm_config.corpus_dependencies(CONFIG["corpus"])
 
 
 def sections(*names):
@@ -72,6 +73,7 @@ def stages():
     A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is full_study, whose
     time `dvc repro` would spend at every change.
     """
+    corpus_files = set(CORPUS_FILES)
     rules = [r for r in workflow.rules if r.output and r.name != "full_study"]
     temporary = [
         path for rule in rules for path in rule.output if is_flagged(path, "temp")
@@ -80,10 +82,10 @@ def stages():
         Stage(
             name=rule.name,
             inputs=[
-                # A folder of text is one dependency: DVC hashes all that is in it.
-                CORPUS if str(path) in CORPUS_FILES else str(path)
+                dependency
                 for path in rule.input
                 if not any(other.match(path) for other in temporary)
+                for dependency in (CORPUS if str(path) in corpus_files else [str(path)])
             ],
             outputs=[str(path) for path in rule.output],
             sections=list(rule.params.cfg),

@@ -101,6 +101,9 @@ def test_a_folder_of_text_is_one_dependency_and_an_edit_in_it_is_seen_by_both(tm
         (corpus / ("deep" if i % 2 else ".") / f"{i:03}.txt").write_text(f"Story {i} .\n")
     for left in (".DS_Store", ".git/objects/00"):
         (corpus / left).write_text("left by a system")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/linked.txt").write_text("A linked story .\n")
+    (corpus / "more").symlink_to(tmp_path / "elsewhere")
     project.set("corpus", source="local", path="corpus")
     project.picollm("dvc-yaml")
     assert (project.path / "dvc.yaml").read_text().count("corpus/0") == 0
@@ -109,8 +112,13 @@ def test_a_folder_of_text_is_one_dependency_and_an_edit_in_it_is_seen_by_both(tm
         (corpus / left).write_text("changed by a system")
     assert not {"prepare_corpus"} & (project.changed() | project.planned())
     assert "as in its recorded run" in project.picollm("show", "corpus/000.txt")
+    assert "all proven" in project.picollm("verify")
+    (tmp_path / "elsewhere/linked.txt").write_text("Another linked story .\n")
+    assert "prepare_corpus" in project.changed() & project.planned(), "DVC follows no links by itself"
+    project.snakemake("tokenize_pack")
     (corpus / "deep/001.txt").write_text("Another story .\n")
     assert "prepare_corpus" in project.changed() & project.planned()
+    assert "corpus" in project.picollm("verify", ok=None)
     assert "as part of corpus  changed since" in project.picollm("show", "corpus/deep/001.txt")
     project.snakemake("tokenize_pack")
     assert not {"prepare_corpus", "tokenize_pack"} & (project.changed() | project.planned())

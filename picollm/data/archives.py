@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import BufferedReader
 from pathlib import Path, PurePath, PurePosixPath
@@ -37,15 +37,26 @@ def text_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path] if path.is_file() else []
-    found, seen = [], set()
+    names = [Path(folder, name) for folder, _, names in walk(path) for name in names if not hidden(PurePath(name))]
+    return sorted(file for file in names if file.is_file())
+
+
+def linked_folders(path: Path) -> list[Path]:
+    """The folders on the way of `text_files` that are links."""
+    return sorted(
+        Path(folder, name) for folder, names, _ in walk(path) for name in names if Path(folder, name).is_symlink()
+    )
+
+
+def walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` into links too, but into no folder twice and into none that is hidden."""
+    seen = {os.path.realpath(path)}
     for folder, folders, names in os.walk(path, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        folders[:] = [
-            name for name in folders
-            if not hidden(PurePath(name)) and os.path.realpath(os.path.join(folder, name)) not in seen
-        ]  # fmt: skip
-        found += [Path(folder, name) for name in names if not hidden(PurePath(name))]
-    return sorted(file for file in found if file.is_file())
+        folders.sort()
+        targets = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+        folders[:] = [name for name in folders if not hidden(PurePath(name)) and targets[name] not in seen]
+        seen |= {targets[name] for name in folders}
+        yield folder, folders, names
 
 
 def hidden(path: PurePath) -> bool:

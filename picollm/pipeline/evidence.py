@@ -69,6 +69,7 @@ class Evidence:
     """Paths are relative to the repository, and those of a list below `files` sorted.
 
     files    {output of dvc.yaml: its present files}
+    input_folders  {folder that people write: its present files, as far as DVC looks at them}
     of       {file: Digest} of these and of the inputs that dvc.lock names and no stage writes
     objects  {name, `.dir` included: Digest} of DVC's cache, as far as dvc.lock names them or `have` has their bytes
     have     {md5: where its bytes are} of everything in `of`, and of the folders' lists as DVC would write them
@@ -79,6 +80,11 @@ class Evidence:
         self.root, self.lock, self.table = root, records.read_lock(root), records.read_table(root)
         with dvc_repo(root) as repo:
             self.cache, self.link_types = Path(repo.cache.local.path), repo.config["cache"].get("type") or []
+            self.input_folders = {
+                path: sorted(self.name(Path(file)) for file in repo.dvcignore.find(repo.fs, str(root / path)))
+                for path in self.table.sources
+                if (root / path).is_dir()
+            }
         self.partial = sorted(self.name(file) for top in FOLDERS for file in (root / top).rglob(".*.partial"))
         self.files = {
             out: [path for path in map(self.name, files_below(root / out)) if path not in self.partial]
@@ -106,7 +112,7 @@ class Evidence:
 
     def hash(self) -> None:
         inputs = {dep["path"] for entry in self.lock.values() for dep in entry["deps"]} - self.table.maker.keys()
-        inputs = {path for path in inputs if (self.root / path).is_file()}
+        inputs = {path for path in inputs if (self.root / path).is_file()}.union(*self.input_folders.values())
         paths = sorted({path for files in self.files.values() for path in files} | inputs)
         claimed = {file for _, file, _ in self.claims}
         outs = [out for entry in self.lock.values() for out in entry["outs"]]
@@ -130,7 +136,8 @@ class Evidence:
 
     def listing(self, out: str) -> bytes:
         """The list of a folder's present files, byte for byte as DVC keeps it."""
-        files = [{"md5": self.of[path].md5, "relpath": path.removeprefix(f"{out}/")} for path in self.files[out]]
+        present = self.input_folders[out] if out in self.input_folders else self.files[out]
+        files = [{"md5": self.of[path].md5, "relpath": path.removeprefix(f"{out}/")} for path in present]
         return json.dumps(sorted(files, key=lambda file: file["relpath"]), sort_keys=True).encode()
 
     def version(self, out: str) -> str:
@@ -140,7 +147,7 @@ class Evidence:
         return self.of[out].md5 if out in self.of else ""
 
     def size(self, out: str) -> int:
-        return sum(self.of[path].size for path in self.files.get(out, [out]))
+        return sum(self.of[path].size for path in self.files.get(out) or self.input_folders.get(out, [out]))
 
     def sound(self, oid: str) -> bool:
         """Whether the cache has the object, undamaged."""
