@@ -18,7 +18,8 @@ from picollm.pipeline.sync import intact
 ROOT = Path(__file__).parents[1]
 
 PACKAGE = {
-    "workflow_scripts/train.py": "import os\nfrom picollm.model.loop import train\n",
+    "workflow_scripts/train.py": "import os\nfrom picollm.model.loop import train\n"
+    "from picollm.pipeline.job import job\nimport picollm.progress\n",
     "workflow_scripts/draw.py": "from picollm.report import figures as f, style\nimport picollm.data.files\n",
     "workflow_scripts/plain.py": "import json\n",
     "picollm/__init__.py": "",
@@ -30,6 +31,9 @@ PACKAGE = {
     "picollm/report/figures.py": "TEXT = 'import picollm.model.net'  # from picollm.model.loop import train\n",
     "picollm/report/style.py": "from picollm.data.files import Lazy\n",
     "picollm/unused.py": "from picollm.model.loop import train\n",
+    "picollm/errors.py": "class PicollmError(Exception): pass\n",
+    "picollm/progress.py": "import picollm.errors\n",
+    "picollm/pipeline/job.py": "from picollm.data.absent import nothing\nimport picollm.errors\n",
 }
 CLOSURES = {
     "train": {"model/loop", "model/net", "data/files", "data/cycle"},
@@ -96,7 +100,6 @@ def test_the_assumptions_of_the_fingerprint_hold_in_this_repository():
     assert scripts
     for path in scripts:
         files = code_files(path.relative_to(ROOT), ROOT)
-        assert Path("picollm/pipeline/job.py") in files
         assert Path("picollm/config.py") not in files, "an edit of it would make everything stale"
         assert all((ROOT / file).is_file() for file in files)
         assert set(imported_modules(path, ROOT)) < set(files)

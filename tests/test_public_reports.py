@@ -91,6 +91,7 @@ def test_a_frozen_stage_is_not_dropped_silently(fresh):
 # --- Corpora
 
 
+@pytest.mark.slow
 def test_a_folder_of_text_is_one_dependency_and_an_edit_in_it_is_seen_by_both(tmp_path):
     project = workspace.create(tmp_path / "folder")
     standin.install(project.path)

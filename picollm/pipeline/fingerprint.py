@@ -1,5 +1,6 @@
 """Which code a rule depends on: its script and, transitively, the picollm modules that it imports.
 
+Left out is what runs around a computation and can't change its result: an edit there makes nothing stale.
 File bytes and nothing else, so that DVC (which hashes the same files as deps) and Snakemake (which gets the fingerprint
 as a param) see the same change, and a touch or a checkout back and forth is none.
 """
@@ -10,6 +11,9 @@ import ast
 import hashlib
 from functools import cache
 from pathlib import Path
+
+# A job's wrapper and records, the text of its errors, its progress bar.
+AROUND = ("picollm/pipeline/", "picollm/errors.py", "picollm/progress.py")
 
 
 @cache
@@ -35,7 +39,7 @@ def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     files = {Path(*name.split(".")).with_suffix(".py") for name in names if name.startswith("picollm.")}
-    return tuple(sorted(file for file in files if (root / file).is_file()))
+    return tuple(sorted(f for f in files if (root / f).is_file() and not f.as_posix().startswith(AROUND)))
 
 
 def fingerprint(files: tuple[Path, ...], root: Path) -> str:
