@@ -114,7 +114,8 @@ def test_a_launcher_that_starts_another_number_is_refused(run, monkeypatch):
 
 
 PROGRAM = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
 from picollm.errors import PicollmError
 from picollm.model.pretraining import Run, pretrain
 try: pretrain(Run(**json.load(open(sys.argv[1]))))
