@@ -51,11 +51,7 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path):
     project.set("benchmark", batches=[1], rounds=3, block_seconds=0.2, gate_rows=4)
     project.set("profile", tool="torch.profiler", steps=3)
     project.picollm("dvc-yaml")
-    assert (
-        "text/wiki.train.tokens"
-        in yaml.safe_load((project.path / "dvc.yaml").read_text())["stages"]["prepare_corpus"]["deps"]
-    )
-
+    assert "text" in yaml.safe_load((project.path / "dvc.yaml").read_text())["stages"]["prepare_corpus"]["deps"]
     project.snakemake("reports/final.html")
 
     training = json.loads((project.path / "reports/training.json").read_text())
