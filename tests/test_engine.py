@@ -26,8 +26,7 @@ from picollm.errors import PicollmError
 from picollm.model.checkpoint import save_model
 from picollm.model.transformer import ModelConfig, Transformer
 
-CONTEXT, VOCAB, MAX_BATCH = 16, 500, 4
-LAYERS = 2
+CONTEXT, VOCAB, MAX_BATCH, LAYERS = 16, 500, 4, 2
 BUILT = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16")
 TENSORRT = ("tensorrt-fp16", "tensorrt-b1-fp16")
 CPU = torch.device("cpu")

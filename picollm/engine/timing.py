@@ -58,9 +58,7 @@ def measure(
     more than SLACK times the baseline's time and the protocol's is not timed: OverBudget.
     `advance` is called after each block.
     """
-    order = np.random.default_rng(protocol.seed)
-    source = cycle(inputs)
-
+    order, source = np.random.default_rng(protocol.seed), cycle(inputs)
     budget: list[float] = []
 
     def warm_up(run: Call) -> None:
