@@ -151,7 +151,7 @@ def test_artefacts_that_take_long_to_build(model, tmp_path, name):
     weights = tmp_path / "model.safetensors"
     save_model(model, weights, tmp_path / "config.json")
     source = Source(model, tmp_path / "engine", CPU, MAX_BATCH, ids(8), ["8.9"])
-    build(source, Grid((name,), {"last": (1,)}, MAX_BATCH), checkpoint_sha256=sha256(weights))
+    build(source, Grid((name,), {"last": (1,)}, MAX_BATCH, emulated=True), checkpoint_sha256=sha256(weights))
     loaded = load_backend(name, subject_of(model, tmp_path / "engine/manifest.json", weights))
     found, expected = loaded.run(ids(3), EVERY), eager(model, ids(3), EVERY)
     limit = {"aoti-fp32": 1e-5, "aoti-bf16": 0.02, "openvino-int8": 0.2}[name]
