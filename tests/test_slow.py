@@ -57,7 +57,7 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path, con
     project.snakemake("reports/final.html")
 
     training = json.loads((project.path / "reports/training.json").read_text())
-    assert training["parameters_non_embedding"] == 12_802_944 and training["model"]["context"] == 384
+    assert training["parameters_non_embedding"] == 12_802_944 and training["model"]["context"] == context
     splits = json.loads((project.path / "data/tokens/manifest.json").read_text())["splits"]
     assert [splits[split]["articles"] for split in ("train", "validation", "test")] == [5, 6, 6]  # ceil(0.2 x 24)
     assert (project.path / "reports/final.html").stat().st_size > 100_000
