@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import re
-import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from picollm.data.loading import Order, Rows
 from picollm.errors import PicollmError, one_line
+from picollm.model.interruption import ignore_signals
 
 
 class Feed:
@@ -58,7 +58,7 @@ class Feed:
                 sampler=self.numbered(),
                 batch_size=None,
                 num_workers=self.workers,
-                worker_init_fn=ignore_signals,
+                worker_init_fn=ignore_signals,  # one to the whole group is for the process that trains
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # it draws a seed: from its own, or dropout would see it
             )
@@ -81,12 +81,6 @@ class Feed:
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """The values on the device. From pageable memory the host would wait for all that the GPU still has to do."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
-
-
-def ignore_signals(_: int) -> None:
-    """Of a worker: a signal to the whole group is for the process that trains, and that one ends its workers."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class Gathering(Dataset):

@@ -32,7 +32,6 @@ FORMS = (
     "field `text`, each also .gz or .zst"
 )
 POINTER = b"version https://git-lfs"
-UNREADABLE = (*DAMAGE, gzip.BadGzipFile, pa.ArrowInvalid)
 SAMPLE = 2000  # rows by which lines are told from documents
 
 
@@ -93,19 +92,17 @@ def unpacked(name: str, open_file: Callable[[], BinaryIO]) -> BinaryIO:
 
 def raw_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[bytes]:
     """Raises PicollmError where the file is empty, or is damaged."""
-    some = False
+    empty = True
     try:
         with unpacked(name, open_file) as file:
             for line in file:
-                some = True
+                empty = False
                 yield line
-    except UNREADABLE as error:
-        raise PicollmError(f"{name} can't be unpacked ({one_line(error)}): fetch it again") from None
-    except OSError as error:
-        if error.errno:
+    except (*DAMAGE, pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None):  # the disk's, not the archive's
             raise
         raise PicollmError(f"{name} can't be unpacked ({one_line(error)}): fetch it again") from None
-    if not some:
+    if empty:
         raise PicollmError(f"{name} is empty: put the text there or change corpus.path")
 
 

@@ -19,6 +19,12 @@ class Stopped(PicollmError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
+def ignore_signals(*_: object) -> None:
+    """From here on: of a process that another one ends, or that is about to end by itself."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Interruption:
     """While it is entered, the first signal only sets `asked`.
 

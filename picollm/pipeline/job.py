@@ -16,7 +16,6 @@ import logging
 import os
 import platform
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from picollm import progress
 from picollm.errors import PicollmError, one_line
+from picollm.model.interruption import ignore_signals
 from picollm.pipeline import exclusive
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
 from picollm.yaml12 import read_yaml
@@ -93,8 +93,7 @@ def fail(rule: str, reason: str, log: Path) -> None:
 
 
 def stop(said: str, code: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the rest of the same request: the process ends as it is
+    ignore_signals()  # the rest of the same request: the process ends as it is
     logging.getLogger().warning("%s", said)
     sys.exit(code)
 
