@@ -22,7 +22,7 @@ PYTEST := python -m pytest -n 2 --dist worksteal
 # Commands in .venv name the folder that they were installed in: a clone that was moved or copied needs them anew.
 MOVED := $(shell test -s $(VENV)/ready && test "$$(cat $(VENV)/ready)" != "$$(pwd -P)" && echo moved)
 
-.PHONY: report study bench-full gpu setup-nsys test-tensorrt check test test-slow test-all lint format setup clean moved
+.PHONY: report study bench-full gpu setup-nsys test-tensorrt check test test-slow test-walk test-all lint format setup clean moved
 
 report: setup
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
@@ -60,6 +60,10 @@ test: $(VENV)/dev lint
 test-slow: $(VENV)/dev
 	@$(RUN) $(PYTEST) -m 'slow and not exhaustive' --durations 15
 
+# Random sequences of deeds: make test-walk WALKS=1000 SEED=7
+test-walk: $(VENV)/dev
+	@$(RUN) WALKS=$(or $(WALKS),100) SEED=$(or $(SEED),0) $(PYTEST) -m walk
+
 test-all: $(VENV)/dev lint
 	@$(RUN) $(PYTEST) -m ''
 
@@ -67,7 +71,7 @@ lint: format
 	@$(RUN) snakemake --lint
 
 format: $(VENV)/dev
-	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules
+	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules && pyrefly check --output-format min-text
 
 setup: $(VENV)/ready
 

@@ -5,7 +5,7 @@
 ways         shared      picollm: the layers before a head's own run once, the loss without storing the logits
              whole       a forward of the whole model for each head with a hook that replaces its output, and
                          F.cross_entropy of all its logits: what people write
-             whole-kept  the same in a process that keeps freed memory, as picollm's do (picollm/model/compute.py)
+             whole-kept  the same in a process that keeps freed memory, as picollm's do (picollm/model/device.py)
              whole-loss  whole-kept with picollm's loss
              loss alone  picollm's loss of as many tokens: what no sharing of layers can save
 
@@ -30,18 +30,18 @@ from torch import Tensor
 
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.mechanisms.intervention import baseline, each_head, mean_outputs
-from picollm.model.compute import set_up
-from picollm.model.objective import EVALUATION_TOKENS, token_losses
+from picollm.model.device import set_up
+from picollm.model.loss import EVALUATION_TOKENS, token_losses
 from picollm.model.transformer import ModelConfig, Transformer
-from picollm.yaml12 import read_yaml
+from picollm.presets import preset
 
 ROOT = Path(__file__).parents[1]
-SIZES = {"default": "config.yaml", "study": "presets/cpu-study.yaml", "original": "presets/wikitext-103.yaml"}
+SIZES = {"default": "default", "study": "cpu-study", "original": "wikitext-103"}  # presets
 TOKENS = 512
 
 
 def make(size: str) -> tuple[Transformer, Tensor]:
-    config = read_yaml(ROOT / SIZES[size])
+    config = preset(SIZES[size])
     shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     context = config["tokens"]["context"]
     torch.manual_seed(1)

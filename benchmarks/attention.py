@@ -26,25 +26,25 @@ from pathlib import Path
 
 import torch
 
-from picollm.attention.classification import classify
-from picollm.attention.extraction import extract
-from picollm.attention.families import families_of
+from picollm.attention.clusters import cluster_heads
+from picollm.attention.extraction import extract_attention
+from picollm.attention.heads import classify_heads
 from picollm.attention.maps import load_categories
 from picollm.attention.sentences import CATEGORIES
 from picollm.data.tokenizer import VOCAB_SIZE
-from picollm.model.checkpoint import save_model
 from picollm.model.transformer import ModelConfig, Transformer
-from picollm.yaml12 import read_yaml
+from picollm.model.weights import save_model
+from picollm.presets import preset
 
 ROOT = Path(__file__).parents[1]
-PRESETS = {"original": "presets/wikitext-103.yaml", "default": "config.yaml"}
+PRESETS = {"original": "wikitext-103", "default": "default"}
 SENTENCES = ROOT / "picollm/attention/sentences.yaml"
 CPU = torch.device("cpu")
 
 
 def make(size: str) -> tuple[Transformer, dict]:
     """A model whose scores are as sharp as a trained one's, and its preset."""
-    config = read_yaml(ROOT / PRESETS[size])
+    config = preset(PRESETS[size])
     shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     torch.manual_seed(1)
     model = Transformer(ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **shape)).eval()
@@ -69,7 +69,7 @@ def extraction(rounds: int) -> None:
 
         def ours() -> float:
             start = time.perf_counter()
-            extract(model, SENTENCES, "plain", paths, CPU)
+            extract_attention(model, SENTENCES, "plain", paths, CPU)
             return time.perf_counter() - start
 
         ours()
@@ -113,16 +113,16 @@ def child(size: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = paths_in(folder)
         start = time.perf_counter()
-        extract(model, SENTENCES, "plain", paths, CPU)
+        extract_attention(model, SENTENCES, "plain", paths, CPU)
         seconds["extract_attention"] = time.perf_counter() - start
         start = time.perf_counter()
-        report = classify(load_categories(list(paths.values())), model, config["heads"], CPU)
+        report = classify_heads(load_categories(list(paths.values())), model, config["heads"], CPU)
         seconds["classify_heads"] = time.perf_counter() - start
         start = time.perf_counter()
-        classify(load_categories(list(paths.values())), None, config["heads"], CPU)
+        classify_heads(load_categories(list(paths.values())), None, config["heads"], CPU)
         seconds["statistics"] = time.perf_counter() - start
         start = time.perf_counter()
-        families_of(load_categories(list(paths.values())), report["heads"], config["clusters"])
+        cluster_heads(load_categories(list(paths.values())), report["heads"], config["clusters"])
         seconds["cluster_heads"] = time.perf_counter() - start
     mib = (
         int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024

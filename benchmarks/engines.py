@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 
 from tqdm import tqdm
-from training import ROOT, load
+from training import load
 
 from picollm.config import check
 from picollm.data.articles import SPLITS, write_articles
@@ -26,12 +26,12 @@ from picollm.data.packing import tokenize_pack
 from picollm.engine.grid import BACKENDS
 from picollm.engine.optimize import optimize
 from picollm.engine.table import lines
-from picollm.model.checkpoint import save_model
-from picollm.model.compute import set_up
+from picollm.model.device import set_up
 from picollm.model.training import Trainer
-from picollm.yaml12 import read_yaml
+from picollm.model.weights import save_model
+from picollm.presets import preset
 
-RECIPE = "presets/cpu-study.yaml"
+RECIPE = "cpu-study"
 KEPT = (
     "optimizer",
     "lr",
@@ -50,7 +50,7 @@ def prepare(folder: Path, steps: int) -> None:
     """folder/tokens and folder/model, unless they are there."""
     if (folder / "model/config.json").exists():
         return
-    study = read_yaml(ROOT / RECIPE)
+    study = preset(RECIPE)
     corpus = Corpus(**study["corpus"])
     sources = {split: folder / f"{split}.parquet" for split in SPLITS}
     for split, path in sources.items():
@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     prepare(arguments.folder, arguments.steps)
-    config = read_yaml(ROOT / "config.yaml")
+    config = preset("default")
     batches = [int(size) for size in arguments.batches.split(",")]
     config["tokens"]["context"] = 384
     config["engine"] |= {

@@ -6,7 +6,7 @@
 Needed are torch, numpy, pyarrow, tiktoken, safetensors, tqdm, PyYAML and this checkout; no Snakemake, DVC or TensorRT.
 torch-tensorrt (or TensorRT-RTX) and ModelOpt take part if they are installed.
 
-1. Training at the original's size (presets/wikitext-103.yaml): tokens per second, and the share of the machine's own
+1. Training at the original's size (the preset wikitext-103): tokens per second, and the share of the machine's own
    bf16 matrix product; the weights are what the rest works on.
 2. Correctness of every backend that can be built here, against eager fp32, then the benchmark table.
 3. A trace of the training loop by torch.profiler, and its analysis.
@@ -34,23 +34,23 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from picollm.data.files import sha256, write_json, write_text  # noqa: E402
-from picollm.engine.backends.interface import Source, Subject  # noqa: E402
-from picollm.engine.benchmark import Setting, benchmark  # noqa: E402
-from picollm.engine.build import build  # noqa: E402
-from picollm.engine.grid import BACKENDS, Grid, runs_on_cpu  # noqa: E402
-from picollm.engine.table import lines  # noqa: E402
-from picollm.engine.timing import Protocol  # noqa: E402
-from picollm.hardware import describe_hardware  # noqa: E402
-from picollm.model.checkpoint import save_model  # noqa: E402
-from picollm.model.compute import set_up_to_time  # noqa: E402
-from picollm.model.costs import flops_per_token, gemm_rate, peak_memory_mib  # noqa: E402
-from picollm.model.training import Trainer, TrainingConfig  # noqa: E402
-from picollm.model.transformer import ModelConfig, Transformer  # noqa: E402
-from picollm.precision import fit  # noqa: E402
-from picollm.profiling import workload  # noqa: E402
-from picollm.profiling.timeline import analyse, metrics, read_kineto  # noqa: E402
-from picollm.yaml12 import read_yaml  # noqa: E402
+from picollm.engine.backends.backend import BuildContext, LoadContext
+from picollm.engine.benchmark import Setting, benchmark
+from picollm.engine.build import build
+from picollm.engine.grid import BACKENDS, Grid, runs_on_cpu
+from picollm.engine.table import lines
+from picollm.engine.timing import Protocol
+from picollm.files import sha256, write_json, write_text
+from picollm.hardware import describe_hardware
+from picollm.model.costs import flops_per_token, gemm_rate, peak_memory_mib
+from picollm.model.device import set_up_to_time
+from picollm.model.training import Trainer, TrainingConfig
+from picollm.model.transformer import ModelConfig, Transformer
+from picollm.model.weights import save_model
+from picollm.precision import fit
+from picollm.presets import preset
+from picollm.profiling import workload
+from picollm.profiling.timeline import analyse, metrics, read_kineto
 
 VOCABULARY = 50257  # GPT-2's
 SIZES = {  # rows a step, training steps, batches, gate rows, rounds
@@ -77,7 +77,7 @@ def markov_rows(n: int, width: int, seed: int) -> np.ndarray:
 def presets(size: str, device: torch.device) -> tuple[ModelConfig, TrainingConfig]:
     """The original's shape, or for `smoke` a tiny one, and a recipe of the original's with all tokens on the device."""
     batch_rows, steps, *_ = SIZES[size]
-    config = read_yaml(ROOT / "presets/wikitext-103.yaml")
+    config = preset("wikitext-103")
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"} | {"dropout": 0.0}
     shape = ModelConfig(vocab_size=VOCABULARY, context=config["tokens"]["context"], **model)
     if size == "smoke":
@@ -115,11 +115,11 @@ def measure(model: Transformer, size: str, device: torch.device, threads: int) -
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         save_model(model, folder / "model.safetensors", folder / "config.json")
-        source = Source(model, folder / "engine", device, grid.max_batch, rows[:64, :-1].astype(np.int64), ["8.9"])
-        manifest = build(source, grid, checkpoint_sha256=sha256(folder / "model.safetensors"))
-        subject = Subject(model, manifest, folder / "engine", device, threads)
+        ctx = BuildContext(model, folder / "engine", device, grid.max_batch, rows[:64, :-1].astype(np.int64), ["8.9"])
+        manifest = build(ctx, grid, checkpoint_sha256=sha256(folder / "model.safetensors"))
+        ctx = LoadContext(model, manifest, folder / "engine", device, threads)
         setting = Setting(grid, gate_rows, Protocol(rounds, 0.5, 1.0, seed=1), noise_limit=0.1, cold=True)
-        return benchmark(subject, rows, setting, folder)[0]
+        return benchmark(ctx, rows, setting, folder)[0]
 
 
 def trace(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> dict:

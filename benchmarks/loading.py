@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from training import SIZES, load, random_rows
 
 from picollm.engine.timing import speedup
-from picollm.model.compute import set_up
+from picollm.model.device import set_up
 from picollm.model.training import Trainer
 
 ROWS = 20_000

@@ -59,7 +59,7 @@ def repository(path: Path, stages: int) -> Workspace:
     rules = []
     for i in range(stages):
         script = path / f"workflow_scripts/stage_{i}.py"
-        script.write_text('"""A stage."""\n\nfrom picollm.data.files import write_text\n')
+        script.write_text('"""A stage."""\n\nfrom picollm.files import write_text\n')
         rules.append(RULE.format(i=i, source=f'"data/stage_{i - 1}.bin",' if i else ""))
     (path / "rules/stages.smk").write_text("\n".join(rules))
     standin.install(path)

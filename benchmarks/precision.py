@@ -20,12 +20,12 @@ import torch
 
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.hardware import describe_cpu
-from picollm.model.compute import set_up
+from picollm.model.device import set_up
 from picollm.model.muon import Muon
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig
 from picollm.precision import bf16_cost, fit
-from picollm.yaml12 import read_yaml
+from picollm.presets import preset
 
 ROOT = Path(__file__).parents[1]
 # Name -> pretrain.autocast, pretrain.compile, what Muon iterates in.
@@ -41,7 +41,7 @@ CHOICES = {
 
 
 def trainer(autocast: str, compile: str, dtype: torch.dtype | None, device: torch.device) -> Trainer:
-    config = read_yaml(ROOT / "config.yaml")
+    config = preset("default")
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
     recipe, _ = fit(config["pretrain"] | {"length": 10**6, "autocast": autocast, "compile": compile}, device)

@@ -22,16 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
+from picollm.attention.controls import untrained_values
 from picollm.attention.extraction import attention_maps
-from picollm.attention.labels import LABELS, Thresholds, assign, in_force, percentiles_99
-from picollm.attention.null import null_values
+from picollm.attention.labels import LABELS, Thresholds, assign, effective_thresholds, percentiles_99
+from picollm.attention.measures import first_replicate, macro_mean, sentence_sums
 from picollm.attention.sentences import load_sentences
-from picollm.attention.statistics import first, macro_mean, sentence_sums
 from picollm.data.loading import open_manifest, open_split
 from picollm.data.ngram import ngram_losses
 from picollm.data.packing import windows
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
-from picollm.model.compute import set_up
+from picollm.model.device import set_up
 from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig
 from picollm.precision import fit
@@ -135,10 +135,12 @@ def heads(trainer: Trainer, config: dict[str, dict], device) -> dict[str, int]:
         number += [c] * len(category.sentences)
     heads = config["heads"]
     maps = list(attention_maps(trainer.model.eval(), ids, device))
-    values = first(macro_mean(sentence_sums(maps, number, window=heads["window"])))
-    null = null_values(trainer.model.config, ids, number, window=heads["window"], models=1, seed=1, device=device)
+    values = first_replicate(macro_mean(sentence_sums(maps, number, window=heads["window"])))
+    null = untrained_values(trainer.model.config, ids, number, window=heads["window"], models=1, seed=1, device=device)
     names = ("kappa", "content", "broad", "sink")
-    thresholds = in_force(Thresholds(*(heads[name] for name in names)), percentiles_99(null), permuted_kappa=0.0)
+    thresholds = effective_thresholds(
+        Thresholds(*(heads[name] for name in names)), percentiles_99(null), permuted_kappa=0.0
+    )
     labels = assign(values, thresholds)
     return {LABELS[k]: int((labels == k).sum()) for k in range(len(LABELS))}
 

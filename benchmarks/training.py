@@ -30,23 +30,23 @@ import numpy as np
 import torch
 
 from picollm.data.tokenizer import VOCAB_SIZE
-from picollm.model import compute as compute_module
-from picollm.model.compute import autocast, set_up
+from picollm.model import device as compute_module
 from picollm.model.costs import flops_per_token, gemm_rate, peak_memory_mib
+from picollm.model.device import autocast, set_up
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.precision import fit, has_bf16
-from picollm.yaml12 import read_yaml
+from picollm.presets import preset
 
 ROOT = Path(__file__).parents[1]
-SIZES = {"original": ("presets/wikitext-103.yaml", 8), "default": ("config.yaml", None)}  # preset, rows a batch
+SIZES = {"original": ("wikitext-103", 8), "default": ("default", None)}  # preset, rows a batch
 STEPS = 3  # in a block, after one that counts for nothing
 
 
 def load(size: str, rows: int | None = None, **edits) -> tuple[ModelConfig, TrainingConfig, dict]:
     """Shape, recipe and compute section of a preset. Dropout is off: Llama has none."""
-    preset, batch = SIZES[size]
-    config = read_yaml(ROOT / preset)
+    name, batch = SIZES[size]
+    config = preset(name)
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"} | {"dropout": 0.0}
     batch = rows or batch or config["pretrain"]["batch_rows"]
     recipe = config["pretrain"] | {"length": 1_000_000, "unit": "steps", "batch_rows": batch} | edits

@@ -26,14 +26,34 @@ def dvc_yaml(arguments: argparse.Namespace) -> None:
         raise PicollmError(done.stderr.strip().splitlines()[-1].removeprefix("picollm: "))
 
 
+def preset(arguments: argparse.Namespace) -> None:
+    """Write config.yaml from a preset, and say which values changed; without a name, list the presets."""
+    from picollm import presets
+
+    if arguments.name is None:
+        print(*(f"{name:14} {presets.about(name)}" for name in presets.names()), sep="\n")
+        return
+    changes = presets.write_preset(arguments.name, Path("config.yaml"), arguments.force)
+    print(f"config.yaml: preset {arguments.name}, {len(changes)} values changed", *changes, sep="\n  ")
+
+
+def config_docs(arguments: argparse.Namespace) -> None:
+    """Write docs/configuration.md and docs/config.schema.json, after an edit of picollm/config.py or a preset."""
+    from picollm import presets
+    from picollm.files import write_text
+
+    write_text("docs/configuration.md", presets.documentation())
+    write_text(presets.SCHEMA, presets.schema())
+
+
 def track(arguments: argparse.Namespace) -> None:
-    """Record in DVC what Snakemake has finished: the rules whose files it proves complete and current, and no other.
+    """Record in DVC what finished runs have written and dvc.lock does not name yet.
 
     Every run of Snakemake does this at its end; by hand it is needed where the end was not reached.
     """
-    from picollm.pipeline import exclusive, sync
+    from picollm.pipeline import locks, sync
 
-    with exclusive.hold(Path.cwd()):
+    with locks.hold(Path.cwd()):
         stages = sync.track(Path.cwd())
     print("DVC: recorded " + (", ".join(stages) if stages else "nothing new"), file=sys.stderr)
 
@@ -41,19 +61,18 @@ def track(arguments: argparse.Namespace) -> None:
 def sync(arguments: argparse.Namespace) -> None:
     """Bring data, dvc.lock and Snakemake's records to one state, after git checkout, dvc pull, or a kill.
 
-    Runs that DVC has not seen are recorded; data that dvc.lock names is taken from DVC's cache; Snakemake is told of
-    what DVC proves; what nothing proves is moved to aside/, never deleted, and made again by the next run. Snakemake
-    runs this by itself when it finds data that moved; `--install-hook` lets git do so at each checkout and merge.
+    Finished runs that DVC has not seen are recorded; data that dvc.lock names is taken from DVC's cache; Snakemake's
+    records are updated for everything that DVC calls unchanged; files that neither dvc.lock nor a finished run accounts
+    for are moved to aside/, never deleted, and made again by the next run. Every run does this by itself when it finds
+    that something moved.
     """
-    from picollm.pipeline import exclusive, hook, sync
+    from picollm.pipeline import locks, sync
 
-    if arguments.install_hook:
-        hook.install(Path.cwd())
-    elif arguments.dry_run:
+    if arguments.dry_run:
         sync.check(Path.cwd())
         print("picollm: data, dvc.lock and Snakemake's records agree", file=sys.stderr)
     else:
-        with exclusive.hold(Path.cwd()):
+        with locks.hold(Path.cwd()):
             sync.sync(Path.cwd())
 
 
@@ -76,7 +95,7 @@ def show(arguments: argparse.Namespace) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Two commits on one HTML page: metrics with their intervals, parameters, head labels that changed, figures."""
-    from picollm.pipeline.compare import compare
+    from picollm.report.compare import compare
 
     print(compare(Path.cwd(), arguments.old, arguments.new, Path(arguments.output)))
 
@@ -110,8 +129,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """How well a trained model predicts a text: loss, perplexity per token and per word, bits per byte."""
     from picollm.data.corpora import articles_in
     from picollm.hardware import usable_cores
-    from picollm.model.compute import set_up
-    from picollm.model.evaluation import perplexity
+    from picollm.model.device import set_up
+    from picollm.model.perplexity import perplexity
 
     device = set_up("auto", usable_cores())
     model = trained(arguments.model).to(device)
@@ -127,7 +146,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same parts)."""
-    from picollm.model.exchange import export
+    from picollm.model.huggingface import export
 
     writable(Path(arguments.folder))
     export(trained(arguments.model), Path(arguments.folder))
@@ -147,21 +166,21 @@ def writable(folder: Path) -> None:
 
 def trained(folder: str):
     """The model in a folder, ours or Hugging Face's."""
-    from picollm.model.exchange import load_folder
+    from picollm.model.huggingface import load_folder
 
     return load_folder(Path(folder))
 
 
 def analyze(arguments: argparse.Namespace) -> None:
-    """What the heads of a trained model do: maps, statistics, labels, families and figures, by config.yaml's rules."""
+    """What the heads of a trained model do: maps, statistics, labels, clusters and figures, by config.yaml's rules."""
+    from picollm.attention.analysis import analyse_model
+    from picollm.attention.clusters import metrics
     from picollm.attention.extraction import THREADS
-    from picollm.attention.families import metrics
-    from picollm.attention.study import study
     from picollm.config import load
-    from picollm.model.compute import set_up
+    from picollm.model.device import set_up
     from picollm.report.attention_figures import head_figures
     from picollm.report.gallery import Gallery
-    from picollm.report.summary import families_line, heads_line
+    from picollm.report.summary import clusters_line, heads_line
 
     config, folder = load("config.yaml"), Path(arguments.output)
     writable(folder)
@@ -169,11 +188,11 @@ def analyze(arguments: argparse.Namespace) -> None:
     device = set_up(config["compute"]["device"], threads=THREADS)
     sections = {name: config[name] for name in ("heads", "clusters")}
     model = trained(arguments.checkpoint)
-    heads, families, arrays = study(model, sentences, style, folder, **sections, device=device)
+    heads, clusters, arrays = analyse_model(model, sentences, style, folder, **sections, device=device)
     gallery = Gallery(folder / "figures/manifest.json")
-    head_figures(gallery, heads, families, arrays)
+    head_figures(gallery, heads, clusters, arrays)
     gallery.finish()
-    print(heads_line(heads), families_line(metrics(families)), f"Written: {folder}/", sep="\n")
+    print(heads_line(heads), clusters_line(metrics(clusters)), f"Written: {folder}/", sep="\n")
 
 
 def optimize(arguments: argparse.Namespace) -> None:
@@ -197,9 +216,9 @@ def optimize(arguments: argparse.Namespace) -> None:
 def bench(arguments: argparse.Namespace) -> None:
     """Time some backends by hand, after the accuracy gate; nothing in the pipeline's reports changes."""
     from picollm.config import check, load
-    from picollm.data.files import write_json
     from picollm.engine.optimize import measure
     from picollm.engine.table import lines
+    from picollm.files import write_json
 
     config = load("config.yaml")
     asked = {
@@ -220,12 +239,12 @@ def bench(arguments: argparse.Namespace) -> None:
 def profile(arguments: argparse.Namespace) -> None:
     """Where a training step's time goes: record some real steps, as config.yaml trains, and print the shares."""
     from picollm.config import load
-    from picollm.profiling.report import lines, profile
+    from picollm.profiling.profile import lines, profile_training
 
     config = load("config.yaml")
     writable(Path(arguments.output))
     config["profile"] |= {key: value for key in ("tool", "steps") if (value := getattr(arguments, key)) is not None}
-    report = profile(Path("data/model/config.json"), Path(TOKENS), Path(arguments.output), config)
+    report = profile_training(Path("data/model/config.json"), Path(TOKENS), Path(arguments.output), config)
     print(*lines(report), f"Written: {arguments.output}/", sep="\n")
 
 
@@ -245,11 +264,13 @@ def parser() -> argparse.ArgumentParser:
         options[name] = verbs.add_parser(
             name, help=first, description=function.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-    add = options["sync"].add_argument
-    add("-n", "--dry-run", action="store_true", help="change nothing; exit code 1 where something is to be done")
-    add("--install-hook", action="store_true", help="let git run it after each checkout and merge in this repository")
+    dry = "change nothing; exit code 1 where something is to be done"
+    options["sync"].add_argument("-n", "--dry-run", action="store_true", help=dry)
     options["verify"].add_argument("--fix", action="store_true", help="mend what is safe to mend; nothing is deleted")
     options["show"].add_argument("path", help="an artefact, or a file that rules read")
+    add = options["preset"].add_argument
+    add("name", nargs="?", help="one of presets/")
+    add("--force", action="store_true", help="even if config.yaml has edits that git does not hold")
     add = options["data"].add_argument
     add("action", choices=("inspect", "verify"))
     add("path", nargs="?", default="data/tokens", help="data/tokens, a file in it, or a corpus (%(default)s)")
@@ -296,7 +317,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 COMMANDS = {
-    "dvc-yaml": dvc_yaml, "track": track, "sync": sync, "verify": verify, "show": show, "compare": compare,
+    "preset": preset, "config-docs": config_docs, "dvc-yaml": dvc_yaml,
+    "track": track, "sync": sync, "verify": verify, "show": show, "compare": compare,
     "data": data, "generate": generate, "evaluate": evaluate, "export": export, "analyze": analyze,
     "optimize": optimize, "bench": bench, "profile": profile, "summary": summary,
 }  # fmt: skip

@@ -1,7 +1,8 @@
-"""Every configuration key once: its type, its range and what it means. The values in force stand in config.yaml.
+"""The configuration: every key with its type, its range and its meaning. Values are in config.yaml and presets/.
 
-Only the Snakefile and the `picollm` command read this module: a rule's script gets its resolved section, so that an
-edit here makes nothing stale. config.yaml lists every key for the same reason: DVC would not see a default here.
+From these descriptions come the comments of config.yaml, docs/configuration.md and docs/config.schema.json
+(`picollm config-docs` writes them). Only the Snakefile and the `picollm` command import this module: a rule's script
+gets its resolved section, so that an edit here makes nothing stale. No key has a default, because DVC would not see it.
 """
 
 from __future__ import annotations
@@ -13,29 +14,37 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from picollm.data.archives import linked_folders, text_files
-from picollm.engine.grid import BACKENDS, OUTPUTS
+from picollm.engine.grid import BACKENDS
+from picollm.engine.grid import OUTPUTS as GRAPH_OF_OUTPUT
 from picollm.errors import PicollmError
 from picollm.yaml12 import read_yaml
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, le=10)]
-Seconds = Annotated[float, Field(gt=0, le=3600)]
-Share = Annotated[float, Field(ge=0, le=1)]
+OUTPUTS = tuple(GRAPH_OF_OUTPUT)
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+def key(description: str, **limits: Any) -> Any:
+    """A required key; `limits` as pydantic's Field takes them."""
+    return Field(description=description, **limits)
 
 
 class Section(BaseModel):
+    """The docstring of each: what it is for, and the rules that read it."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Corpus(Section):
-    source: Literal["enwiki-sample", "wikitext-103", "local"]
-    path: str | None  # of a local corpus: folder, zip archive or file
-    hub: str  # hub repository or a local folder with its layout
-    revision: str  # commit of the hub repository
-    fraction: Annotated[float, Field(gt=0, le=1)]  # of the training articles, in order
-    held_out_articles: Positive  # for validation, and as many for test, where the corpus has no splits
+    """The text: prepare_corpus, final_report"""
+
+    source: Literal["enwiki-sample", "wikitext-103", "local"] = key(
+        "enwiki-sample (106 articles from a Python package, no network) | wikitext-103 (from the hub) | local"
+    )
+    path: str | None = key("local only: a folder, archive or file; docs/data.md lists the formats")
+    hub: str = key("wikitext-103 only: hub repository, or a local copy of it")
+    revision: str = key("wikitext-103 only: commit of the hub repository")
+    fraction: float = key("share of the training articles to keep: whole articles, in order", gt=0, le=1)
+    held_out_articles: int = key("articles for validation, and as many for test; unused if the corpus has splits", gt=0)
 
     @model_validator(mode="after")
     def local_needs_a_path(self) -> Corpus:
@@ -45,26 +54,34 @@ class Corpus(Section):
 
 
 class Tokens(Section):
-    context: Annotated[int, Field(ge=8, le=8192)]  # tokens a row
-    shard_rows: Positive  # rows a shard
-    slices: Annotated[int, Field(ge=1, le=1000)]  # jobs that tokenize the training split
+    """Packed token rows: tokenize_pack"""
+
+    context: int = key("tokens per row, which is the model's context length", ge=8, le=8192)
+    shard_rows: int = key("rows per shard file; a row has context + 1 tokens of 2 bytes", gt=0)
+    slices: int = key("cluster jobs that tokenize the training split; the bytes do not depend on it", ge=1, le=1000)
 
 
 class Compute(Section):
-    device: Literal["auto", "cpu", "cuda"]
-    threads: Annotated[int, Field(ge=1, le=256)]  # of the CPU
+    """Hardware: every rule that runs the model"""
+
+    device: Literal["auto", "cpu", "cuda"] = key("auto | cpu | cuda")
+    threads: int = key(
+        "CPU threads (the attention rules use one); equal threads give equal bytes on one machine", ge=1, le=256
+    )
 
 
 class Model(Section):
-    d_model: Positive
-    n_layers: Positive
-    n_heads: Positive
-    d_ff: Positive
-    dropout: Annotated[float, Field(ge=0, le=0.9)]
-    tied: bool
-    rope_theta: Annotated[float, Field(gt=1)]
-    rope_cache: Positive  # positions
-    checkpoint: str | None  # folder of a trained model to take instead of training one
+    """The architecture: pretrain"""
+
+    d_model: int = key("width; a multiple of 2 x n_heads", gt=0)
+    n_layers: int = key("transformer blocks", gt=0)
+    n_heads: int = key("attention heads per layer", gt=0)
+    d_ff: int = key("width of the SwiGLU layer", gt=0)
+    dropout: float = key("on the embedding and on each block's output, not on attention weights", ge=0, le=0.9)
+    tied: bool = key("embedding and output layer share one matrix")
+    rope_theta: float = key("base of the rotary position frequencies", gt=1)
+    rope_cache: int = key("longest sequence that the model accepts", gt=0)
+    checkpoint: str | None = key("folder of a trained model (picollm's or Hugging Face's StableLM); null: train one")
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> Model:
@@ -76,95 +93,125 @@ class Model(Section):
 
 
 class Pretrain(Section):
-    length: Positive  # in `unit`
-    unit: Literal["steps", "epochs"]
-    batch_rows: Positive  # rows a step, of all processes
-    accumulate: Positive  # parts that a process computes its rows in
-    processes: Annotated[int, Field(ge=1, le=1024)]  # of torchrun, in all
-    loading: Literal["gather", "workers", "resident"]
-    optimizer: Literal["adamw", "muon"]
-    lr: Rate  # AdamW's peak
-    muon_lr: Rate  # Muon's peak
-    weight_decay: Annotated[float, Field(ge=0, le=10)]
-    muon_weight_decay: Annotated[float, Field(ge=0, le=10)]
-    warmup: Share  # of the steps
-    final_lr: Share  # of the peak
-    clip: Annotated[float, Field(gt=0)]  # gradient norm
-    head_common: Count  # commonest tokens that the training loss always compares
-    head_sampled: Count  # of the others, drawn anew each step; 0: the whole vocabulary
-    autocast: Literal["auto", "all", "head", "none"]
-    compile: Literal["auto", "all", "head", "none"]
-    validate_every: Positive  # steps
-    patience: Count  # validations without a better one before it stops; 0: never
-    checkpoint_every: Positive  # steps
-    snapshots: bool
-    seed: Count
+    """The training run: pretrain, nsys_capture"""
+
+    length: int = key("length of training, in `unit`", gt=0)
+    unit: Literal["steps", "epochs"] = key("steps | epochs")
+    batch_rows: int = key("rows per optimizer step, over all processes", gt=0)
+    accumulate: int = key("parts that a process splits its rows into; more parts need less memory", gt=0)
+    processes: int = key("processes in all, one per GPU (torchrun); docs/scaling.md", ge=1, le=1024)
+    loading: Literal["gather", "workers", "resident"] = key(
+        "gather | workers (DataLoader) | resident (all rows on the device); same batches"
+    )
+    optimizer: Literal["adamw", "muon"] = key("adamw | muon (the blocks' matrices; AdamW for the rest)")
+    lr: float = key("peak learning rate of AdamW", gt=0, le=10)
+    muon_lr: float = key("peak learning rate of Muon", gt=0, le=10)
+    weight_decay: float = key("of AdamW's matrices, the embedding among them", ge=0, le=10)
+    muon_weight_decay: float = key("of Muon's matrices; a large one keeps heads uniform", ge=0, le=10)
+    warmup: float = key("share of the steps with a rising learning rate", ge=0, le=1)
+    final_lr: float = key("share of the peak at which the cosine ends", ge=0, le=1)
+    clip: float = key("largest norm of the gradient", gt=0)
+    head_common: int = key("most frequent tokens that the training loss always compares", ge=0)
+    head_sampled: int = key("other tokens in the training loss, drawn anew each step; 0: the whole vocabulary", ge=0)
+    autocast: Literal["auto", "all", "head", "none"] = key(
+        "bf16 for all | head (output layer and loss) | none; auto: none where bf16 is emulated"
+    )
+    compile: Literal["auto", "all", "head", "none"] = key(
+        "torch.compile for all | head | none; auto: head if it runs in bf16"
+    )
+    validate_every: int = key("steps between validations, each on the whole split", gt=0)
+    patience: int = key("validations without improvement before training stops; 0: never", ge=0)
+    checkpoint_every: int = key("steps between the checkpoints that an interrupted run resumes from", gt=0)
+    snapshots: bool = key("keep weights at steps 0, 1, 2, 4, ... for the emergence analysis")
+    seed: int = key("of weights, batches and dropout", ge=0)
 
 
 class Attention(Section):
-    sentences: str  # path of the YAML file
-    style: Literal["plain", "wikitext"]  # how the training text is written
+    """Test sentences: extract_attention"""
+
+    sentences: str = key("YAML or JSON file with the ten categories; edit it, or name your own")
+    style: Literal["plain", "wikitext"] = key("plain | wikitext (spaced punctuation, @-@ joins, as in that corpus)")
 
 
 class Heads(Section):
-    kappa: Share
-    content: Share
-    broad: Share
-    sink: Share
-    window: Annotated[int, Field(ge=1, le=64)]  # offsets
-    bootstraps: Annotated[int, Field(ge=100, le=100_000)]
-    null_models: Annotated[int, Field(ge=3, le=100)]
-    seed: Count
+    """Classes of heads: classify_heads, state_findings"""
+
+    kappa: float = key("least chance-corrected mass of a diagonal or local head", ge=0, le=1)
+    content: float = key("least content share of a token-specific head", ge=0, le=1)
+    broad: float = key("least broad share of a global head", ge=0, le=1)
+    sink: float = key("a head with less non-sink mass is a sink head", ge=0, le=1)
+    window: int = key("offsets 1 to window count as local", ge=1, le=64)
+    bootstraps: int = key("resamplings of sentences, within categories", ge=100, le=100_000)
+    null_models: int = key("untrained models that get the same analysis", ge=3, le=100)
+    seed: int = key("of resampling and untrained models", ge=0)
 
 
 class Clusters(Section):
-    max_k: Annotated[int, Field(ge=2, le=50)]
-    bootstraps: Annotated[int, Field(ge=1, le=100_000)]
-    seed: Count
+    """Clusters of heads: cluster_heads"""
+
+    max_k: int = key("largest number of clusters to try", ge=2, le=50)
+    bootstraps: int = key("resamplings that measure a cluster's stability", ge=1, le=100_000)
+    seed: int = key("of resampling and permutations", ge=0)
 
 
 class Mechanisms(Section):
-    windows: Annotated[int, Field(ge=6, le=100_000)]  # of fewer no head could have p < .05
-    mean_windows: Positive
-    null_models: Annotated[int, Field(ge=1, le=100)]
-    seed: Count
+    """Ablation, induction scores and probes: ablate_heads, score_mechanisms, probe_heads"""
+
+    windows: int = key("validation windows that heads are ablated on; below 6 no p can be < .05", ge=6, le=100_000)
+    mean_windows: int = key("training windows that a head's mean output is computed on", gt=0)
+    null_models: int = key("untrained models that get the same scores and probes", ge=1, le=100)
+    seed: int = key("of sequences, resampling and untrained models", ge=0)
 
 
 class Engine(Section):
-    backends: Annotated[list[Literal[BACKENDS]], Field(min_length=1)]
-    outputs: Annotated[list[Literal[tuple(OUTPUTS)]], Field(min_length=1)]  # what is timed
-    grid: Literal["listed", "full"]  # full: every backend, output and batch size, and the whole validation split
-    emulated: bool  # also build and time what this processor only emulates
-    compute_capabilities: Annotated[
-        list[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]], Field(min_length=1)
-    ]  # of TensorRT-RTX, ahead of time
-    max_batch: Positive
-    calibration_rows: Positive  # training rows that int8 and fp8 are calibrated on
-    seed: Count  # of their choice
+    """Inference engines: trt_compile, trt_benchmark"""
+
+    backends: list[Literal[BACKENDS]] = key("RUNTIME-PRECISION; docs/engines.md lists them", min_length=1)
+    outputs: list[Literal[OUTPUTS]] = key(
+        "timed: last (logits of the last position) | full (of all) | loss", min_length=1
+    )
+    grid: Literal["listed", "full"] = key(
+        "listed | full (all backends, outputs and batch sizes, whole validation split)"
+    )
+    emulated: bool = key("also build and time precisions that this processor only emulates")
+    compute_capabilities: list[Literal[CAPABILITIES]] = key(
+        f"GPUs that TensorRT-RTX compiles for without one: {' '.join(CAPABILITIES)}", min_length=1
+    )
+    max_batch: int = key("largest batch that engines accept", gt=0)
+    calibration_rows: int = key("training rows that calibrate int8 and fp8", gt=0)
+    seed: int = key("of the calibration rows", ge=0)
 
 
 class Benchmark(Section):
-    batches: Annotated[list[Positive], Field(min_length=1)]
-    rounds: Annotated[int, Field(ge=3, le=1000)]
-    block_seconds: Seconds
-    warmup_seconds: Seconds
-    gate_rows: Positive
-    noise_limit: Annotated[float, Field(gt=0, le=1)]  # of |baseline against itself - 1|; above it a row is marked
-    cold_start: bool  # also start each backend in a fresh process
-    seed: Count
+    """Timing and accuracy of engines: trt_benchmark"""
+
+    batches: list[Annotated[int, Field(gt=0)]] = key("batch sizes", min_length=1)
+    rounds: int = key("interleaved rounds, in random order", ge=3, le=1000)
+    block_seconds: float = key("time that a backend runs in one round", gt=0, le=3600)
+    warmup_seconds: float = key("time that a backend runs untimed before the first round", gt=0, le=3600)
+    gate_rows: int = key("validation rows of the accuracy gate", gt=0)
+    noise_limit: float = key("a result is marked noisy if the baseline differs from itself by more", gt=0, le=1)
+    cold_start: bool = key("also start each backend in a new process")
+    seed: int = key("of the order and the inputs", ge=0)
 
 
 class Profile(Section):
-    tool: Literal["auto", "nsys", "torch.profiler"]
-    steps: Annotated[int, Field(ge=3, le=10_000)]
+    """Profile of training: nsys_capture"""
+
+    tool: Literal["auto", "nsys", "torch.profiler"] = key("auto | nsys | torch.profiler")
+    steps: int = key("profiled training steps, after 3 of warm-up", ge=3, le=10_000)
 
 
 class Report(Section):
-    title: str
-    examples: Annotated[int, Field(ge=1, le=20)]  # sentences a category
+    """The report: draw_figures, final_report"""
+
+    title: str = key("title of the page")
+    examples: int = key("sentences per category shown as heat maps", ge=1, le=20)
 
 
 class Config(Section):
+    """picollm's configuration"""
+
     corpus: Corpus
     tokens: Tokens
     compute: Compute
@@ -216,7 +263,7 @@ def explain(error: ErrorDetails) -> str:
         hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(known)}"
         return f"{key} = {value!r} is not a known key; {hint}"
     if error["type"] == "missing":
-        return f"{key} is missing; every key must be listed (copy the line from a file in presets/)"
+        return f"{key} is missing; every key must be listed (`picollm preset default` writes a complete file)"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     message = error["msg"].replace("Input should be", "must be")
@@ -233,63 +280,7 @@ def load(path: str | Path) -> dict[str, dict[str, Any]]:
     try:
         return check(read_yaml(path), str(path))
     except FileNotFoundError:
-        raise PicollmError(f"{path} is missing: git checkout {path}, or cp presets/smoke.yaml {path}") from None
-
-
-def corpus_source(corpus: dict[str, Any]) -> str | None:
-    """The file or folder of the `corpus` section that lies on this machine; None where there is none."""
-    path = {"local": corpus["path"], "wikitext-103": corpus["hub"]}.get(corpus["source"])
-    return path if path and (corpus["source"] == "local" or Path(path).is_dir()) else None
-
-
-def corpus_dependencies(corpus: dict[str, Any]) -> list[str]:
-    """What DVC hashes of `corpus_source`: it, and each linked folder in it, as DVC follows no link on its way."""
-    source = corpus_source(corpus)
-    return [source, *map(str, linked_folders(Path(source)))] if source else []
-
-
-def corpus_files(corpus: dict[str, Any]) -> list[str]:
-    """The files that are read of `corpus_source`: both tools must see an edit of one.
-
-    Raises PicollmError where a local corpus has none, or one has a name that the tools can't write down.
-    """
-    source = corpus_source(corpus)
-    if source is None:
-        return []
-    files = [str(file) for file in text_files(Path(source))]
-    if not files:
-        raise PicollmError(
-            f"corpus.path = {source}: no such file or folder, or an empty one; put the text there or change "
-            "corpus.source"
-        )
-    return refuse_names("corpus.path", [source, *files])[1:]
-
-
-def model_files(model: dict[str, Any]) -> list[str]:
-    """The files of model.checkpoint, for the same reason. Raises PicollmError where one is missing."""
-    folder = model["checkpoint"]
-    if folder is None:
-        return []
-    files = [Path(folder) / name for name in ("model.safetensors", "config.json")]
-    for file in files:
-        if not file.is_file():
-            raise PicollmError(
-                f"model.checkpoint = {folder}: {file} is missing; name a folder on this machine with both (weights in "
-                "several files and pytorch_model.bin are not read, nor is a name on a hub), or null to train a model"
-            )
-    return refuse_names("model.checkpoint", [str(file) for file in files])
-
-
-def refuse_names(key: str, paths: list[str]) -> list[str]:
-    """The paths. Raises PicollmError for the first that has another meaning in dvc.yaml or in a rule, or none."""
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise PicollmError(f"{key}: the name {path!r} is not UTF-8: rename it") from None
-        if found := set(path) & set("{}$*?[]") or [c for c in path if not c.isprintable()]:
-            raise PicollmError(f"{key}: the name {path!r} holds {', '.join(map(repr, sorted(found)))}: rename it")
-    return paths
+        raise PicollmError(f"{path} is missing: git checkout {path}, or picollm preset default") from None
 
 
 def refuse_overrides(given: dict[str, Any], path: str = "config.yaml") -> None:
@@ -300,5 +291,5 @@ def refuse_overrides(given: dict[str, Any], path: str = "config.yaml") -> None:
     if given:
         raise PicollmError(
             f"--config and --configfile are refused, because DVC records {path}: "
-            f"edit {path}, or cp presets/X.yaml {path}"
+            f"edit {path}, or run `picollm preset NAME`"
         )

@@ -115,3 +115,13 @@ class CpuMeter:
             return None
         clock, everyone, own, steal = (b - a for a, b in zip(self.start, now, strict=True))
         return {"busy_cores": max(0.0, everyone - own) / clock, "stolen_cores": steal / clock}
+
+
+def in_words(hardware: dict) -> str:
+    """A description in one line, without versions."""
+    cpu, gpu = hardware.get("cpu"), hardware.get("gpu")
+    if not cpu:
+        return f"{hardware.get('device')}; the machine is not recorded"
+    graphics = f"{gpu['name']}, driver {gpu['driver']}" if gpu else "no NVIDIA GPU"
+    threads, memory = hardware["threads"], hardware["memory_gib"]
+    return f"{cpu['model']}, {cpu['cores']} cores ({threads} threads used), {memory} GiB; {graphics}"

@@ -5,19 +5,6 @@ OUTPUTS: data/attention/CATEGORY.npz, reports/heads.json and .csv, reports/clust
 reports/findings.json.
 """
 
-CATEGORIES = [
-    "simple",
-    "complex_syntax",
-    "long_range_dependencies",
-    "coreference",
-    "negation",
-    "questions",
-    "technical",
-    "ambiguous",
-    "comparative",
-    "temporal",
-]
-
 
 rule extract_attention:
     """Every head's attention on every sentence, one .npz per category."""

@@ -11,11 +11,14 @@ from snakemake.cli import parse_args
 from snakemake.io import is_flagged
 
 from picollm import config as picollm_config
-from picollm.attention.sentences import load_sentences
+from picollm import inputs as files
+from picollm.attention.sentences import CATEGORIES, load_sentences
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
-from picollm.pipeline import exclusive, seal, watch
-from picollm.pipeline.stages import Stage, artefact, check_dvc_yaml, check_writable
+from picollm.pipeline import locks, seal, watch
+from picollm.pipeline.dvc_yaml import Stage, check_dvc_yaml, check_writable
+from picollm.pipeline.receipts import artefact
+from picollm.report.chapters import CHAPTERS
 
 ROOT = Path(workflow.basedir)
 # Snakemake's flags, by its own names, of calls that run no rule. They need no proof of the data, and `picollm sync`
@@ -38,11 +41,9 @@ def stop(error):
 try:
     picollm_config.refuse_overrides(dict(config))
     CONFIG = picollm_config.load("config.yaml")
-    CORPUS_FILES = picollm_config.corpus_files(CONFIG["corpus"])
-    MODEL_FILES = picollm_config.model_files(CONFIG["model"])
-    picollm_config.refuse_names(
-        "attention.sentences", [CONFIG["attention"]["sentences"]]
-    )
+    CORPUS_FILES = files.corpus_files(CONFIG["corpus"])
+    MODEL_FILES = files.model_files(CONFIG["model"])
+    files.refuse_names("attention.sentences", [CONFIG["attention"]["sentences"]])
     if workflow.is_main_process:  # before hours of training, not after
         load_sentences(CONFIG["attention"]["sentences"])
 except PicollmError as error:
@@ -50,7 +51,7 @@ except PicollmError as error:
 
 
 # A folder of text is one dependency: DVC hashes all that is in it.
-CORPUS = picollm_config.corpus_dependencies(CONFIG["corpus"])
+CORPUS = files.corpus_dependencies(CONFIG["corpus"])
 
 
 def sections(*names):
@@ -59,7 +60,7 @@ def sections(*names):
 
 
 def code_files(rule):
-    return code.code_files(Path("workflow_scripts") / f"{rule}.py", ROOT)
+    return code.rule_code(rule, ROOT)
 
 
 def fingerprint(rule):
@@ -68,7 +69,7 @@ def fingerprint(rule):
 
 
 def stages():
-    """Snakemake's rules, in the words of picollm.pipeline.stages; `all` has no artefact of its own.
+    """Snakemake's rules, in the words of picollm.pipeline.dvc_yaml; `all` has no artefact of its own.
 
     A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is full_study, whose
     time `dvc repro` would spend at every change.
@@ -135,7 +136,7 @@ def guard():
         return
     dry = workflow.output_settings.dryrun
     if not dry:
-        workflow.globals["run_lock"] = exclusive.hold(ROOT)  # until this process ends
+        workflow.globals["run_lock"] = locks.hold(ROOT)  # until this process ends
         # Jobs import this checkout's picollm, even where another clone's is the installed one.
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ.update(PYTHONPATH=os.pathsep.join(paths))

@@ -4,8 +4,6 @@ REQUIRED INPUTS: every chapter's artefacts.
 OUTPUTS: reports/figures/, reports/final.html.
 """
 
-CHAPTERS = "data training heads clusters mechanisms ablation probes findings benchmark profile".split()
-
 
 rule draw_figures:
     """Every figure of the report, from the chapters' data."""

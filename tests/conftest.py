@@ -8,7 +8,7 @@ import standin
 import workspace
 from filelock import FileLock
 
-STARTS_OTHERS = ("test_resume.py", "test_pretraining.py", "test_study.py")  # runs that are killed, torchrun
+STARTS_OTHERS = ("test_checkpoints.py", "test_pretraining.py", "test_study.py")  # runs that are killed, torchrun
 LONGEST = ("test_workflows.py", "test_slow.py")
 
 
@@ -71,7 +71,7 @@ def one_thread():
     """torch with one thread: the tests' models are too small for two, and equal bits need equal threads."""
     import torch  # heavy, and most tests need none
 
-    from picollm.model.compute import set_up
+    from picollm.model.device import set_up
 
     threads = torch.get_num_threads()
     set_up("cpu", 1)

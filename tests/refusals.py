@@ -5,10 +5,10 @@ import pytest
 from picollm.errors import PicollmError
 
 
-def refusal(action, *arguments) -> str:
+def refusal(action, *arguments, **keywords) -> str:
     """The message of the PicollmError that the call raises; it must be one line."""
     with pytest.raises(PicollmError) as caught:
-        action(*arguments)
+        action(*arguments, **keywords)
     text = str(caught.value)
     assert len(text.splitlines()) == 1
     return text

@@ -26,8 +26,8 @@ from standin import make
 if TYPE_CHECKING:
 {imports}
 
-with job(snakemake):
-    make(snakemake)
+with job() as rule:
+    make(rule)
 '''
 SHARDS = 2
 
@@ -58,25 +58,25 @@ def contents(rule: str, output: str, inputs: dict[str, str], cfg: dict, code: st
     return {str(folder / name): data for name, data in shards.items()} | {output: json.dumps(entries).encode()}
 
 
-def make(snakemake) -> None:
-    inputs = [str(path) for path in snakemake.input if not path.startswith(".snakemake")]  # slices hold nothing new
+def make(rule) -> None:
+    inputs = [str(path) for path in rule.inputs if not path.startswith(".snakemake")]  # slices hold nothing new
     inputs = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in inputs}
-    behave("before", snakemake)
-    for output in snakemake.output:
-        for path, data in contents(snakemake.rule, output, inputs, snakemake.params.cfg, snakemake.params.code).items():
+    behave("before", rule)
+    for output in rule.outputs:
+        for path, data in contents(rule.name, output, inputs, rule.cfg, rule.code).items():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_bytes(data)
-            behave("within", snakemake)
-    behave("after", snakemake)
+            behave("within", rule)
+    behave("after", rule)
 
 
-def behave(when: str, snakemake) -> None:
+def behave(when: str, rule) -> None:
     """A test's wish for a rule: Python to run in the job before, within or after its writing. It happens once."""
-    wish = Path("logs") / f"{when}-{snakemake.rule}.py"
+    wish = Path("logs") / f"{when}-{rule.name}.py"
     if wish.exists():
         text = wish.read_text()
         wish.unlink()
-        exec(text, {"snakemake": snakemake})
+        exec(text, {"rule": rule})
 
 
 def expected(root: Path) -> dict[str, bytes]:

@@ -18,10 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from picollm.engine.backends.rtx import layer_types  # noqa: E402
-from picollm.engine.backends.tensorrt import FLAGS, ranges, shapes  # noqa: E402
-from picollm.engine.export import export_program, half_precision  # noqa: E402
-from picollm.model.transformer import ModelConfig, Transformer  # noqa: E402
+from picollm.engine.backends.tensorrt import FLAGS, ranges, shapes
+from picollm.engine.backends.tensorrt_rtx import layer_types
+from picollm.engine.export import export_program, half_precision
+from picollm.model.transformer import ModelConfig, Transformer
 
 CAPABILITY, MEMORY, MAX_BATCH = (8, 9), 24 * 2**30, 8
 ORIGINAL = ModelConfig(50257, 384, 448, 8, 7, 592, 0.0, True, 10000.0, 512)

@@ -1,7 +1,6 @@
 """Bad input of the whole pipeline: one clear line, exit code not 0, nothing half-written."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -20,7 +19,7 @@ def project(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def fresh_config(project):
     yield
-    shutil.copy(project.path / "presets/smoke.yaml", project.path / "config.yaml")
+    workspace.set_preset(project.path, "smoke")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_empty_corpus_file(project):
     text = project.snakemake("prepare_corpus", ok=False)
     assert "prepare_corpus: FAILED: text/a.txt is empty" in text
     assert not list((project.path / "data").rglob("*.parquet*"))
-    shutil.copy(project.path / "presets/smoke.yaml", project.path / "config.yaml")
+    workspace.set_preset(project.path, "smoke")
     project.picollm("dvc-yaml")
 
 
@@ -75,7 +74,7 @@ def test_missing_sentences(project):
 
 
 def test_presets_plan_the_whole_graph(project):
-    shutil.copy(project.path / "presets/wikitext-103.yaml", project.path / "config.yaml")
+    workspace.set_preset(project.path, "wikitext-103")
     assert project.planned() == set(yaml.safe_load((project.path / "dvc.yaml").read_text())["stages"])
 
 

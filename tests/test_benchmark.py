@@ -12,21 +12,21 @@ import scipy.stats
 import torch
 
 import picollm.engine
-from picollm.data.files import read_json, write_json
+from picollm.engine.accuracy_gate import LIMITS, compare_all, greedy, greedy_match, judge
 from picollm.engine.backends import registry
-from picollm.engine.backends.interface import Subject
+from picollm.engine.backends.backend import LoadContext
 from picollm.engine.backends.pytorch import Eager, host_run
 from picollm.engine.benchmark import AGAIN, Setting, add_gpu_times, benchmark, metrics
+from picollm.engine.cold_start import cold_start
 from picollm.engine.export import Logits
-from picollm.engine.fresh import cold_start
-from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge
 from picollm.engine.grid import BACKENDS, REFERENCE, Grid, grid
 from picollm.engine.table import backend_lines, lines
 from picollm.engine.timing import Protocol
 from picollm.errors import PicollmError
+from picollm.files import read_json, write_json
 from picollm.hardware import CpuMeter, describe_hardware
-from picollm.model.checkpoint import save_model
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.model.weights import save_model
 
 SCHEMA = read_json(Path(picollm.engine.__path__[0], "benchmark.schema.json"))
 VOCAB, CONTEXT = 500, 16
@@ -138,8 +138,8 @@ def folder(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def subject(model, folder):
-    return Subject(model, read_json(folder / "manifest.json"), folder, torch.device("cpu"), threads=2)
+def ctx(model, folder):
+    return LoadContext(model, read_json(folder / "manifest.json"), folder, torch.device("cpu"), threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +154,17 @@ def setting(names, noise_limit=0.5, cold=False, **batches):
     return Setting(Grid(names, batches, 4, emulated=True), 8, QUICK, noise_limit, cold)
 
 
-def test_the_report_has_numbers_only_for_what_ran(subject, folder, rows, monkeypatch):
+def test_the_report_has_numbers_only_for_what_ran(ctx, folder, rows, monkeypatch):
     class Wrong(Eager):
         runtime = "openvino"
 
-        def load(self, subject, graph):
-            run = Eager("fp32").load(subject, graph)
+        def load(self, ctx, graph):
+            run = Eager("fp32").load(ctx, graph)
             return lambda *inputs: np.roll(run(*inputs), 1, axis=-1)
 
     monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Wrong("bf16"))
     names = ["eager-bf16", "openvino-bf16", "onnxruntime-fp32"]
-    report, samples = benchmark(subject, rows, setting(names, last=(1, 4), loss=(1,), full=(2,)), folder)
+    report, samples = benchmark(ctx, rows, setting(names, last=(1, 4), loss=(1,), full=(2,)), folder)
     jsonschema.validate(report, SCHEMA)
 
     table = {(row["backend"], row["output"], row["batch"]): row for row in report["results"]}
@@ -194,14 +194,14 @@ def test_the_report_has_numbers_only_for_what_ran(subject, folder, rows, monkeyp
     }
 
 
-def test_a_backend_that_answers_no_number_fails(subject, folder, rows, monkeypatch):
+def test_a_backend_that_answers_no_number_fails(ctx, folder, rows, monkeypatch):
     class Broken(Eager):
-        def load(self, subject, graph):
-            run = super().load(subject, graph)
+        def load(self, ctx, graph):
+            run = super().load(ctx, graph)
             return lambda *inputs: run(*inputs) * np.nan
 
     monkeypatch.setitem(registry.BACKENDS, "eager-bf16", Broken("bf16"))
-    report, _ = benchmark(subject, rows, setting(["eager-bf16"], last=(1,)), folder)
+    report, _ = benchmark(ctx, rows, setting(["eager-bf16"], last=(1,)), folder)
     jsonschema.validate(report, SCHEMA)
     assert report["backends"]["eager-bf16"]["status"].startswith("failed: accuracy (mean KL nan")
     json.dumps(report, allow_nan=False)
@@ -209,17 +209,17 @@ def test_a_backend_that_answers_no_number_fails(subject, folder, rows, monkeypat
     assert line.startswith("eager-bf16") and "failed: accuracy (mean KL nan" in line
 
 
-def test_a_wrong_answer_at_one_shape_or_output_alone_has_no_number(subject, folder, rows, monkeypatch):
+def test_a_wrong_answer_at_one_shape_or_output_alone_has_no_number(ctx, folder, rows, monkeypatch):
     class Sometimes(Eager):
         runtime = "openvino"
 
-        def load(self, subject, graph):
-            run = Eager("bf16").load(subject, graph)
+        def load(self, ctx, graph):
+            run = Eager("bf16").load(ctx, graph)
             wrong = lambda ids, *rest: graph == "nats" or (len(ids), len(rest[0])) == (4, 1)  # noqa: E731
             return lambda *inputs: run(*inputs) * (1.5 if wrong(*inputs) else 1)
 
     monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Sometimes("bf16"))
-    report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1, 4), loss=(1,)), folder)
+    report, _ = benchmark(ctx, rows, setting(["openvino-bf16"], last=(1, 4), loss=(1,)), folder)
     jsonschema.validate(report, SCHEMA)
     status = {(r["output"], r["batch"]): r["status"] for r in report["results"] if r["backend"] == "openvino-bf16"}
     assert status["last", 1] == "ok" and report["backends"]["openvino-bf16"]["status"] == "ok"
@@ -227,28 +227,28 @@ def test_a_wrong_answer_at_one_shape_or_output_alone_has_no_number(subject, fold
     assert status["loss", 1].startswith("failed: accuracy of this output and batch (")
 
 
-def test_a_backend_that_raises_fails_alone(subject, folder, rows, monkeypatch):
+def test_a_backend_that_raises_fails_alone(ctx, folder, rows, monkeypatch):
     class Raises(Eager):
         runtime = "openvino"
 
-        def load(self, subject, graph):
+        def load(self, ctx, graph):
             def run(*inputs):
                 raise RuntimeError("CUDA error:\nout of memory")
 
             return run
 
     monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Raises("bf16"))
-    report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1,)), folder)
+    report, _ = benchmark(ctx, rows, setting(["openvino-bf16"], last=(1,)), folder)
     assert report["backends"]["openvino-bf16"]["status"] == "failed: CUDA error: out of memory"
     assert {row["backend"] for row in report["results"] if "latency_ms" in row} == {REFERENCE, "eager-bf16", AGAIN}
 
 
-def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(subject, folder, rows, monkeypatch):
+def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(ctx, folder, rows, monkeypatch):
     class Fragile(Eager):
         runtime = "openvino"
 
-        def load(self, subject, graph):
-            run, left = Eager("bf16").load(subject, graph), iter(range(1))
+        def load(self, ctx, graph):
+            run, left = Eager("bf16").load(ctx, graph), iter(range(1))
 
             def fails(*inputs):
                 if next(left, None) is None:
@@ -259,16 +259,16 @@ def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(subject, 
 
     monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Fragile("bf16"))
     monkeypatch.setattr("picollm.engine.benchmark.rows_at_once", lambda *given: 2)
-    report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1,)), folder)
+    report, _ = benchmark(ctx, rows, setting(["openvino-bf16"], last=(1,)), folder)
     said = "failed: CUDA out of memory. Tried to allocate 2 GiB"
     assert report["backends"]["openvino-bf16"]["status"] == said
     assert {row["backend"] for row in report["results"] if "latency_ms" in row} == {REFERENCE, "eager-bf16", AGAIN}
 
 
-def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(subject, folder, rows, monkeypatch):
+def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(ctx, folder, rows, monkeypatch):
     class Large(Eager):
-        def load(self, subject, graph):
-            run = super().load(subject, graph)
+        def load(self, ctx, graph):
+            run = super().load(ctx, graph)
 
             def large(ids, *rest):
                 if len(ids) == 3:
@@ -279,7 +279,7 @@ def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(subject, fol
 
     monkeypatch.setitem(registry.BACKENDS, REFERENCE, Large("fp32"))
     how = replace(setting(["eager-bf16"], last=(1, 3, 2)), gate_rows=1)
-    report, samples = benchmark(subject, rows, how, folder)
+    report, samples = benchmark(ctx, rows, how, folder)
     jsonschema.validate(report, SCHEMA)
     assert {(row["backend"], row["batch"]) for row in report["results"] if "latency_ms" in row} == {
         (name, batch) for name in (REFERENCE, "eager-bf16", AGAIN) for batch in (1, 2)
@@ -292,12 +292,12 @@ def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(subject, fol
 
 
 @pytest.mark.parametrize("calls", [0, 2])  # at once; while it is timed
-def test_a_backend_that_raises_at_one_batch_fails_there_alone(subject, folder, rows, monkeypatch, calls):
+def test_a_backend_that_raises_at_one_batch_fails_there_alone(ctx, folder, rows, monkeypatch, calls):
     class Small(Eager):
         runtime = "openvino"
 
-        def load(self, subject, graph):
-            run, left = Eager("bf16").load(subject, graph), iter(range(calls))
+        def load(self, ctx, graph):
+            run, left = Eager("bf16").load(ctx, graph), iter(range(calls))
 
             def small(ids, *rest):
                 if len(ids) == 3 and next(left, None) is None:
@@ -307,7 +307,7 @@ def test_a_backend_that_raises_at_one_batch_fails_there_alone(subject, folder, r
             return small
 
     monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Small("bf16"))
-    report, _ = benchmark(subject, rows, setting(["openvino-bf16"], last=(1, 3)), folder)
+    report, _ = benchmark(ctx, rows, setting(["openvino-bf16"], last=(1, 3)), folder)
     jsonschema.validate(report, SCHEMA)
     status = {row["batch"]: row["status"] for row in report["results"] if row["backend"] == "openvino-bf16"}
     said = "failed: this output and batch: CUDA out of memory. Tried to allocate 2 GiB"
@@ -317,7 +317,7 @@ def test_a_backend_that_raises_at_one_batch_fails_there_alone(subject, folder, r
     }  # fmt: skip
 
 
-def test_a_profiler_that_fails_costs_no_other_number(subject, monkeypatch):
+def test_a_profiler_that_fails_costs_no_other_number(ctx, monkeypatch):
     """The loop around what needs a GPU."""
 
     def fake(run, inputs):
@@ -330,7 +330,7 @@ def test_a_profiler_that_fails_costs_no_other_number(subject, monkeypatch):
     inputs = {cell: [np.zeros((cell[1], CONTEXT), dtype=np.int64)] for cell in cells}
     results = [{"backend": name, "output": output, "batch": batch, "latency_ms": {}, "gpu_ms": None}
                for name in (*names, AGAIN) for output, batch in cells]  # fmt: skip
-    add_gpu_times(results, names, subject, inputs)
+    add_gpu_times(results, names, ctx, inputs)
     measured = {(row["backend"], row["output"]) for row in results if row["gpu_ms"]}
     assert measured == {(REFERENCE, "last"), ("eager-bf16", "last")}
 
@@ -340,35 +340,35 @@ def test_a_checkpoint_of_no_numbers_is_refused(model, folder, rows):
     with torch.no_grad():
         broken.norm.weight.fill_(float("nan"))
     manifest = read_json(folder / "manifest.json")
-    subject = Subject(broken.eval(), manifest, folder, torch.device("cpu"), threads=2)
+    ctx = LoadContext(broken.eval(), manifest, folder, torch.device("cpu"), threads=2)
     with pytest.raises(PicollmError, match="the checkpoint itself can't be compared with: failed: accuracy"):
-        benchmark(subject, rows, setting([], last=(1,)), folder)
+        benchmark(ctx, rows, setting([], last=(1,)), folder)
 
 
-def test_noise_beyond_the_limit_is_marked_and_shown(subject, folder, rows):
-    report, _ = benchmark(subject, rows, setting(["eager-bf16"], noise_limit=1e-9, last=(1,)), folder)
+def test_noise_beyond_the_limit_is_marked_and_shown(ctx, folder, rows):
+    report, _ = benchmark(ctx, rows, setting(["eager-bf16"], noise_limit=1e-9, last=(1,)), folder)
     assert all(row["noisy"] and "latency_ms" in row for row in report["results"])
     assert any("NOISY" in line for line in lines(report))
 
 
-def test_a_fresh_process_measures_the_cold_start(subject, folder, rows):
-    found = cold_start("eager-bf16", subject, folder, batch=2)
+def test_a_fresh_process_measures_the_cold_start(ctx, folder, rows):
+    found = cold_start("eager-bf16", ctx, folder, batch=2)
     assert found["batch"] == 2 and found["first_ms"] > 0 and found["load_seconds"] >= 0
-    weights = sum(p.numel() for p in subject.model.parameters()) * 2 / 2**20
+    weights = sum(p.numel() for p in ctx.model.parameters()) * 2 / 2**20
     assert weights < found["memory_mib"] < 500 and found["gpu_memory_mib"] is None
     with pytest.raises(
         PicollmError, match="openvino-fp32 in a fresh process: exit code 1: picollm: not run: it was not"
     ):
-        cold_start("openvino-fp32", subject, folder, batch=1)
+        cold_start("openvino-fp32", ctx, folder, batch=1)
 
 
-def test_a_batch_beyond_the_engine_or_the_split_is_refused(subject, folder, rows):
+def test_a_batch_beyond_the_engine_or_the_split_is_refused(ctx, folder, rows):
     with pytest.raises(PicollmError, match="benchmark.batches: 8 is beyond the engines' profile, batch 1 to 4"):
-        benchmark(subject, rows, setting([], last=(8,)), folder)
+        benchmark(ctx, rows, setting([], last=(8,)), folder)
     with pytest.raises(PicollmError, match="the validation split has 2 rows of 16 tokens"):
-        benchmark(subject, rows[:2], setting([], last=(4,)), folder)
+        benchmark(ctx, rows[:2], setting([], last=(4,)), folder)
     with pytest.raises(PicollmError, match="the tokens go up to 50000, the model's vocabulary has 500"):
-        benchmark(subject, np.full_like(rows, 50_000), setting([], last=(1,)), folder)
+        benchmark(ctx, np.full_like(rows, 50_000), setting([], last=(1,)), folder)
 
 
 def test_the_full_grid_has_everything():

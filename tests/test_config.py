@@ -10,21 +10,20 @@ import pytest
 import yaml
 from refusals import refusal
 
-from picollm import config
+from picollm import config, inputs, presets
 from picollm.data.corpora import Corpus
 from picollm.data.packing import tokenize_pack
-from picollm.model.compute import set_up
+from picollm.model.device import set_up
 from picollm.model.training import TrainingConfig
 from picollm.model.transformer import ModelConfig
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = [ROOT / "config.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
-KNOWN = {f"{name}.{key}" for name, field in config.Config.model_fields.items() for key in field.annotation.model_fields}
+KEYS = [f"{name}.{key}" for name, field in config.Config.model_fields.items() for key in field.annotation.model_fields]
 REMOVED = object()
 
 
 def document():
-    return yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8"))
+    return presets.preset("smoke")
 
 
 def changed(**edits):
@@ -40,15 +39,9 @@ def changed(**edits):
     return values
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_shipped_files_are_valid_and_list_every_key(path):
-    on_disk = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert {f"{name}.{key}" for name, section in on_disk.items() for key in section} == KNOWN
-    assert config.load(path) == on_disk, "validation must not change a value"
-
-
-def test_there_is_a_preset_beside_the_configuration_in_force():
-    assert {path.stem for path in SHIPPED} >= {"config", "smoke", "wikitext-103"}
+def test_the_default_lists_every_key():
+    default = yaml.safe_load((ROOT / "presets/default.yaml").read_text(encoding="utf-8"))
+    assert [f"{name}.{key}" for name, section in default.items() for key in section] == KEYS
 
 
 @pytest.mark.parametrize(
@@ -86,8 +79,8 @@ def test_there_is_a_preset_beside_the_configuration_in_force():
         ({"engine__backends": ["onnx"]}, ["engine.backends.0 = 'onnx'", "'eager-fp32'"]),
         ({"benchmark__batches": [1, 64]}, ["benchmark.batches = [1, 64] must not exceed engine.max_batch = "]),
         # missing
-        ({"pretrain__seed": REMOVED}, ["pretrain.seed is missing", "presets/"]),
-        ({"heads": REMOVED}, ["heads is missing", "presets/"]),
+        ({"pretrain__seed": REMOVED}, ["pretrain.seed is missing", "picollm preset default"]),
+        ({"heads": REMOVED}, ["heads is missing", "picollm preset default"]),
         # keys that must fit each other
         (
             {"corpus__source": "local"},
@@ -162,7 +155,7 @@ def test_what_readers_of_yaml_disagree_on_is_refused_by_name(tmp_path, line, ins
 
 
 def smoke_with(folder, line, instead):
-    source = (ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8")
+    source = presets.config_yaml(document())
     assert f"\n{line}" in source
     (folder / "config.yaml").write_text(source.replace(f"\n{line}", f"\n{instead}"), encoding="utf-8")
     return folder / "config.yaml"
@@ -184,7 +177,7 @@ def test_overrides_on_the_command_line_are_refused():
 def test_a_name_that_the_tools_can_not_write_down_is_refused(tmp_path, name):
     (tmp_path / name).write_text("text")
     corpus = document()["corpus"] | {"source": "local", "path": str(tmp_path)}
-    text = refusal(config.corpus_files, corpus)
+    text = refusal(inputs.corpus_files, corpus)
     assert "corpus.path: the name" in text and "rename it" in text
 
 
@@ -195,7 +188,7 @@ def test_a_checkpoint_in_another_form_says_which_is_read(tmp_path, there):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         (folder / ("model-00001-of-00002.safetensors" if there == "sharded" else "pytorch_model.bin")).touch()
-    text = refusal(config.model_files, document()["model"] | {"checkpoint": str(folder)})
+    text = refusal(inputs.model_files, document()["model"] | {"checkpoint": str(folder)})
     assert "model.safetensors is missing" in text and "pytorch_model.bin are not read, nor is a name on a hub" in text
 
 

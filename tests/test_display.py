@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -18,7 +18,7 @@ from picollm.pipeline import display as display_module
 from picollm.pipeline import estimate as estimate_module
 from picollm.pipeline.display import Display
 from picollm.pipeline.estimate import SECONDS, estimate, note, work
-from picollm.pipeline.job import job
+from picollm.pipeline.job import Rule, job
 from picollm.progress import STATUS, describe, duration, progress
 
 JOBS = [("tokenize_pack", 1.0), ("pretrain", 1.0), ("probe_heads", 0.5)]
@@ -172,11 +172,11 @@ def test_the_calibration_is_real_and_scales_every_rule(tmp_path):
 
 def test_a_job_that_is_stopped_from_the_keyboard_says_so_without_a_traceback(tmp_path):
     program = f"""
-import types
+from pathlib import Path
 import picollm.pipeline.job as j
-j.check_before = lambda params: None
-with j.job(types.SimpleNamespace(log=["{tmp_path}/x.log"], rule="pretrain", params=None)) as found:
-    found("nothing")
+j.check_before = lambda rule: None
+with j.job(j.Rule("pretrain", [], [], {{}}, "", 1, None, Path("{tmp_path}/x.log"))) as rule:
+    rule.found("nothing")
     raise KeyboardInterrupt
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
@@ -187,15 +187,15 @@ def test_under_a_picture_warnings_go_to_the_status_and_what_was_found_beside_the
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(STATUS, str(tmp_path))
     monkeypatch.setenv(progress_module.PICTURE, "1")
-    monkeypatch.setattr("picollm.pipeline.job.check_before", lambda params: None)
+    monkeypatch.setattr("picollm.pipeline.job.check_before", lambda rule: None)
     monkeypatch.setattr(progress_module, "_said", {})
     root = logging.getLogger()
     before = root.handlers[:]
     try:
-        with job(SimpleNamespace(log=["x.log"], rule="probe_heads", params=None)) as found:
+        with job(Rule("probe_heads", [], [], {}, "", 1, None, Path("x.log"))) as rule:
             logging.info("a detail")
             logging.warning("odd")
-            found("48 %")
+            rule.found("48 %")
     finally:
         root.handlers[:] = before
     status = json.loads((tmp_path / f"probe_heads.{os.getpid()}.json").read_text())

@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from picollm.data.files import read_json, sha256, write_json
 from picollm.engine.backends import tensorrt
-from picollm.engine.backends.interface import Source, Subject
+from picollm.engine.backends.backend import BuildContext, LoadContext
 from picollm.engine.backends.pytorch import AotInductor, tf32
 from picollm.engine.backends.registry import BACKENDS, load_backend
-from picollm.engine.backends.rtx import build_plan
 from picollm.engine.backends.tensorrt import RTX, TORCH, choose_target, row_by_row, shapes
-from picollm.engine.build import build
+from picollm.engine.backends.tensorrt_rtx import build_plan
+from picollm.engine.build import artefact, build, read_manifest
 from picollm.engine.grid import BACKENDS as NAMES
 from picollm.engine.grid import Grid
-from picollm.engine.manifest import artefact, read_manifest
 from picollm.errors import PicollmError
-from picollm.model.checkpoint import save_model
+from picollm.files import read_json, sha256, write_json
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.model.weights import save_model
 
 CONTEXT, VOCAB, MAX_BATCH, LAYERS = 16, 500, 4, 2
 BUILT = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16")
@@ -45,11 +44,9 @@ def built(model, tmp_path_factory):
     weights = folder / "model.safetensors"
     save_model(model, weights, folder / "config.json")
     rows = np.random.default_rng(0).integers(VOCAB, size=(8, CONTEXT))
-    source = Source(model, folder / "engine", CPU, MAX_BATCH, rows, ["8.6", "8.9"])
+    ctx = BuildContext(model, folder / "engine", CPU, MAX_BATCH, rows, ["8.6", "8.9"])
     names = BUILT + (TENSORRT if find_spec("tensorrt_rtx") else ())
-    build(
-        source, Grid(names, {"last": (1,), "loss": (1,)}, MAX_BATCH, emulated=True), checkpoint_sha256=sha256(weights)
-    )
+    build(ctx, Grid(names, {"last": (1,), "loss": (1,)}, MAX_BATCH, emulated=True), checkpoint_sha256=sha256(weights))
     return folder / "engine", weights
 
 
@@ -63,11 +60,11 @@ def copied(built, tmp_path):
 
 
 def subject_of(model, manifest, weights, device=CPU):
-    return Subject(model, read_manifest(manifest, weights=weights), manifest.parent, device, threads=2)
+    return LoadContext(model, read_manifest(manifest, weights=weights), manifest.parent, device, threads=2)
 
 
 @pytest.fixture
-def subject(model, copied):
+def ctx(model, copied):
     return subject_of(model, *copied)
 
 
@@ -85,8 +82,8 @@ def eager(model, tokens, positions=LAST):
 
 @pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
 @pytest.mark.parametrize("batch", [1, 3, MAX_BATCH])
-def test_float32_artefacts_equal_the_model_at_any_batch_and_position(model, subject, name, batch):
-    loaded, tokens = load_backend(name, subject, ("logits", "nats")), ids(batch)
+def test_float32_artefacts_equal_the_model_at_any_batch_and_position(model, ctx, name, batch):
+    loaded, tokens = load_backend(name, ctx, ("logits", "nats")), ids(batch)
     for positions in (LAST, EVERY, np.array([5, 2])):
         np.testing.assert_allclose(loaded.run(tokens, positions), eager(model, tokens, positions), atol=1e-4)
     with torch.no_grad():
@@ -97,8 +94,8 @@ def test_float32_artefacts_equal_the_model_at_any_batch_and_position(model, subj
 
 @pytest.mark.parametrize(("name", "atol"), [("eager-fp32", 1e-5), ("eager-bf16", 0.02), ("openvino-bf16", 0.02),
                                             ("onnxruntime-int8", 0.1)])  # fmt: skip
-def test_other_precisions_are_near_and_return_float32(model, subject, name, atol):
-    loaded = load_backend(name, subject)
+def test_other_precisions_are_near_and_return_float32(model, ctx, name, atol):
+    loaded = load_backend(name, ctx)
     if loaded.status.startswith("not run: ") and name.startswith("openvino"):  # no bf16, or ONEDNN_MAX_CPU_ISA is set
         pytest.skip(loaded.status)
     found = loaded.run(ids(2), LAST)
@@ -150,8 +147,8 @@ def test_artefacts_that_take_long_to_build(model, tmp_path, name):
         pytest.importorskip("nncf", reason="NNCF is not installed")
     weights = tmp_path / "model.safetensors"
     save_model(model, weights, tmp_path / "config.json")
-    source = Source(model, tmp_path / "engine", CPU, MAX_BATCH, ids(8), ["8.9"])
-    build(source, Grid((name,), {"last": (1,)}, MAX_BATCH, emulated=True), checkpoint_sha256=sha256(weights))
+    ctx = BuildContext(model, tmp_path / "engine", CPU, MAX_BATCH, ids(8), ["8.9"])
+    build(ctx, Grid((name,), {"last": (1,)}, MAX_BATCH, emulated=True), checkpoint_sha256=sha256(weights))
     loaded = load_backend(name, subject_of(model, tmp_path / "engine/manifest.json", weights))
     found, expected = loaded.run(ids(3), EVERY), eager(model, ids(3), EVERY)
     limit = {"aoti-fp32": 1e-5, "aoti-bf16": 0.02, "openvino-int8": 0.2}[name]
@@ -165,12 +162,12 @@ def test_artefacts_that_take_long_to_build(model, tmp_path, name):
     ("logits.fp32.onnx", "openvino-fp32", "OpenVINO can't read"),
     ("logits.int8.onnx", "onnxruntime-int8", "ONNX Runtime can't read"),
 ])  # fmt: skip
-def test_what_a_runtime_cannot_read_is_one_clear_line(subject, file, backend, said):
-    (subject.folder / file).write_bytes(b"not a model")
-    loaded = load_backend(backend, subject)
+def test_what_a_runtime_cannot_read_is_one_clear_line(ctx, file, backend, said):
+    (ctx.folder / file).write_bytes(b"not a model")
+    loaded = load_backend(backend, ctx)
     assert loaded.runs == {} and loaded.status.startswith(f"failed: {said} ") and file in loaded.status
     assert "\n" not in loaded.status
-    assert load_backend("eager-fp32", subject).status == "ok"
+    assert load_backend("eager-fp32", ctx).status == "ok"
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_know_is_one_clear_line(built, tmp_path):
@@ -209,44 +206,44 @@ def test_an_engine_of_other_weights_is_refused(copied, tmp_path):
         read_manifest(copied[0], weights=other)
 
 
-def with_entry(subject, name, entry):
-    backends = subject.manifest["backends"] | {name: entry}
-    return Subject(subject.model, subject.manifest | {"backends": backends}, subject.folder, subject.device, 2)
+def with_entry(ctx, name, entry):
+    backends = ctx.manifest["backends"] | {name: entry}
+    return LoadContext(ctx.model, ctx.manifest | {"backends": backends}, ctx.folder, ctx.device, 2)
 
 
-def test_a_package_of_another_version_or_processor_is_refused(subject):
+def test_a_package_of_another_version_or_processor_is_refused(ctx):
     here = AotInductor("bf16").made_for(CPU)
     entry = {"reason": None, "files": {"logits": "logits.bf16.pt2"}, "graphs": {"logits": {}}}
     for changed, said in (
         ({"torch": "2.0.0"}, "built for torch 2.0.0, here is"),
         ({"isa": ["avx2"]}, "isa avx2, here"),
     ):
-        loaded = load_backend("aoti-bf16", with_entry(subject, "aoti-bf16", entry | {"made_for": here | changed}))
+        loaded = load_backend("aoti-bf16", with_entry(ctx, "aoti-bf16", entry | {"made_for": here | changed}))
         assert loaded.runs == {} and said in loaded.status and loaded.status.endswith("run trt_compile here")
 
 
-def test_what_was_not_built_says_so(subject):
-    assert load_backend("openvino-int8", subject).status.startswith("not run: it was not built: name it in engine.")
+def test_what_was_not_built_says_so(ctx):
+    assert load_backend("openvino-int8", ctx).status.startswith("not run: it was not built: name it in engine.")
     entry = {"files": {}, "reason": "it was not built: NNCF is not installed: pip install nncf"}
-    status = load_backend("openvino-int8", with_entry(subject, "openvino-int8", entry)).status
+    status = load_backend("openvino-int8", with_entry(ctx, "openvino-int8", entry)).status
     assert status == "not run: it was not built: NNCF is not installed: pip install nncf"
 
 
-def test_an_output_whose_graph_was_not_built_says_so(subject):
-    entry = subject.manifest["backends"]["openvino-fp32"]
+def test_an_output_whose_graph_was_not_built_says_so(ctx):
+    entry = ctx.manifest["backends"]["openvino-fp32"]
     entry = entry | {"files": {"logits": entry["files"]["logits"]}}
-    status = load_backend("openvino-fp32", with_entry(subject, "openvino-fp32", entry), ("logits", "nats")).status
+    status = load_backend("openvino-fp32", with_entry(ctx, "openvino-fp32", entry), ("logits", "nats")).status
     assert status == "not run: its graph nats was not built: name the output in engine.outputs, and run trt_compile"
 
 
 def test_one_build_that_fails_costs_nothing_else(model, tmp_path, monkeypatch):
     class Unsupported(type(BACKENDS["onnxruntime-int8"])):
-        def build(self, source, graph):
+        def build(self, ctx, graph):
             raise AssertionError("the operator\naten::thing has no converter")
 
     monkeypatch.setitem(BACKENDS, "onnxruntime-int8", Unsupported("int8"))
-    source = Source(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
-    manifest = build(source, Grid(("onnxruntime-int8", "onnxruntime-fp32"), {"last": (1,)}, 4), checkpoint_sha256="0")
+    ctx = BuildContext(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
+    manifest = build(ctx, Grid(("onnxruntime-int8", "onnxruntime-fp32"), {"last": (1,)}, 4), checkpoint_sha256="0")
     found = manifest["backends"]
     assert found["onnxruntime-int8"]["reason"] == "its build failed: the operator aten::thing has no converter"
     assert found["onnxruntime-int8"]["files"] == {} and found["onnxruntime-fp32"]["reason"] is None
@@ -255,8 +252,8 @@ def test_one_build_that_fails_costs_nothing_else(model, tmp_path, monkeypatch):
 def test_a_build_clears_its_own_files_and_no_others(model, tmp_path):
     for name in ("logits.int8.onnx", ".nats.fp32.onnx.partial", "notes.txt"):
         (tmp_path / name).write_text("old")
-    source = Source(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
-    manifest = build(source, Grid(("eager-bf16",), {"last": (1,)}, 4), checkpoint_sha256="0")
+    ctx = BuildContext(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
+    manifest = build(ctx, Grid(("eager-bf16",), {"last": (1,)}, 4), checkpoint_sha256="0")
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", "notes.txt"} and manifest["files"] == []
 
 
@@ -264,10 +261,10 @@ def test_a_full_disk_stops_the_build(model, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("picollm.engine.backends.interface.export_onnx", full)
-    source = Source(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
+    monkeypatch.setattr("picollm.engine.backends.backend.export_onnx", full)
+    ctx = BuildContext(model, tmp_path, CPU, MAX_BATCH, ids(8), ["8.9"])
     with pytest.raises(OSError, match="No space left"):
-        build(source, Grid(("onnxruntime-fp32",), {"last": (1,)}, 4), checkpoint_sha256="0")
+        build(ctx, Grid(("onnxruntime-fp32",), {"last": (1,)}, 4), checkpoint_sha256="0")
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -276,8 +273,8 @@ import faulthandler, os, signal, sys
 from types import SimpleNamespace
 from picollm.engine.backends.openvino import OpenVino
 faulthandler.enable()  # gives signals a stack of their own, as OpenVINO does
-subject = SimpleNamespace(file=lambda *_: sys.argv[1], threads=1)
-first, second = (OpenVino("fp32").load(subject, "logits") for _ in range(2))
+ctx = SimpleNamespace(file=lambda *_: sys.argv[1], threads=1)
+first, second = (OpenVino("fp32").load(ctx, "logits") for _ in range(2))
 del first
 del second
 signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
@@ -292,9 +289,9 @@ def test_a_signal_after_openvino_is_handled(built):
 
 
 @pytest.mark.slow
-def test_torch_compile_compiles_every_shape(model, subject):
+def test_torch_compile_compiles_every_shape(model, ctx):
     """Beyond its limit of recompilations it would run eagerly without a word; fullgraph makes that an error."""
-    loaded = load_backend("compile-fp32", subject)
+    loaded = load_backend("compile-fp32", ctx)
     for batch in range(1, 12):
         found = loaded.run(ids(batch), LAST)
     np.testing.assert_allclose(found, eager(model, ids(11)), atol=1e-4)
@@ -321,9 +318,9 @@ def test_without_a_compiler_it_says_so(monkeypatch, name):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_what_needs_one_says_so(subject):
+def test_without_a_gpu_what_needs_one_says_so(ctx):
     for name in ("tensorrt-fp16", "cudagraph-bf16", "eager-tf32", "eager-fp16"):
-        assert load_backend(name, subject).status == "not run: no NVIDIA GPU"
+        assert load_backend(name, ctx).status == "not run: no NVIDIA GPU"
 
 
 @pytest.mark.parametrize(("about", "said"), [
@@ -338,9 +335,9 @@ def test_an_engine_of_another_device_or_version_is_refused(monkeypatch, about, s
     assert said in BACKENDS["tensorrt-fp16"].refuses(built, torch.device("cuda"))
 
 
-def test_an_unknown_backend_names_the_allowed_ones(subject):
+def test_an_unknown_backend_names_the_allowed_ones(ctx):
     with pytest.raises(PicollmError, match="'tensorrt-int4' does not exist; allowed: eager-fp32, .*tensorrt-fp8"):
-        load_backend("tensorrt-int4", subject)
+        load_backend("tensorrt-int4", ctx)
     assert tuple(BACKENDS) == NAMES
 
 
@@ -371,9 +368,9 @@ def test_every_keyword_for_torch_tensorrt_exists_in_its_releases(model, tmp_path
     package = SimpleNamespace(Input=recorder("Input"), save=saved,
                               dynamo=SimpleNamespace(compile=recorder("dynamo.compile", compiled)))  # fmt: skip
     monkeypatch.setattr(tensorrt, "import_torch_tensorrt", lambda: package)
-    source = Source(model, tmp_path, CPU, MAX_BATCH, np.zeros((1, CONTEXT), np.int64), [])
+    ctx = BuildContext(model, tmp_path, CPU, MAX_BATCH, np.zeros((1, CONTEXT), np.int64), [])
     path = tmp_path / "logits.fp16.ep"
-    tensorrt.build_torch_tensorrt(source, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
+    tensorrt.build_torch_tensorrt(ctx, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
     assert path.read_bytes() == b"engine" and all(used.values())
     signatures = json.loads(Path(__file__).with_name("torch_tensorrt.json").read_text())
     assert list(signatures) == ["2.11.0", "2.12.1", "2.13.0", "2.14.0"]
@@ -382,7 +379,7 @@ def test_every_keyword_for_torch_tensorrt_exists_in_its_releases(model, tmp_path
     assert "enabled_precisions" not in signatures["2.13.0"]["dynamo.compile"]
     compiled.add_module("_run_on_acc_1", torch.nn.Identity())
     with pytest.raises(PicollmError, match="made 2 engines of the graph, not one"):
-        tensorrt.build_torch_tensorrt(source, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
+        tensorrt.build_torch_tensorrt(ctx, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
 
 
 def test_tf32_is_put_back():

@@ -75,7 +75,7 @@ def test_calibration_rows_are_drawn_once_each():
 
 def test_int8_quantizes_the_head_and_leaves_the_embedding(model):
     pytest.importorskip("modelopt", reason="NVIDIA's ModelOpt is not installed: pip install nvidia-modelopt")
-    from picollm.engine.quantization import quantized
+    from picollm.engine.backends.modelopt import quantized
 
     found = quantized(model, "int8", ids(8))
     enabled = {name for name, module in found.named_modules() if getattr(module, "is_enabled", False)}

@@ -10,7 +10,7 @@ import yaml
 from refusals import refusal
 
 from picollm.attention.extraction import attention_maps, extract_category, tokenise
-from picollm.attention.extraction import extract as extract_all
+from picollm.attention.extraction import extract_attention as extract_all
 from picollm.attention.maps import fault_of, load_attention, load_categories
 from picollm.attention.sentences import CATEGORIES, parse
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
@@ -49,7 +49,7 @@ def as_bytes(text):
     )
 
 
-def extract(path, texts=("The cat sat.", "Déjà vu"), **changes):
+def extract_attention(path, texts=("The cat sat.", "Déjà vu"), **changes):
     model = small_model(**changes)
     sentences = [as_bytes(text) for text in texts]
     extract_category(model, category="simple", title="Simple", sentences=sentences, device=CPU, path=path)
@@ -79,7 +79,7 @@ def test_a_token_with_part_of_a_character_shows_it_whole():
 
 
 def test_round_trip_and_separator(tmp_path):
-    found = load_attention(extract(tmp_path / "simple.npz"))
+    found = load_attention(extract_attention(tmp_path / "simple.npz"))
     assert (found.category, found.title) == ("simple", "Simple")
     assert found.texts == ["The cat sat.", "Déjà vu"]
     assert [ids[0] for ids in found.ids] == [SEPARATOR, SEPARATOR]
@@ -110,7 +110,7 @@ def test_maps_of_a_sentence_do_not_depend_on_the_others():
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path):
-    first, second = extract(tmp_path / "a.npz"), extract(tmp_path / "b.npz")
+    first, second = extract_attention(tmp_path / "a.npz"), extract_attention(tmp_path / "b.npz")
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as file:
         assert {member.date_time for member in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -119,9 +119,9 @@ def test_equal_inputs_give_equal_bytes(tmp_path):
 
 def test_too_long_a_sentence_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(PicollmError, match=r"simple, sentence 2 has 25 tokens .* context is 24"):
-        extract(tmp_path / "simple.npz", texts=("short", "x" * 24))
+        extract_attention(tmp_path / "simple.npz", texts=("short", "x" * 24))
     assert list(tmp_path.iterdir()) == []
-    extract(tmp_path / "simple.npz", texts=("short", "x" * 23))
+    extract_attention(tmp_path / "simple.npz", texts=("short", "x" * 23))
 
 
 def rewrite(path, **changes):
@@ -132,7 +132,7 @@ def rewrite(path, **changes):
 
 
 def test_what_is_not_causal_attention_is_refused(tmp_path):
-    path = extract(tmp_path / "simple.npz")
+    path = extract_attention(tmp_path / "simple.npz")
     good = load_attention(path).maps[1]
     changes = {
         "NaN": np.where(np.arange(10) == 3, np.nan, good),
@@ -150,14 +150,14 @@ def test_what_is_not_causal_attention_is_refused(tmp_path):
 
 @pytest.mark.parametrize("key", ["sentences", "attention_001", "ids_000"])
 def test_missing_array(tmp_path, key):
-    path = extract(tmp_path / "simple.npz")
+    path = extract_attention(tmp_path / "simple.npz")
     rewrite(path, **{key: None})
     with pytest.raises(PicollmError, match=rf"simple\.npz is damaged or unreadable.*{key}"):
         list(load_attention(path).maps)
 
 
 def test_maps_are_a_sequence(tmp_path):
-    found = load_attention(extract(tmp_path / "simple.npz"))
+    found = load_attention(extract_attention(tmp_path / "simple.npz"))
     inside = list(found.maps)
     assert len(found.maps) == 2 and np.array_equal(found.maps[-1], inside[1])
     with pytest.raises(IndexError):
@@ -202,7 +202,7 @@ def test_nothing_is_written_where_a_later_category_does_not_fit(tmp_path):
 
 def test_gold_marks_become_positions(tmp_path):
     line = "(The café)_subject by (A)_attractor (is)_verb old."
-    found = load_attention(extract(tmp_path / "simple.npz", texts=[line]))
+    found = load_attention(extract_attention(tmp_path / "simple.npz", texts=[line]))
     assert found.texts == ["The café by A is old."]
     text = [token.encode() for token in found.tokens[0]]
     for role, words in {"subject": "The café", "attractor": "A", "verb": "is"}.items():
@@ -219,12 +219,12 @@ def test_gold_marks_become_positions(tmp_path):
 )
 def test_a_sentence_that_the_model_cannot_take(tmp_path, texts, changes, words):
     with pytest.raises(PicollmError, match=words):
-        extract(tmp_path / "simple.npz", texts=texts, **changes)
+        extract_attention(tmp_path / "simple.npz", texts=texts, **changes)
     assert not list(tmp_path.iterdir())
 
 
 def test_foreign_format(tmp_path):
-    path = extract(tmp_path / "simple.npz")
+    path = extract_attention(tmp_path / "simple.npz")
     with np.load(path) as file:
         header = json.loads(str(file["sentences"])) | {"format": 99}
     rewrite(path, sentences=np.array(json.dumps(header)))
@@ -233,7 +233,7 @@ def test_foreign_format(tmp_path):
 
 
 def test_damaged_bytes_never_pass_and_never_raise_anything_else(tmp_path):
-    path = extract(tmp_path / "simple.npz", texts=("Hi",))
+    path = extract_attention(tmp_path / "simple.npz", texts=("Hi",))
     whole, generator = path.read_bytes(), np.random.default_rng(0)
     reference = load_attention(path)
     (intact,) = reference.maps
@@ -257,6 +257,6 @@ def test_damaged_bytes_never_pass_and_never_raise_anything_else(tmp_path):
 
 
 def test_files_of_different_models_are_not_mixed(tmp_path):
-    a, b = extract(tmp_path / "a.npz"), extract(tmp_path / "b.npz", n_heads=4)
+    a, b = extract_attention(tmp_path / "a.npz"), extract_attention(tmp_path / "b.npz", n_heads=4)
     with pytest.raises(PicollmError, match=r"b\.npz is of another model"):
         load_categories([a, b])

@@ -14,8 +14,8 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 from synthetic import random_causal
 
-from picollm.pipeline.compare import draw_curves
 from picollm.report import attention_figures as attention
+from picollm.report.compare import draw_curves
 from picollm.report.gallery import Gallery
 from picollm.report.style import legible, plt
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from picollm.attention.findings import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED, findings, metrics, variance_between
+from picollm.report.findings import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED, metrics, state_findings, variance_between
 
 
 def make(low=0.3, high=0.5, layered=True, stable=True, layers=(0.4, 0.05), bigram=6.9, shows=True, emerged=30, kept=2):
@@ -53,7 +53,7 @@ def make(low=0.3, high=0.5, layered=True, stable=True, layers=(0.4, 0.05), bigra
 
 
 def verdicts(**changes):
-    report = findings(*make(**changes), seed=1)
+    report = state_findings(*make(**changes), seed=1)
     return [claim["verdict"] for claim in report["claims"]], report
 
 
@@ -90,14 +90,14 @@ def test_each_verdict_follows_from_its_numbers(place, changes, verdict):
 def test_one_blob_of_heads_is_no_family():
     census, clusters, *rest = make()
     clusters["clusters"] = [{"size": 55, "stable": True, "mean_distance": 0.1}]
-    redundant, independent = findings(census, clusters, *rest, seed=1)["claims"][5:7]
+    redundant, independent = state_findings(census, clusters, *rest, seed=1)["claims"][5:7]
     assert redundant["verdict"] == NOT_SUPPORTED and independent["verdict"] == NOT_TESTABLE
 
 
 def test_heads_without_a_value_are_left_out():
     census, clusters, *rest = make(layered=False)
     census["heads"][3]["statistics"]["broad"]["value"] = None
-    assert findings(census, clusters, *rest, seed=1)["claims"][1]["verdict"] == NOT_SUPPORTED
+    assert state_findings(census, clusters, *rest, seed=1)["claims"][1]["verdict"] == NOT_SUPPORTED
 
 
 def test_nothing_is_testable_with_a_model_that_is_no_better_than_a_bigram():

@@ -1,4 +1,4 @@
-"""What makes a rule stale, what DVC is told about it, and which finished rules are believed."""
+"""What makes a rule stale, and what DVC is told about it."""
 
 import ast
 import os
@@ -7,13 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from picollm.data.files import write_json
-from picollm.data.manifest import describe
 from picollm.errors import PicollmError
+from picollm.pipeline.dvc_yaml import HEADER, Stage, check_dvc_yaml, dvc_yaml
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
-from picollm.pipeline.records import summarize
-from picollm.pipeline.stages import HEADER, Stage, check_dvc_yaml, dvc_yaml
-from picollm.pipeline.sync import intact
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,70 +143,3 @@ def test_dvc_yaml_is_written_when_asked_and_refused_when_it_drifts(tmp_path):
         with pytest.raises(PicollmError, match="differs from what the rules and config.yaml say"):
             check_dvc_yaml(drifted, path, write=False)
     assert path.read_text() == dvc_yaml(STAGES)
-
-
-def table(*rows):
-    """The text of `snakemake --summary` for rows of (output, rule, changes of the other cells)."""
-    lines = ["output_file\tdate\trule\tlog-file(s)\tstatus\tplan"]
-    for output, rule, changes in rows:
-        cells = {
-            "date": "Mon May  5 10:00:00 2025",
-            "log": f"logs/{rule}.log",
-            "status": "ok",
-            "plan": "no update",
-        } | changes
-        lines.append("\t".join([output, cells["date"], rule, cells["log"], cells["status"], cells["plan"]]))
-    return "Building DAG of jobs...\n" + "\n".join(lines) + "\n"
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"log": "-"},  # no metadata: Snakemake never saw the run
-        {"plan": "update pending"},
-        {"status": "missing", "date": "-", "plan": "update pending"},
-        {"status": "missing", "date": "-"},
-        {"status": "updated input files", "plan": "update pending"},
-        {"status": "params changed"},
-    ],
-)
-def test_a_rule_is_current_only_if_all_its_outputs_are(changes):
-    good = summarize(table(("a.txt", "one", {}), ("b.txt", "two", {}), ("c.txt", "two", {})))
-    assert {rule: row.outputs for rule, row in good.items()} == {"one": ["a.txt"], "two": ["b.txt", "c.txt"]}
-    assert all(row.current for row in good.values())
-    for first, second in (({}, changes), (changes, {})):
-        rows = summarize(table(("a.txt", "one", {}), ("b.txt", "two", first), ("c.txt", "two", second)))
-        assert rows["one"].current and not rows["two"].current
-
-
-def test_lines_that_are_no_table_are_passed_over():
-    assert summarize("") == {}
-    assert summarize("Building DAG of jobs...\nNothing\tto\tsee\n" + table()) == {}
-
-
-def write_manifest(folder):
-    folder.mkdir()
-    for name in ("a.arrow", "b.arrow"):
-        (folder / name).write_bytes(name.encode() * 10)
-    entries = {"train": [describe(folder / "a.arrow")], "deep": {"er": describe(folder / "b.arrow")}}
-    write_json(folder / "manifest.json", {"format": 1, "splits": entries})
-
-
-@pytest.mark.parametrize("fault", ["bit", "longer", "lost", "foreign", "no manifest", "manifest cut"])
-def test_a_folder_that_is_not_what_its_manifest_says_proves_nothing(tmp_path, fault):
-    write_manifest(tmp_path / "tokens")
-    assert intact(tmp_path, "tokens/manifest.json") and intact(tmp_path, "tokens/other.json")
-    shard, manifest = tmp_path / "tokens" / "b.arrow", tmp_path / "tokens" / "manifest.json"
-    if fault == "bit":
-        shard.write_bytes(b"B" + shard.read_bytes()[1:])
-    elif fault == "longer":
-        shard.write_bytes(shard.read_bytes() + b"x")
-    elif fault == "lost":
-        shard.unlink()
-    elif fault == "foreign":
-        (tmp_path / "tokens" / "c.arrow").touch()
-    elif fault == "no manifest":
-        manifest.unlink()
-    else:
-        manifest.write_text(manifest.read_text()[:50])
-    assert not intact(tmp_path, "tokens/manifest.json")

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from refusals import refusal
 
-from picollm.config import corpus_files
 from picollm.data.articles import SPLITS, Article, write_articles
 from picollm.data.corpora import Corpus
 from picollm.data.packing import tokenize_pack
 from picollm.errors import PicollmError
+from picollm.inputs import corpus_files
 
 TEXTS = ["One mill .", "Two\nlines .", "Three .", "Four .", "Five ."]
 WORDS = ["one", "two", "three", "four", "five"]

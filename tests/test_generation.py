@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from refusals import refusal
-from test_exchange import make
+from test_huggingface import make
 
 from picollm.data.articles import Article, write_articles
 from picollm.data.corpora import articles_in
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
-from picollm.model import evaluation
-from picollm.model.evaluation import perplexity
 from picollm.model.generation import continuation, generate
+from picollm.model.perplexity import perplexity
 from picollm.model.transformer import Cache
 
 CPU = torch.device("cpu")
@@ -76,7 +75,7 @@ def test_a_text_ends_where_an_article_ends_and_has_a_longest_length(model):
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 2, 64])
 def test_perplexity_is_that_of_every_token_after_those_of_its_row(model, monkeypatch, rows):
-    monkeypatch.setattr(evaluation, "ROWS", rows)
+    monkeypatch.setattr("picollm.model.perplexity.ROWS", rows)
     found = perplexity(model, [Article("", text) for text in TEXTS], CPU)
     stream = [END_OF_TEXT]
     for text in TEXTS:

@@ -10,9 +10,9 @@ from refusals import refusal
 from test_packing import ARTICLES, CONTEXT, pack, stream
 
 from picollm.data.inspection import inspect, verify
-from picollm.data.manifest import describe
 from picollm.data.packing import write_column
 from picollm.data.tokenizer import encoding
+from picollm.manifest import describe
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from circuits import induction_circuit
 from scipy.stats import permutation_test
 
-from picollm.attention.robustness import false_discovery_rate
-from picollm.mechanisms.ablation import effects, equal_profile, group_effect, resampled, sign_flip_p, summary
+from picollm.mechanisms.ablation import effects, equal_profile, group_effect, summary
 from picollm.mechanisms.intervention import KINDS, baseline, batches, each_head, mean_outputs, outputs, without
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.stats import false_discovery_rate, resampled, sign_flip_p
 
 CPU = torch.device("cpu")
 L, H = 3, 2

@@ -10,8 +10,10 @@ import torch
 from refusals import refusal
 from synthetic import column, content_uniform, offset, random_causal, rotating, uniform
 
-from picollm.attention.census import census, metrics, table
-from picollm.attention.keys import SETS, key_sets
+from picollm.attention.analysis import analyse_maps
+from picollm.attention.controls import untrained_models, untrained_values, without_separator
+from picollm.attention.heads import describe_heads, heads_csv, metrics
+from picollm.attention.key_sets import SETS, key_sets
 from picollm.attention.labels import (
     LABELS,
     Thresholds,
@@ -19,15 +21,13 @@ from picollm.attention.labels import (
     assign_raw,
     confidence,
     counts,
-    in_force,
+    effective_thresholds,
     margins,
     percentiles_99,
     tags,
 )
 from picollm.attention.maps import CategoryMaps, from_arrays
-from picollm.attention.null import null_values, untrained_models, without_separator
-from picollm.attention.statistics import macro_mean, sentence_sums
-from picollm.attention.study import analyse
+from picollm.attention.measures import macro_mean, sentence_sums
 from picollm.model.transformer import ModelConfig
 
 ROOT = Path(__file__).parents[1]
@@ -147,9 +147,9 @@ def test_margins_are_in_standard_deviations_of_the_bootstrap():
 
 def test_thresholds_are_the_larger_of_configured_and_null():
     null = {"kappa_max": 0.4, "content": 0.01}
-    assert in_force(CONFIGURED, null, 0.3) == Thresholds(kappa=0.4, content=0.15, broad=0.8, sink=0.1)
-    assert in_force(CONFIGURED, null, 0.5).kappa == 0.5
-    assert in_force(CONFIGURED, dict.fromkeys(null, np.nan), 0.1) == CONFIGURED
+    assert effective_thresholds(CONFIGURED, null, 0.3) == Thresholds(kappa=0.4, content=0.15, broad=0.8, sink=0.1)
+    assert effective_thresholds(CONFIGURED, null, 0.5).kappa == 0.5
+    assert effective_thresholds(CONFIGURED, dict.fromkeys(null, np.nan), 0.1) == CONFIGURED
 
 
 def test_confidence_and_counts():
@@ -168,7 +168,7 @@ def some_ids(seed=0, sentences=12):
 def null_of(ids, category, models=2, seed=1):
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    return null_values(config(), ids, category, window=4, models=models, seed=seed, device=device)
+    return untrained_values(config(), ids, category, window=4, models=models, seed=seed, device=device)
 
 
 def test_untrained_heads_are_global_and_leave_the_random_state_alone():
@@ -209,7 +209,7 @@ def report():
         ids += found
     null = null_of(ids, [0] * 24 + [1] * 24)
     bare = values_of([weights for category in categories for weights in category.maps])
-    return census(categories, null=null, bare=bare, configured=CONFIGURED, window=4, bootstraps=200, seed=1)
+    return describe_heads(categories, null=null, bare=bare, configured=CONFIGURED, window=4, bootstraps=200, seed=1)
 
 
 def test_census(report):
@@ -235,7 +235,7 @@ def test_census(report):
 
 
 def test_table_and_metrics(report):
-    rows = list(csv.DictReader(io.StringIO(table(report))))
+    rows = list(csv.DictReader(io.StringIO(heads_csv(report))))
     assert [row["label"] for row in rows] == list(HEADS)
     assert float(rows[0]["kappa_self"]) == report["heads"][0]["statistics"]["kappa_self"]["value"]
     flat = metrics(report)
@@ -283,7 +283,7 @@ def test_a_head_of_nothing_but_sink_goes_through_the_whole_study():
         "heads": dict(kappa=0.25, content=0.15, broad=0.8, sink=0.1, window=4, bootstraps=100, seed=1),
         "clusters": dict(max_k=2, bootstraps=5, seed=1),
     }
-    report, families, _ = analyse([category], **sections)
+    report, families, _ = analyse_maps([category], **sections)
     assert [head["label"] for head in report["heads"]] == ["sink", "local", "global"]
     assert report["heads"][0]["statistics"]["broad"]["value"] is None
     json.dumps([report, families], allow_nan=False)
@@ -296,5 +296,5 @@ def test_an_unstable_head_is_called_uncertain():
     ids = [list(range(20))] * 20
     category = CategoryMaps("simple", "Simple", [""] * 20, ids, [["x"] * 20] * 20, [{}] * 20, maps)
     null = {name: np.zeros((1, 4)) for name in values_of([random_causal((1, 9, 9), 0)])}
-    report = census([category], null=null, bare=None, configured=CONFIGURED, window=4, bootstraps=300, seed=1)
+    report = describe_heads([category], null=null, bare=None, configured=CONFIGURED, window=4, bootstraps=300, seed=1)
     assert report["heads"][0]["uncertain"] and 0 < report["heads"][0]["confidence"] < 0.8

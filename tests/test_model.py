@@ -9,9 +9,9 @@ import torch
 from refusals import refusal
 from safetensors.torch import load_file
 
-from picollm.model.checkpoint import load_config, load_model, save_model, save_snapshots
-from picollm.model.resume import Checkpoints
+from picollm.model.checkpoints import Checkpoints
 from picollm.model.transformer import Dropout, ModelConfig, Transformer, rope_tables, rotate
+from picollm.model.weights import load_config, load_model, save_model, save_snapshots
 
 SMALL = {
     "vocab_size": 97, "context": 16, "d_model": 24, "n_layers": 3, "n_heads": 3, "d_ff": 20,

@@ -13,7 +13,7 @@ import yaml
 from conftest import once
 
 import picollm.engine
-from picollm.data.files import read_json
+from picollm.files import read_json
 
 STAGES = {
     "prepare_corpus", "tokenize_pack", "pretrain", "extract_attention", "classify_heads", "cluster_heads",
@@ -72,7 +72,7 @@ def test_the_trained_model_writes_is_evaluated_and_leaves(project):
 def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
     project.picollm("export", "leaving")
     text = project.picollm("analyze", "--checkpoint", "leaving", "-o", "mine")
-    assert "Heads: of 56" in text and "Families: " in text
+    assert "Heads: of 56" in text and "Clusters of heads: " in text
     for name in ("heads.json", "heads.csv", "clusters.json"):
         assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name
     for path in (project.path / "data/attention").glob("*.npz"):
@@ -158,7 +158,7 @@ def test_dvc_repro_reruns_what_depends_on_a_value_and_snakemake_agrees(project):
 
 
 def test_touched_code_is_not_stale_but_changed_code_is(project):
-    module = project.path / "picollm/attention/families.py"
+    module = project.path / "picollm/attention/clusters.py"
     module.touch()
     assert project.planned() == project.changed() == set()
     original = module.read_bytes()

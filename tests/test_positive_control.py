@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from picollm.attention.maps import from_arrays
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE
-from picollm.mechanisms.emergence import emergence
+from picollm.mechanisms.emergence import trace_emergence
 from picollm.mechanisms.intervention import baseline, without
+from picollm.mechanisms.mechanisms import induction_heads, score_mechanisms
+from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.mechanisms.repeats import second_copy, sequences
-from picollm.mechanisms.scoring import induction_heads, mechanisms
-from picollm.mechanisms.subject import Subject
 from picollm.model.transformer import ModelConfig, Transformer
 
 pytestmark = pytest.mark.slow
@@ -74,15 +74,15 @@ def snapshots():
 
 
 @pytest.fixture(scope="module")
-def subject(snapshots):
+def open_model_and_text(snapshots):
     text = rows(400, np.random.default_rng(1)).astype(np.uint16)
     cfg = {"windows": 32, "mean_windows": 100, "null_models": 3, "seed": 1}
-    return Subject(snapshots[STEPS], text[:300], text[300:], cfg, CPU)
+    return ModelAndText(snapshots[STEPS], text[:300], text[300:], cfg, CPU)
 
 
 @pytest.fixture(scope="module")
 def found(subject):
-    return mechanisms(subject)
+    return score_mechanisms(subject)
 
 
 def test_the_study_finds_it(found):
@@ -116,7 +116,9 @@ def test_it_emerged_in_training(subject, snapshots):
     ids = [list(row) for row in rows(12, np.random.default_rng(2))]
     maps = [subject.model.attention_maps(torch.tensor([sequence]))[0][0].numpy() for sequence in ids]
     threshold = dict.fromkeys(("kappa_max", "content", "kappa_sink", "previous", "duplicate", "induction"), 0.3)
-    over_time = emergence(subject, snapshots.items(), [from_arrays(maps, ids, category="repeats")], threshold, window=4)
+    over_time = trace_emergence(
+        subject, snapshots.items(), [from_arrays(maps, ids, category="repeats")], threshold, window=4
+    )
     head = subject.names.index("L1H0")
     assert [row["step"] for row in over_time["snapshots"]] == [0, 50, STEPS]
     assert over_time["onset"]["induction"][head] in (50, STEPS)

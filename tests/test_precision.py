@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from picollm import precision
 from picollm.config import load
 from picollm.engine import build as build_module
-from picollm.engine.backends.interface import Source, Subject
+from picollm.engine.accuracy_gate import compare_all
+from picollm.engine.backends.backend import BuildContext, LoadContext
 from picollm.engine.backends.pytorch import AotInductor, Eager
 from picollm.engine.benchmark import Setting, benchmark
-from picollm.engine.gate import compare_all
 from picollm.engine.grid import REFERENCE, Grid
 from picollm.engine.timing import OverBudget, Protocol, measure
-from picollm.model import compute, costs
+from picollm.model import costs, device
 from picollm.model.muon import Muon, orthogonalize
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig, Transformer
@@ -125,7 +125,7 @@ def test_the_detector_measures_a_real_product():
 def subject_of(folder, backends=()):
     torch.manual_seed(0)
     manifest = {"backends": dict(backends), "max_batch": 4, "checkpoint_sha256": "0" * 64, "files": []}
-    return Subject(Transformer(SHAPE).eval(), manifest, folder, CPU, threads=1)
+    return LoadContext(Transformer(SHAPE).eval(), manifest, folder, CPU, threads=1)
 
 
 def counting(monkeypatch, cls, method, calls):
@@ -156,8 +156,8 @@ def test_no_backend_is_timed_in_an_emulated_precision_unless_it_is_asked_for(
 def test_no_artefact_is_built_in_an_emulated_precision(without_bf16, monkeypatch, tmp_path):
     builds: list[str] = []
     counting(monkeypatch, AotInductor, "build", builds)
-    source = Source(subject_of(tmp_path).model, tmp_path, CPU, 4, np.zeros((1, 16), np.int64), ["8.9"])
-    manifest = build_module.build(source, Grid(("aoti-bf16",), {"last": (1,)}, 4), checkpoint_sha256="0")
+    ctx = BuildContext(subject_of(tmp_path).model, tmp_path, CPU, 4, np.zeros((1, 16), np.int64), ["8.9"])
+    manifest = build_module.build(ctx, Grid(("aoti-bf16",), {"last": (1,)}, 4), checkpoint_sha256="0")
     assert builds == []
     assert manifest["backends"]["aoti-bf16"]["reason"].startswith("it was not built: this processor emulates bf16 (77")
 
@@ -201,7 +201,7 @@ def test_a_slow_machine_on_which_all_are_slow_leaves_none_out():
 
 def test_the_gate_leaves_out_what_would_take_far_longer_than_the_reference(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("picollm.engine.gate.time.perf_counter", clock)
+    monkeypatch.setattr("picollm.engine.accuracy_gate.time.perf_counter", clock)
     rows = np.zeros((40, 5), np.uint16)
 
     def logits(ids, positions):
@@ -275,12 +275,12 @@ def test_compiled_code_of_another_instruction_set_is_not_found(monkeypatch, tmp_
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     folders = set()
     for isa, capability in ((["avx2"], "AVX2"), (["avx2", "avx512f"], "AVX512"), (["avx2", "avx512f"], "AVX2")):
-        monkeypatch.setattr(compute, "describe_cpu", lambda isa=isa: {"isa": isa})
+        monkeypatch.setattr(device, "describe_cpu", lambda isa=isa: {"isa": isa})
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-        compute.keep_caches_apart()
+        device.keep_caches_apart()
         once = os.environ["TORCHINDUCTOR_CACHE_DIR"]
-        compute.keep_caches_apart()  # in a process that this one starts
+        device.keep_caches_apart()  # in a process that this one starts
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == once and once.startswith(str(tmp_path))
         folders.add(once)
     assert len(folders) == 3

@@ -15,11 +15,11 @@ import torch
 from test_training import RECIPE, SHAPE
 
 from picollm.data.articles import Article, write_articles
-from picollm.data.files import write_json
 from picollm.data.loading import open_split
 from picollm.data.packing import tokenize_pack
 from picollm.errors import PicollmError
-from picollm.model.objective import evaluate
+from picollm.files import write_json
+from picollm.model.loss import evaluate
 from picollm.model.pretraining import LAUNCHER, Run, pretrain, result
 
 pytestmark = pytest.mark.usefixtures("one_thread")

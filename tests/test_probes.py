@@ -12,22 +12,22 @@ from scipy.stats import ttest_1samp
 
 from picollm.data.ngram import NGrams
 from picollm.data.tokenizer import END_OF_TEXT, encoding
-from picollm.mechanisms.accuracy import accuracy, preferred
 from picollm.mechanisms.coreference import (
     baselines,
     best_by_chance,
+    best_on_other_half,
     candidate_weights,
     clusters_of,
     coreference,
-    halves,
-    right,
-    selected,
+    prefers_gold,
+    split_clusters,
     tokenised,
 )
 from picollm.mechanisms.intervention import baseline
 from picollm.mechanisms.minimal_pairs import Continuations
 from picollm.mechanisms.templates import GENDERS, NOUNS, pairs, references
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.stats import accuracy, preferred
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def test_items_are_many_and_balanced():
         assert words[2] in ("he", "she") and all(word.isalpha() for word in words)
         assert r.candidates[0] < r.candidates[1] < r.pronoun, "a causal model has seen both"
     used = [word for pair in GENDERS for word in pair]
-    assert len(set(used)) == len(used), "no word is in both halves"
+    assert len(set(used)) == len(used), "no word is in both split_clusters"
 
 
 def test_the_pronoun_fits_its_antecedent_alone():
@@ -66,7 +66,7 @@ def test_the_pronoun_fits_its_antecedent_alone():
 
 
 def test_rules_without_language_are_at_chance(items):
-    found = baselines(items, np.arange(50257), halves(clusters_of(items), 1))
+    found = baselines(items, np.arange(50257), split_clusters(clusters_of(items), 1))
     for name in ("the nearer", "the first", "the subject", "the commoner in the training text"):
         assert found[name]["accuracy"] == 0.5, name
     assert found["uniform attention"]["accuracy"] == pytest.approx(0.5, abs=0.03)
@@ -75,9 +75,9 @@ def test_rules_without_language_are_at_chance(items):
 
 def test_halves_share_no_word(items):
     cluster = clusters_of(items)
-    first, gold = halves(cluster, 3), gold_of(items)
+    first, gold = split_clusters(cluster, 3), gold_of(items)
     assert not set(cluster[first]) & set(cluster[~first]) and first.sum() * 2 == len(items)
-    assert gold[first].mean() == 0.5 and not np.array_equal(first, halves(cluster, 4))
+    assert gold[first].mean() == 0.5 and not np.array_equal(first, split_clusters(cluster, 4))
 
 
 def by_chance(items, seed):
@@ -104,9 +104,9 @@ def test_heads_without_language_are_not_believed(items, heads):
     gold, cluster = gold_of(items), clusters_of(items)
     best, out, covered, p = [], [], [], []
     for seed in range(40):
-        found = right(heads(items, seed), gold)
+        found = prefers_gold(heads(items, seed), gold)
         best.append(found.mean(0).max())
-        chosen = accuracy(selected(found, halves(cluster, seed))[1], cluster)
+        chosen = accuracy(best_on_other_half(found, split_clusters(cluster, seed))[1], cluster)
         out.append(chosen["accuracy"])
         covered.append(chosen["low"] <= 0.5 <= chosen["high"])
         chance = best_by_chance(found, cluster, seed=seed)
@@ -142,8 +142,8 @@ def test_attention_is_read_at_the_pronoun(items):
 
 def test_ties_count_half():
     choice = np.array([[[1.0, 1.0]], [[2.0, 1.0]], [[1.0, 2.0]]])
-    assert right(choice, np.array([0, 0, 0]))[:, 0].tolist() == [0.5, 1.0, 0.0]
-    assert right(choice, np.array([1, 1, 1]))[:, 0].tolist() == [0.5, 0.0, 1.0]
+    assert prefers_gold(choice, np.array([0, 0, 0]))[:, 0].tolist() == [0.5, 1.0, 0.0]
+    assert prefers_gold(choice, np.array([1, 1, 1]))[:, 0].tolist() == [0.5, 0.0, 1.0]
 
 
 def test_the_interval_is_over_clusters():

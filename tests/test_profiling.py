@@ -142,7 +142,7 @@ def test_the_workload_marks_every_part_of_every_step(tmp_path):
 
 
 MARKED = """
-from picollm.profiling.nvtx import ranges
+from picollm.ranges import ranges
 for name in ("warmup", "measured"):
     with ranges(name), ranges("step"), ranges("data_wait"):
         pass

@@ -13,16 +13,17 @@ from scipy.cluster.hierarchy import average
 from scipy.spatial.distance import squareform
 from synthetic import column, content_uniform, random_causal
 
-from picollm.data.files import write_json
 from picollm.errors import PicollmError
+from picollm.files import write_json
 from picollm.report import attention_figures as attention
-from picollm.report import html as html_module
 from picollm.report import measurement_figures as measurement
+from picollm.report import page as html_module
+from picollm.report.chapters import CHAPTERS
 from picollm.report.gallery import Gallery, embedded
-from picollm.report.html import render
 from picollm.report.mechanism_figures import mechanism_figures
+from picollm.report.page import render
 from picollm.report.style import LABEL_COLOURS
-from picollm.report.summary import NAMES, five_lines, lines
+from picollm.report.summary import five_lines, lines
 
 TEMPLATE = Path(html_module.__file__).with_name("template.html.j2")
 CFG = {"report": {"title": "A run"}, "corpus": {"source": "enwiki-sample", "fraction": 0.5}}
@@ -315,11 +316,11 @@ def test_what_a_chapter_lacks_is_an_error_not_a_gap(figures):
 
 
 def test_the_five_lines():
-    data, model, heads, families, speed = lines(metrics(), chapters()["heads"], chapters()["benchmark"])
+    data, model, heads, clusters, speed = lines(metrics(), chapters()["heads"], chapters()["benchmark"])
     assert data == "Data: 1,096 articles, 640,000 training tokens, 70,000 for validation, 60,000 for test."
     assert "35.3 M parameters after 61,440 tokens: validation loss 6.25 nats, better than a bigram (6.50; " in model
     assert heads == "Heads: of 4, 1 diagonal, 2 global, 1 sink (1 uncertain); in untrained models 75% come out global."
-    assert "4 clusters, 3 of them stable" in families and "layers 0.12, with classes 0.34" in families
+    assert "Clusters of heads: 4, 3 of them stable" in clusters and "layers 0.12, with classes 0.34" in clusters
     assert speed == ("Speed, batch 1: openvino-bf16 is 2.50x eager fp32 (95 % 2.25 to 2.75: faster) on CPU & Co <9>; "
                      "TensorRT: not run: no NVIDIA GPU.")  # fmt: skip
     worse, alone = chapters(), chapters()
@@ -332,9 +333,9 @@ def test_the_five_lines():
     assert "no backend beside eager fp32 ran" in lines(metrics(), alone["heads"], alone["benchmark"])[4]
 
 
-@pytest.mark.parametrize("missing", [*(f"metrics/{name}" for name in NAMES), "heads", "benchmark"])
+@pytest.mark.parametrize("missing", [*(f"metrics/{name}" for name in CHAPTERS), "heads", "benchmark"])
 def test_five_lines_from_files_and_the_one_that_is_missing(tmp_path, missing):
-    for name in NAMES:
+    for name in CHAPTERS:
         write_json(tmp_path / "metrics" / f"{name}.json", metrics().get(name, {}))
     for name in ("heads", "benchmark"):
         write_json(tmp_path / f"{name}.json", chapters()[name])

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from refusals import refusal
 from workspace import Workspace
 
+from picollm.files import write_json
 from picollm.pipeline import fingerprint
-from picollm.pipeline.objects import md5
+from picollm.pipeline.receipts import RECEIPTS, Receipt, md5
 from picollm.pipeline.show import show
 
 DVC_YAML = """
@@ -49,7 +51,6 @@ FILES = {
     "reports/metrics/data.json": '{"tokens": 4}',
     "reports/benchmark.csv": "ms\n1\n",
     "reports/benchmark.json": json.dumps({"hardware": HARDWARE}),
-    "logs/benchmarks/measure.tsv": "s\th:m:s\n1.25\t0:00:01\n",
     ".gitignore": "/logs/\n/data/\n/reports/*\n!/reports/metrics/\n",
 }
 
@@ -94,9 +95,7 @@ def test_a_file_that_is_as_recorded(built):
     found = facts(built, "reports/benchmark.csv")
     assert (found["rule"], found["state"], found["size"]) == ("measure", "recorded", "5 bytes")
     assert found["md5"] == md5(built / "reports/benchmark.csv")
-    assert found["wall time"].startswith("1.2 s")
-    assert found["hardware"].startswith("CPU A, 2 cores") and found["hardware"].endswith("(reports/benchmark.json)")
-    assert found["packages"] == "Python 3.11.7, torch 2.0"
+    assert found["ran on"].startswith("CPU A, 2 cores") and found["ran on"].endswith("(reports/benchmark.json)")
     assert "snakemake --cores all -R measure -- reports/benchmark.csv\n" in text
     assert "dvc repro -f -s measure\n" in text
     assert block(text, "parameters") == [
@@ -131,15 +130,13 @@ def test_a_file_inside_a_folder_is_made_through_the_manifest(built):
 
 def test_damage_and_loss_are_seen(project):
     shard = project / "data/tokens/train-00000.arrow"
-    recorded = md5(shard)
     shard.write_text("rowz")
     assert facts(project, "data/tokens/train-00000.arrow")["state"] == "differs from dvc.lock"
-    assert facts(project, "data/tokens/train-00000.arrow")["md5"] == f"{md5(shard)} (dvc.lock: {recorded})"
+    assert facts(project, "data/tokens/train-00000.arrow")["md5"] == md5(shard)
     assert facts(project, "data/tokens")["state"] == "differs from dvc.lock"
     assert facts(project, "data/tokens/manifest.json")["state"] == "recorded"
     shard.unlink()
     assert facts(project, "data/tokens/train-00000.arrow")["state"] == "not here"
-    assert facts(project, "data/tokens/train-00000.arrow")["md5"] == recorded
     (project / "reports/metrics/data.json").unlink()
     assert facts(project, "reports/metrics/data.json")["state"] == "not here"
 
@@ -157,28 +154,22 @@ def test_without_the_list_of_a_folder_its_state_is_not_known(project):
     assert facts(project, "reports/benchmark.csv")["state"] == "recorded"
 
 
-def test_hardware_is_taken_from_a_recorded_file_only(project):
-    (project / "reports/benchmark.json").write_text(json.dumps({"hardware": HARDWARE | {"threads": 9}}))
-    assert facts(project, "reports/benchmark.csv")["hardware"] == "not recorded here"
-
-
-def test_the_commit_is_the_one_that_changed_the_stages_entry(project):
-    assert facts(project, "reports/benchmark.csv")["commit"].endswith(": measured")
-    assert facts(project, "data/tokens")["commit"].endswith(": packed")
-    (project / "dvc.lock").write_text((project / "dvc.lock").read_text().replace("context: 64", "context: 65"))
-    assert facts(project, "data/tokens")["commit"] == "not committed"
-    shutil.rmtree(project / ".git")
-    assert facts(project, "reports/benchmark.csv")["commit"] == "not committed"
+def test_the_receipt_of_the_run_that_wrote_these_bytes_says_where_and_how_long(project):
+    outputs = {path: md5(project / path) for path in ("reports/benchmark.csv", "reports/benchmark.json")}
+    machine = {"platform": "Linux-6", "cores": "8", "Python": "3.12.1", "torch": "2.13.0"}
+    receipt = Receipt("measure", "", {}, {}, outputs, 61.2, machine, "")
+    write_json(project / RECEIPTS / "measure.json", asdict(receipt))
+    found = facts(project, "reports/benchmark.csv")
+    assert (found["ran on"], found["wall time"]) == ("Linux-6, 8 cores", "61.2 s")
+    assert found["packages"] == "Python 3.12.1, torch 2.13.0"
+    (project / "reports/benchmark.csv").write_text("ms\n2\n")
+    assert "wall time" not in facts(project, "reports/benchmark.csv")
 
 
 def test_a_rule_without_a_recorded_run(built):
     found = facts(built, "reports/later.txt")
     assert found["state"] == "not here, and dvc.lock records no run"
-    assert (found["wall time"], found["hardware"], found["commit"]) == (
-        "not recorded here",
-        "not recorded here",
-        "not committed",
-    )
+    assert found["ran on"] == "not recorded here"
     assert block(show(built, "reports/later.txt"), "parameters") == [["not", "recorded"]]
 
 
@@ -195,7 +186,7 @@ def test_a_source_names_the_rules_that_read_it(project):
     assert rows.keys() == {"pack", "measure", "later"} and "no recorded run" in rows["later"]
     (project / "config.yaml").write_text(FILES["config.yaml"].replace("[1, 8]", "[1]"))
     rows = {line.split()[0]: line for line in show(project, "config.yaml").splitlines()[2:]}
-    assert "changed since its recorded run" in rows["measure"] and "as in its recorded run" in rows["pack"]
+    assert "edited since its recorded run" in rows["measure"] and "as in its recorded run" in rows["pack"]
     assert "no rule reads it" in show(project, "unread.txt")
 
 

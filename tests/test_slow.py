@@ -36,7 +36,7 @@ def wikitext(articles: int, seed: int) -> str:
 
 @pytest.mark.parametrize("context", [96, pytest.param(384, marks=pytest.mark.exhaustive)])
 def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path, context):
-    project = workspace.create(tmp_path / "original", preset="wikitext-103")
+    project = workspace.create(tmp_path / "original", name="wikitext-103")
     text = project.path / "text"
     text.mkdir()
     (text / "wiki.train.tokens").write_text(wikitext(24, 0))

@@ -17,7 +17,8 @@ from workspace import ROOT
 
 from picollm.config import check
 from picollm.errors import PicollmError
-from picollm.pipeline.stages import Stage, check_dvc_yaml
+from picollm.pipeline.dvc_yaml import Stage, check_dvc_yaml
+from picollm.presets import config_yaml, preset
 
 BENCHMARK, PROFILE = {"trt_benchmark"} | ENDS, {"nsys_capture"} | ENDS
 OF_SECTION = {
@@ -35,7 +36,7 @@ OF_SECTION = {
     "profile": PROFILE,
     "report": ENDS,
 }
-SMOKE = (ROOT / "presets" / "smoke.yaml").read_text()
+SMOKE = config_yaml(preset("smoke"))
 LEAVES = [
     (section, key, value)
     for section, values in yaml.safe_load(SMOKE).items()

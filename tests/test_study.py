@@ -17,23 +17,23 @@ from workspace import ROOT
 from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import strongest_kappa
 from picollm.attention.maps import from_arrays
-from picollm.attention.statistics import macro_mean, sentence_sums
+from picollm.attention.measures import macro_mean, sentence_sums
 from picollm.data.tokenizer import VOCAB_SIZE
-from picollm.mechanisms import probing
-from picollm.mechanisms.ablation import report
-from picollm.mechanisms.emergence import SAMPLE, STATISTICS, emergence
+from picollm.mechanisms import probes
+from picollm.mechanisms.ablation import ablate_heads
+from picollm.mechanisms.emergence import SAMPLE, STATISTICS, trace_emergence
 from picollm.mechanisms.intervention import KINDS, baseline, each_head
-from picollm.mechanisms.scoring import in_context_learning
+from picollm.mechanisms.mechanisms import in_context_learning
+from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.mechanisms.study import by_category, full_study, groups_of
-from picollm.mechanisms.subject import Subject, spread
 from picollm.model.transformer import ModelConfig, Transformer
-from picollm.report.study import study_page
+from picollm.report.study_page import study_page
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 
-def subject(seed=1):
+def open_model_and_text(seed=1):
     torch.manual_seed(0)
     model = Transformer(ModelConfig(VOCAB_SIZE, 16, 16, 2, 2, 8, 0.0, True, 1e4, 32)).eval()
     with torch.no_grad():
@@ -43,7 +43,7 @@ def subject(seed=1):
     generator = np.random.default_rng(0)
     rows = generator.integers(0, 1000, (12, 17)).astype(np.uint16)
     cfg = {"windows": 4, "mean_windows": 6, "null_models": 1, "seed": seed}
-    return Subject(model, rows[:8], rows[8:], cfg, CPU)
+    return ModelAndText(model, rows[:8], rows[8:], cfg, CPU)
 
 
 def heads_and_clusters():
@@ -70,9 +70,9 @@ def times(folder):
 @pytest.fixture(scope="module", autouse=True)
 def fewer_pairs():
     """Every sixth pair of a cluster: the real ones are counted in test_probes.py."""
-    few = {kind: sorted(found, key=lambda pair: pair.cluster)[::6] for kind, found in probing.pairs().items()}
+    few = {kind: sorted(found, key=lambda pair: pair.cluster)[::6] for kind, found in probes.pairs().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "pairs", lambda: few)
+        patch.setattr(probes, "pairs", lambda: few)
         yield
 
 
@@ -83,14 +83,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(folder):
-    return run(subject(), folder)
+    return run(open_model_and_text(), folder)
 
 
 def test_the_study_has_its_parts_and_does_none_of_them_twice(study, folder, tmp_path):
-    s, found = subject(), study
+    s, found = open_model_and_text(), study
     shutil.copytree(folder / "parts", tmp_path / "parts")
     json.dumps(found, allow_nan=False)
-    assert set(found["kinds"]) == set(KINDS) and found["kinds"]["mean"]["heads"] == report(s)["heads"]
+    assert set(found["kinds"]) == set(KINDS) and found["kinds"]["mean"]["heads"] == ablate_heads(s)["heads"]
     heads = found["pairs"]["negation"]["heads"]
     assert [head["q"] for head in heads] == pytest.approx(false_discovery_control([head["p"] for head in heads]))
     assert set(found["rank_correlation_with_mean"]) == set(KINDS) - {"mean"}
@@ -111,8 +111,8 @@ def test_of_other_settings_labels_or_code_no_part_is_kept(folder, study, tmp_pat
     swapped = {"heads": heads["heads"][::-1][1:] + heads["heads"][:1]}
     shutil.copytree(folder / "parts", tmp_path / "parts")
     path = tmp_path / "parts/zero.json"
-    for given in ({"s": subject(seed=2)}, {"heads": swapped}, {"code": "2"}):
-        s = subject()
+    for given in ({"s": open_model_and_text(seed=2)}, {"heads": swapped}, {"code": "2"}):
+        s = open_model_and_text()
         given = {"s": s, "categories": [category(s)], "heads": heads, "clusters": clusters, "code": "1"} | given
         shutil.copy(folder / "parts/zero.json", path)
         before = json.loads(path.read_text())["key"]
@@ -140,7 +140,7 @@ def test_the_page_says_what_the_study_found(study):
 
 
 def test_groups_are_classes_and_clusters_of_several_heads_but_not_all():
-    s, (heads, clusters) = subject(), heads_and_clusters()
+    s, (heads, clusters) = open_model_and_text(), heads_and_clusters()
     found = groups_of(s, heads, clusters)
     assert {name: mask.astype(int).tolist() for name, mask in found.items()} == {
         "class local": [[1, 0], [0, 1]],
@@ -150,7 +150,7 @@ def test_groups_are_classes_and_clusters_of_several_heads_but_not_all():
 
 
 def test_padding_changes_nothing_of_a_sentence():
-    s = subject()
+    s = open_model_and_text()
     found, alone = by_category(s, category(s)), []
     for ids in category(s).ids:
         one = torch.tensor([ids])
@@ -161,14 +161,14 @@ def test_padding_changes_nothing_of_a_sentence():
 
 
 def test_emergence_of_no_and_of_one_snapshot():
-    s = subject()
+    s = open_model_and_text()
     null = dict.fromkeys(STATISTICS, 0.0)
-    none = emergence(s, [], [category(s)], null, window=4)
+    none = trace_emergence(s, [], [category(s)], null, window=4)
     assert none["snapshots"] == [] and none["onset"]["induction"] == [None] * 4
-    one = emergence(s, [(7, s.model)], [category(s)], null | {"kappa_sink": 1.0}, window=4)
+    one = trace_emergence(s, [(7, s.model)], [category(s)], null | {"kappa_sink": 1.0}, window=4)
     json.dumps(one, allow_nan=False)
     (row,) = one["snapshots"]
-    assert row["step"] == 7 and row["loss"] == pytest.approx(report(s)["loss"], abs=1e-4)
+    assert row["step"] == 7 and row["loss"] == pytest.approx(ablate_heads(s)["loss"], abs=1e-4)
     assert row["in_context_learning"] == pytest.approx(in_context_learning(s)["value"], abs=1e-4)
     broad = macro_mean(sentence_sums_of(s))["broad"][0]
     assert sum(row["mean"][name] for name in ("broad", "positional", "content")) == pytest.approx(1, abs=1e-6)
@@ -179,7 +179,7 @@ def test_emergence_of_no_and_of_one_snapshot():
 
 
 def test_in_context_learning_is_late_less_early_loss():
-    s = subject()
+    s = open_model_and_text()
     found, nats_WT = in_context_learning(s), baseline(s.model, torch.from_numpy(s.windows.astype(np.int64))).numpy()
     (a, b), (c, d) = found["early"], found["late"]
     assert 0 < a <= b < c <= d < 16 and found["low"] <= found["value"] <= found["high"]
@@ -200,7 +200,7 @@ def test_windows_are_spread():
 def test_a_killed_study_goes_on_from_its_parts(tmp_path):
     code = f"import sys; sys.path[:0] = {[os.path.dirname(__file__)]!r}; import test_study, pathlib, torch; "
     code += "torch.set_num_threads(1); "
-    code += f"test_study.run(test_study.subject(), pathlib.Path({str(tmp_path)!r}))"
+    code += f"test_study.run(test_study.open_model_and_text(), pathlib.Path({str(tmp_path)!r}))"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while not (tmp_path / "parts/zero.json").exists():
@@ -210,9 +210,9 @@ def test_a_killed_study_goes_on_from_its_parts(tmp_path):
     child.wait()
     before = times(tmp_path)
     assert "mean.json" in before and not (tmp_path / "parts/pairs-questions.json").exists()
-    found = run(subject(), tmp_path)
+    found = run(open_model_and_text(), tmp_path)
     after = times(tmp_path)
     assert {name: after[name] for name in ("mean.json", "zero.json")} == {
         name: before[name] for name in ("mean.json", "zero.json")
     }
-    assert found == run(subject(), tmp_path / "another")
+    assert found == run(open_model_and_text(), tmp_path / "another")

@@ -18,10 +18,10 @@ from picollm.data.loading import Order
 from picollm.data.ngram import ngram_losses
 from picollm.errors import PicollmError
 from picollm.hardware import cxx_compiler
-from picollm.model import compute, objective
-from picollm.model.compute import Compiled, autocast, set_up
-from picollm.model.objective import SampledSoftmax, evaluate
-from picollm.model.resume import Checkpoints
+from picollm.model import device, loss
+from picollm.model.checkpoints import Checkpoints
+from picollm.model.device import Compiled, autocast, set_up
+from picollm.model.loss import SampledSoftmax, evaluate
 from picollm.model.training import Trainer, TrainingConfig, optimizers, train
 from picollm.model.transformer import ModelConfig, Transformer
 
@@ -226,7 +226,7 @@ def test_a_loss_that_is_no_number_stops_the_run(length):
 
 @pytest.mark.parametrize(("vocab", "n", "at_once"), [(V, 7, 3), (V, 1, 16), (V, 16, 16), (9001, 5, 2)])
 def test_evaluation_is_the_mean_over_all_tokens(monkeypatch, vocab, n, at_once):
-    monkeypatch.setattr(objective, "EVALUATION_TOKENS", at_once * CONTEXT)
+    monkeypatch.setattr(loss, "EVALUATION_TOKENS", at_once * CONTEXT)
     model = fresh_model(vocab_size=vocab, dropout=0.3, tied=False).train()
     with torch.no_grad():
         model.head.weight.mul_(30)  # far from uniform
@@ -250,7 +250,7 @@ def test_losses_over_slices_are_cross_entropies_even_where_exponentials_overflow
     targets = torch.randint(0, 5000, (40,), generator=generator)
     expected = torch.nn.functional.cross_entropy((x @ weight.T).double(), targets, reduction="none")
     assert (expected.max() > 88) == (scale > 1)
-    assert objective.token_losses(x, weight, targets).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
+    assert loss.token_losses(x, weight, targets).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
 
 
 def test_the_sampled_loss_is_that_of_its_definition():
@@ -315,7 +315,7 @@ def test_without_a_compiler_training_runs_eagerly_and_says_so(monkeypatch, tmp_p
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert cxx_compiler() is None
-    with caplog.at_level(logging.WARNING, logger=compute.__name__):
+    with caplog.at_level(logging.WARNING, logger=device.__name__):
         function = Compiled(len, CPU)
     assert function([1, 2]) == 2 and function.how == "eager (no C++ compiler)"
     assert "torch.compile is off, training runs eagerly and slower: no C++ compiler" in caplog.text
@@ -356,9 +356,9 @@ def test_with_a_compiler_that_fails_training_runs_eagerly_and_names_the_cause(tm
 def test_a_lack_of_memory_is_told_by_its_type_not_by_a_word():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 46)
-    assert compute.lacks_memory(caught.value) and compute.lacks_memory(MemoryError())
-    assert compute.lacks_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not compute.lacks_memory(RuntimeError("C++ compile error: fatal error: memory.h: No such file or directory"))
+    assert device.lacks_memory(caught.value) and device.lacks_memory(MemoryError())
+    assert device.lacks_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not device.lacks_memory(RuntimeError("C++ compile error: fatal error: memory.h: No such file or directory"))
 
 
 def test_the_compiler_that_is_found(monkeypatch, tmp_path):

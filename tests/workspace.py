@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from picollm.presets import config_yaml, preset
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore", ".gitattributes")
@@ -78,14 +80,18 @@ class Workspace:
         self.run("git", "commit", "-q", "-m", message)
 
 
-def create(path: Path, preset: str = "smoke") -> Workspace:
+def set_preset(root: Path, name: str) -> None:
+    (root / "config.yaml").write_text(config_yaml(preset(name)))
+
+
+def create(path: Path, name: str = "smoke") -> Workspace:
     path.mkdir(parents=True)
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in FILES:
         shutil.copy(ROOT / file, path / file)
     workspace = Workspace(path)
-    shutil.copy(path / "presets" / f"{preset}.yaml", path / "config.yaml")
+    set_preset(path, name)
     workspace.run("git", "init", "-q")
     workspace.run("dvc", "init", "-q")
     shutil.copy(ROOT / ".dvc" / "config", path / ".dvc" / "config")

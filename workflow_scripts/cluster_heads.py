@@ -1,20 +1,15 @@
 """Which heads attend alike: the distance matrix, its dendrogram, and the clusters with their evidence."""
 
-from typing import TYPE_CHECKING
-
-from picollm.attention.families import families_of, metrics, write_arrays
+from picollm.attention.clusters import cluster_heads, metrics, write_arrays
 from picollm.attention.maps import load_categories
-from picollm.data.files import read_json, write_json
+from picollm.files import read_json, write_json
 from picollm.pipeline.job import job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with job(snakemake) as found:
-    heads = read_json(snakemake.input.heads)["heads"]
-    report, arrays = families_of(load_categories(snakemake.input.maps), heads, snakemake.params.cfg["clusters"])
-    write_arrays(snakemake.output.arrays, arrays)
-    write_json(snakemake.output.report, report)
+with job() as rule:
+    heads = read_json(rule.inputs.heads)["heads"]
+    report, arrays = cluster_heads(load_categories(rule.inputs.maps), heads, rule.cfg["clusters"])
+    write_arrays(rule.outputs.arrays, arrays)
+    write_json(rule.outputs.report, report)
     numbers = metrics(report)
-    write_json(snakemake.output.metrics, numbers)
-    found(f"{numbers['clusters']} families, {numbers['stable_clusters']} of them stable")
+    write_json(rule.outputs.metrics, numbers)
+    rule.found(f"{numbers['clusters']} clusters, {numbers['stable_clusters']} of them stable")

@@ -1,18 +1,13 @@
 """Attention weights of the trained model on every sentence of the ten categories: one .npz per category."""
 
-from typing import TYPE_CHECKING
-
-from picollm.attention.extraction import THREADS, extract
-from picollm.model.checkpoint import load_model
-from picollm.model.compute import set_up
+from picollm.attention.extraction import THREADS, extract_attention
+from picollm.model.device import set_up
+from picollm.model.weights import load_model
 from picollm.pipeline.job import job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with job(snakemake) as found:
-    device = set_up(snakemake.params.cfg["compute"]["device"], threads=THREADS)
-    model = load_model(snakemake.input.weights, snakemake.input.config)
-    style = snakemake.params.cfg["attention"]["style"]
-    extract(model, snakemake.input.sentences, style, dict(snakemake.output.items()), device)
-    found(f"{len(snakemake.output)} categories of sentences")
+with job() as rule:
+    device = set_up(rule.cfg["compute"]["device"], threads=THREADS)
+    model = load_model(rule.inputs.weights, rule.inputs.config)
+    style = rule.cfg["attention"]["style"]
+    extract_attention(model, rule.inputs.sentences, style, dict(rule.outputs.items()), device)
+    rule.found(f"{len(rule.outputs)} categories of sentences")

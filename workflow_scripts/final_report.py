@@ -2,22 +2,18 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from picollm.data.files import read_json, write_text
+from picollm.files import read_json, write_text
 from picollm.pipeline.job import job
-from picollm.report.html import render
+from picollm.report.page import render
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with job(snakemake) as found:
-    inputs = snakemake.input
+with job() as rule:
+    inputs = rule.inputs
     read = set(inputs.keys()) - {"figures", "template", "metrics"}
     chapters = {name: read_json(inputs[name]) for name in sorted(read)}
     metrics = {Path(path).stem: read_json(path) for path in inputs.metrics}
-    html = render(Path(inputs.template), Path(inputs.figures), chapters, metrics, snakemake.params.cfg)
-    write_text(snakemake.output.report, html)
-    what = f"{snakemake.output.report}, {len(html) / 1e6:.1f} MB"
+    html = render(Path(inputs.template), Path(inputs.figures), chapters, metrics, rule.cfg)
+    write_text(rule.outputs.report, html)
+    what = f"{rule.outputs.report}, {len(html) / 1e6:.1f} MB"
     logging.info("%s", what)
-    found(what)
+    rule.found(what)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from picollm.attention.maps import FORMAT
 from picollm.attention.sentences import Sentence, load_sentences
-from picollm.data.files import atomic_path
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError
+from picollm.files import atomic_path
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
 
@@ -42,7 +42,7 @@ class Tokens:
     gold: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def extract(
+def extract_attention(
     model: Transformer, sentences: str | Path, style: str, paths: Mapping[str, str | Path], device: torch.device
 ) -> None:
     """The file of each category, at `paths`, of the sentences in a YAML file, by GPT-2's tokenizer.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from picollm.attention.keys import SETS
+from picollm.attention.key_sets import SETS
+from picollm.stats import percentile_99
 
 LABELS = ("diagonal", "local", "token-specific", "global", "sink", "mixed")
 DIAGONAL, LOCAL, TOKEN, GLOBAL, SINK, MIXED = range(len(LABELS))
@@ -57,13 +58,7 @@ def percentiles_99(values: Mapping[str, NDArray]) -> dict[str, float]:
     return {name: percentile_99(column) for name, column in values.items()}
 
 
-def percentile_99(values: NDArray) -> float:
-    """Of those that are defined; NaN where none is."""
-    defined = values[np.isfinite(values)]
-    return float(np.quantile(defined, 0.99)) if defined.size else float("nan")
-
-
-def in_force(configured: Thresholds, null: Mapping[str, float], permuted_kappa: float) -> Thresholds:
+def effective_thresholds(configured: Thresholds, null: Mapping[str, float], permuted_kappa: float) -> Thresholds:
     """An effect counts from the larger of its configured size and the 99th percentile of the nulls.
 
     `null` are those of untrained models, `permuted_kappa` that of the strongest kappa where the keys of each row were

@@ -166,3 +166,7 @@ def every_map(categories: Sequence[CategoryMaps]) -> Iterator[NDArray[np.float32
 def numbering(categories: Sequence[CategoryMaps]) -> list[int]:
     """The category, from 0, of every sentence."""
     return [c for c, category in enumerate(categories) for _ in category.ids]
+
+
+def name_of(h: int, n_heads: int) -> str:
+    return f"L{h // n_heads}H{h % n_heads}"

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from picollm.data.files import atomic_path
 from picollm.errors import PicollmError, one_line
+from picollm.files import atomic_path
 
 SPLITS = ("train", "validation", "test")
 SCHEMA = pa.schema([pa.field("title", pa.string(), False), pa.field("text", pa.string(), False)])

@@ -39,23 +39,24 @@ class Feed:
         self.state = self.order.state_dict()
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch, state in {"gather": self.gather, "workers": self.load, "resident": self.pick}[self.way]():
+        batches = {"gather": self.from_files, "workers": self.from_workers, "resident": self.from_device}[self.way]
+        for batch, state in batches():
             self.state = state
             yield batch
 
-    def numbered(self) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
+    def rows_with_position(self) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
         """Row numbers, and the place after them."""
         return ((numbers, self.order.state_dict()) for numbers in self.order)
 
-    def gather(self) -> Iterator[tuple[Tensor, dict]]:
-        for batch, state in map(Gathering(self.rows).__getitem__, self.numbered()):
+    def from_files(self) -> Iterator[tuple[Tensor, dict]]:
+        for batch, state in map(Gathering(self.rows).__getitem__, self.rows_with_position()):
             yield batch.pin_memory() if self.device.type == "cuda" else batch, state
 
-    def load(self) -> Iterator[tuple[Tensor, dict]]:
+    def from_workers(self) -> Iterator[tuple[Tensor, dict]]:
         try:
             yield from DataLoader(
                 Gathering(self.rows),
-                sampler=self.numbered(),
+                sampler=self.rows_with_position(),
                 batch_size=None,
                 num_workers=self.workers,
                 worker_init_fn=ignore_signals,  # one to the whole group is for the process that trains
@@ -70,15 +71,15 @@ class Feed:
                 "they hand batches over in, or take pretrain.loading: gather"
             ) from None
 
-    def pick(self) -> Iterator[tuple[Tensor, dict]]:
+    def from_device(self) -> Iterator[tuple[Tensor, dict]]:
         # int16 holds the same bits; torch picks no uint16 rows.
         resident = torch.tensor(np.asarray(self.rows).view(np.int16), device=self.device)
-        for numbers, state in self.numbered():
-            taken = resident[sent(torch.from_numpy(numbers), self.device)]
+        for numbers, state in self.rows_with_position():
+            taken = resident[to_device(torch.from_numpy(numbers), self.device)]
             yield taken.long() & 0xFFFF, state
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """The values on the device. From pageable memory the host would wait for all that the GPU still has to do."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 

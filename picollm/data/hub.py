@@ -13,8 +13,8 @@ import urllib.request
 from functools import cache
 from pathlib import Path
 
-from picollm.data.files import sha256
 from picollm.errors import PicollmError, one_line
+from picollm.files import sha256
 
 log = logging.getLogger(__name__)
 PATIENCE = 5  # seconds until a silent hub counts as unreachable; left to itself the library tries for 24 s

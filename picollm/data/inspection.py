@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from picollm.data.articles import SPLITS, ArticleFile
-from picollm.data.files import sha256
 from picollm.data.loading import open_column, open_manifest
-from picollm.data.manifest import entries, prove
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError, one_line
+from picollm.files import sha256
+from picollm.manifest import entries, prove
 
 FORMS = "a manifest.json or its folder, a shard (.arrow), a file of document ends, or a corpus (.parquet)"
 SHOWN = 3  # sample rows or articles

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from picollm.data.files import read_json
-from picollm.data.manifest import prove
 from picollm.data.packing import FORMAT
 from picollm.data.tokenizer import FINGERPRINT
 from picollm.errors import PicollmError
+from picollm.files import read_json
+from picollm.manifest import prove
 
 
 def open_manifest(path: str | Path) -> dict:

@@ -27,10 +27,10 @@ import numpy as np
 import pyarrow as pa
 
 from picollm.data.articles import ArticleFile
-from picollm.data.files import atomic_path, sha256, write_json
-from picollm.data.manifest import clear, describe
 from picollm.data.tokenizer import END_OF_TEXT, FINGERPRINT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError
+from picollm.files import atomic_path, sha256, write_json
+from picollm.manifest import clear, describe
 from picollm.progress import progress
 
 FORMAT = 2
@@ -71,8 +71,11 @@ def token_stream(path: Path, workers: int, groups: range) -> Iterator[np.ndarray
         pool.shutdown(cancel_futures=True)
 
 
+source: ArticleFile  # of a process that encodes
+
+
 def open_source(path: Path) -> None:
-    """Of the process that encodes: an open file can't be sent with each task."""
+    """Open the corpus once in a process that encodes: an open file can't be pickled with each task."""
     global source
     source = ArticleFile(path)
 
@@ -91,7 +94,7 @@ def encode_group(group: int) -> np.ndarray:
 
 
 def end_with_parent(path: Path) -> None:
-    """Of a worker: it would wait for work for ever, and hold the run's lock, after its parent was killed."""
+    """Exit when the parent dies: otherwise a worker would wait for work forever and keep the run's lock."""
 
     def watch() -> None:
         wait([multiprocessing.parent_process().sentinel])

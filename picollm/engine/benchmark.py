@@ -16,15 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from picollm.engine.backends.interface import Subject
+from picollm.engine.accuracy_gate import (
+    LIMITS,
+    compare_all,
+    greedy,
+    greedy_match,
+    judge,
+    mean_kl,
+    rows_at_once,
+    thresholds,
+)
+from picollm.engine.backends.backend import LoadContext
 from picollm.engine.backends.onnxruntime import OnnxRuntime, load_onnx
 from picollm.engine.backends.registry import Loaded, find_backend, load_backend, why_skipped
 from picollm.engine.backends.tensorrt import TensorRt
-from picollm.engine.fresh import cold_start
-from picollm.engine.gate import LIMITS, compare_all, greedy, greedy_match, judge, mean_kl, rows_at_once, thresholds
+from picollm.engine.build import artefact
+from picollm.engine.cold_start import cold_start
 from picollm.engine.gpu_time import gpu_time
 from picollm.engine.grid import BASELINES, OUTPUTS, REFERENCE, Grid, grid, result_key
-from picollm.engine.manifest import artefact
 from picollm.engine.timing import Call, OverBudget, Protocol, Rounds, latency, measure, speedup, verdict
 from picollm.errors import PicollmError, one_line
 from picollm.hardware import CpuMeter, describe_hardware
@@ -71,32 +80,32 @@ def setting(engine: Mapping, benchmark: Mapping) -> Setting:
     )
 
 
-def benchmark(subject: Subject, rows: np.ndarray, how: Setting, model_folder: Path) -> tuple[dict, list[dict]]:
+def benchmark(ctx: LoadContext, rows: np.ndarray, how: Setting, model_folder: Path) -> tuple[dict, list[dict]]:
     """The report, and one row per timed call: backend, output, batch, round, ms. rows: validation rows [n, T + 1].
 
     Raises PicollmError where sizes don't fit, or the checkpoint itself answers no numbers.
     """
-    check_sizes(rows, how.grid, subject.manifest["max_batch"], subject.model)
+    check_sizes(rows, how.grid, ctx.manifest["max_batch"], ctx.model)
     names = dict.fromkeys([*BASELINES, *how.grid.backends])
-    loaded = {name: load_wanted(name, subject, how.grid) for name in names}
-    accuracy, status = check_accuracy(loaded, subject, rows[: how.gate_rows])
+    loaded = {name: load_wanted(name, ctx, how.grid) for name in names}
+    accuracy, status = check_accuracy(loaded, ctx, rows[: how.gate_rows])
     if status[REFERENCE] != "ok":
         raise PicollmError(f"{model_folder}: the checkpoint itself can't be compared with: {status[REFERENCE]}")
     del loaded  # and the memory that it takes
     runnable = [name for name in names if status[name] == "ok"]
-    cold = {name: cold_start_or_none(name, subject, model_folder) for name in runnable if how.cold}
+    cold = {name: cold_start_or_none(name, ctx, model_folder) for name in runnable if how.cold}
     meter, before = CpuMeter(), os.getloadavg()[0]
-    results, samples = time_all(runnable, status, subject, rows, how)
+    results, samples = time_all(runnable, status, ctx, rows, how)
     others = meter.others()
     if others and sum(others.values()) > DISTURBED * (os.cpu_count() or 1):
         log.warning("other processes took %.1f cores meanwhile: measure again when it is quiet", sum(others.values()))
-    report = describe(subject, how, len(rows[: how.gate_rows])) | {
+    report = describe(ctx, how, len(rows[: how.gate_rows])) | {
         "other_processes": others,
         "load_average": [before, os.getloadavg()[0]],
         "backends": {
             name: {
                 "status": status[name], "precision": find_backend(name).precision, "accuracy": accuracy.get(name),
-                "artefact": artefact(subject.manifest, name), "cold": cold.get(name),
+                "artefact": artefact(ctx.manifest, name), "cold": cold.get(name),
             }
             for name in names
         },
@@ -105,31 +114,31 @@ def benchmark(subject: Subject, rows: np.ndarray, how: Setting, model_folder: Pa
     return report, samples
 
 
-def load_wanted(name: str, subject: Subject, wanted: Grid) -> Loaded:
+def load_wanted(name: str, ctx: LoadContext, wanted: Grid) -> Loaded:
     """Every graph of the grid; what is left out comes back with the reason."""
-    reason = why_skipped(find_backend(name), wanted, subject.device)
+    reason = why_skipped(find_backend(name), wanted, ctx.device)
     if reason:
         return Loaded(find_backend(name), f"not run: {reason}")
-    return load_backend(name, subject, wanted.graphs)
+    return load_backend(name, ctx, wanted.graphs)
 
 
-def cold_start_or_none(name: str, subject: Subject, model_folder: Path) -> dict | None:
+def cold_start_or_none(name: str, ctx: LoadContext, model_folder: Path) -> dict | None:
     try:
-        return cold_start(name, subject, model_folder, batch=1)
+        return cold_start(name, ctx, model_folder, batch=1)
     except PicollmError as error:
         log.warning("no cold start: %s", error)
         return None
 
 
-def describe(subject: Subject, how: Setting, gate_rows: int) -> dict:
+def describe(ctx: LoadContext, how: Setting, gate_rows: int) -> dict:
     """Of what, where and how: everything in the report that is not a result."""
-    model, manifest = subject.model, subject.manifest
+    model, manifest = ctx.model, ctx.manifest
     return {
         "schema": SCHEMA,
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {"config": model.config.to_dict(), "parameters": model.parameter_counts(),
                   "checkpoint_sha256": manifest["checkpoint_sha256"]},
-        "hardware": describe_hardware(device=subject.device.type, threads=subject.threads),
+        "hardware": describe_hardware(device=ctx.device.type, threads=ctx.threads),
         "protocol": asdict(how.protocol) | {
             "timed": "ids [B, T] on the host to the float32 output on the host",
             "interleaved": True,
@@ -160,7 +169,7 @@ def check_sizes(rows: np.ndarray, grid: Grid, max_batch: int, model: Transformer
         )
 
 
-def check_accuracy(loaded: Mapping[str, Loaded], subject: Subject, rows: np.ndarray) -> tuple[dict, dict[str, str]]:
+def check_accuracy(loaded: Mapping[str, Loaded], ctx: LoadContext, rows: np.ndarray) -> tuple[dict, dict[str, str]]:
     """{backend: comparison with the reference, `failed` the exceeded limits}, and every backend's status.
 
     A TensorRT plan that can't run here is judged by the graph that it was compiled from: that can.
@@ -169,11 +178,11 @@ def check_accuracy(loaded: Mapping[str, Loaded], subject: Subject, rows: np.ndar
     answers = {name: backend.run for name, backend in loaded.items() if backend.runs}
     if REFERENCE not in answers:
         return {}, status
-    graphs = {name: path for name in loaded if (path := source_graph(name, loaded[name], subject))}
+    graphs = {name: path for name in loaded if (path := source_graph(name, loaded[name], ctx))}
     of = {name: name for name in answers} | {name: path.name for name, path in graphs.items()}
-    answers |= {path.name: load_onnx(path, subject.threads) for path in set(graphs.values())}
-    max_batch = subject.manifest["max_batch"]
-    batch = rows_at_once(rows, subject.model.config.vocab_size, max_batch)
+    answers |= {path.name: load_onnx(path, ctx.threads) for path in set(graphs.values())}
+    max_batch = ctx.manifest["max_batch"]
+    batch = rows_at_once(rows, ctx.model.config.vocab_size, max_batch)
     try:
         compared, raised = compare_all(answers, REFERENCE, rows, batch)
     except torch.OutOfMemoryError as error:
@@ -198,28 +207,28 @@ def check_accuracy(loaded: Mapping[str, Loaded], subject: Subject, rows: np.ndar
     return accuracy, status
 
 
-def source_graph(name: str, loaded: Loaded, subject: Subject) -> Path | None:
+def source_graph(name: str, loaded: Loaded, ctx: LoadContext) -> Path | None:
     """The ONNX file given to TensorRT's builder, where the engine itself can't run and ONNX Runtime is installed."""
-    built = subject.manifest["backends"].get(name, {"graphs": {}})
+    built = ctx.manifest["backends"].get(name, {"graphs": {}})
     made_from = built["graphs"].get("logits", {}).get("from")
     if loaded.runs or not isinstance(loaded.backend, TensorRt) or not made_from:
         return None
-    if OnnxRuntime("fp32").cannot_run(subject.device):
+    if OnnxRuntime("fp32").cannot_run(ctx.device):
         return None
-    return subject.folder / made_from
+    return ctx.folder / made_from
 
 
 def time_all(
-    names: Sequence[str], status: Mapping[str, str], subject: Subject, rows: np.ndarray, how: Setting
+    names: Sequence[str], status: Mapping[str, str], ctx: LoadContext, rows: np.ndarray, how: Setting
 ) -> tuple[list[dict], list[dict]]:
     """The table's rows and the raw samples, one output and batch size after another."""
     results, samples, inputs = [], [], {}
-    context, protocol = subject.model.config.context, how.protocol
+    context, protocol = ctx.model.config.context, how.protocol
     draw = np.random.default_rng(protocol.seed)
     blocks = sum(map(len, how.grid.batches.values())) * protocol.rounds * (len(names) + 1)
     with progress(total=blocks, desc="benchmark", unit=" blocks") as bar:
         for output, batches in how.grid.batches.items():
-            loaded = load_all(names, subject, output)
+            loaded = load_all(names, ctx, output)
             for batch in batches:
                 given = [rows[draw.integers(len(rows), size=batch), :-1].astype(np.int64) for _ in range(INPUTS)]
                 measured, wrong = time_cell(loaded, output, given, protocol, bar.update)
@@ -232,14 +241,14 @@ def time_all(
                     for ms in block
                 ]
                 inputs[output, batch] = given
-    if subject.device.type == "cuda":
-        add_gpu_times(results, names, subject, inputs)
+    if ctx.device.type == "cuda":
+        add_gpu_times(results, names, ctx, inputs)
     return results, samples
 
 
-def load_all(names: Sequence[str], subject: Subject, output: str) -> dict[str, Loaded]:
+def load_all(names: Sequence[str], ctx: LoadContext, output: str) -> dict[str, Loaded]:
     """The backends' graph of one output. Loaded anew for each: runtimes keep the memory of their largest answer."""
-    loaded = {name: load_backend(name, subject, (OUTPUTS[output],)) for name in names}
+    loaded = {name: load_backend(name, ctx, (OUTPUTS[output],)) for name in names}
     if not loaded[REFERENCE].runs:
         raise PicollmError(f"{REFERENCE} can't be loaded again: {loaded[REFERENCE].status}")
     return loaded
@@ -269,12 +278,12 @@ def time_cell(
 
 
 def add_gpu_times(
-    results: list[dict], names: Sequence[str], subject: Subject, inputs: Mapping[tuple[str, int], list[np.ndarray]]
+    results: list[dict], names: Sequence[str], ctx: LoadContext, inputs: Mapping[tuple[str, int], list[np.ndarray]]
 ) -> None:
     """`gpu_ms` of every timed row; a profiler that fails costs no other number."""
-    context = subject.model.config.context
+    context = ctx.model.config.context
     for name, output in product(names, dict.fromkeys(output for output, _ in inputs)):
-        loaded = load_backend(name, subject, (OUTPUTS[output],))
+        loaded = load_backend(name, ctx, (OUTPUTS[output],))
         for row in results:
             if (row["backend"], row["output"]) != (name, output) or "latency_ms" not in row:
                 continue

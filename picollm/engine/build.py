@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from picollm.data.files import sha256, write_json
 from picollm.data.loading import Rows, open_split
-from picollm.data.manifest import clear, describe
-from picollm.engine.backends.interface import Backend, Source
+from picollm.engine.backends.backend import Backend, BuildContext
 from picollm.engine.backends.registry import find_backend, why_skipped
 from picollm.engine.export import GRAPHS
 from picollm.engine.grid import Grid, grid
-from picollm.engine.manifest import FORMAT
-from picollm.errors import one_line
+from picollm.errors import PicollmError, one_line
+from picollm.files import read_json, sha256, write_json
 from picollm.hardware import describe_hardware
-from picollm.model.compute import set_up_to_time
-from picollm.model.exchange import load_folder
+from picollm.manifest import clear, describe, prove
+from picollm.model.device import set_up_to_time
+from picollm.model.huggingface import load_folder
+
+FORMAT = 2
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mappin
     wanted = grid(engine)
     rows = calibration(open_split(tokens, "train"), engine["calibration_rows"], engine["seed"])
     model = load_folder(checkpoint)
-    source = Source(model, folder, device, wanted.max_batch, rows, engine["compute_capabilities"])
-    return build(source, wanted, checkpoint_sha256=sha256(checkpoint / WEIGHTS))
+    ctx = BuildContext(model, folder, device, wanted.max_batch, rows, engine["compute_capabilities"])
+    return build(ctx, wanted, checkpoint_sha256=sha256(checkpoint / WEIGHTS))
 
 
 def calibration(rows: Rows | np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -47,58 +48,93 @@ def calibration(rows: Rows | np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(rows[np.sort(chosen)][:, :-1], dtype=np.int64)
 
 
-def build(source: Source, wanted: Grid, *, checkpoint_sha256: str) -> dict:
+def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str) -> dict:
     """Write artefacts and manifest.json, last; returns the manifest.
 
     A backend that this machine can't build, or whose build fails, gets the reason, and the others go on.
     """
-    manifest_path = source.folder / "manifest.json"
-    source.folder.mkdir(parents=True, exist_ok=True)
+    manifest_path = ctx.folder / "manifest.json"
+    ctx.folder.mkdir(parents=True, exist_ok=True)
     clear(manifest_path, *(f"{dot}{graph}.*" for graph in GRAPHS for dot in ("", ".")))
-    backends = {name: build_one(find_backend(name), source, wanted) for name in wanted.backends}
+    backends = {name: build_one(find_backend(name), ctx, wanted) for name in wanted.backends}
     manifest = {
         "format": FORMAT,
-        "context": source.model.config.context,
-        "max_batch": source.max_batch,
+        "context": ctx.model.config.context,
+        "max_batch": ctx.max_batch,
         "checkpoint_sha256": checkpoint_sha256,
         "backends": backends,
-        "build_seconds": source.seconds,
-        "hardware": describe_hardware(device=source.device.type, threads=torch.get_num_threads()),
-        "files": [describe(file) for graph in GRAPHS for file in sorted(source.folder.glob(f"{graph}.*"))],
+        "build_seconds": ctx.seconds,
+        "hardware": describe_hardware(device=ctx.device.type, threads=torch.get_num_threads()),
+        "files": [describe(file) for graph in GRAPHS for file in sorted(ctx.folder.glob(f"{graph}.*"))],
     }
     write_json(manifest_path, manifest)
     return manifest
 
 
-def build_one(backend: Backend, source: Source, wanted: Grid) -> dict:
+def build_one(backend: Backend, ctx: BuildContext, wanted: Grid) -> dict:
     """The manifest's entry: `reason` is null where it was built or needs no artefact."""
     entry = {"precision": backend.precision, "reason": None, "files": {}, "graphs": {}, "made_for": {}}
     if not backend.builds:
         return entry
-    reason = backend.cannot_build(source.device) or why_skipped(backend, wanted, source.device)
+    reason = backend.cannot_build(ctx.device) or why_skipped(backend, wanted, ctx.device)
     if reason:
         log.warning("%s is not built: %s", backend.name, reason)
         return entry | {"reason": f"it was not built: {reason}"}
     try:
-        build_graphs(backend, source, wanted.graphs, entry)
+        build_graphs(backend, ctx, wanted.graphs, entry)
     except OSError:  # a full disk is no property of a backend
         raise
     except Exception as error:  # runtimes raise what they like: unsupported operators, assertions, compilers' output
         log.warning("%s is not built: %s", backend.name, one_line(error)[:300])
         log.debug("%s", backend.name, exc_info=True)
         return entry | {"files": {}, "graphs": {}, "reason": f"its build failed: {one_line(error)[:300]}"}
-    return entry | {"made_for": backend.made_for(source.device)}
+    return entry | {"made_for": backend.made_for(ctx.device)}
 
 
-def build_graphs(backend: Backend, source: Source, graphs: Sequence[str], entry: dict) -> None:
+def build_graphs(backend: Backend, ctx: BuildContext, graphs: Sequence[str], entry: dict) -> None:
     for graph in graphs:
-        start, shared = time.perf_counter(), sum(source.seconds.values())
-        path, about = backend.build(source, graph)
+        start, shared = time.perf_counter(), sum(ctx.seconds.values())
+        path, about = backend.build(ctx, graph)
         entry["files"][graph], entry["graphs"][graph] = path.name, about
-        if path.name not in source.seconds:  # less the exports that it caused, which have their own
-            own = time.perf_counter() - start - (sum(source.seconds.values()) - shared)
-            source.seconds[path.name] = round(own, 2)
+        if path.name not in ctx.seconds:  # less the exports that it caused, which have their own
+            own = time.perf_counter() - start - (sum(ctx.seconds.values()) - shared)
+            ctx.seconds[path.name] = round(own, 2)
             # OpenVINO's weights lie beside its graph.
             files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
             size = sum(file.stat().st_size for file in files)
             log.info("%s: %.1f s, %.1f MB", path.name, own, size / 1e6)
+
+
+def read_manifest(path: str | Path, *, weights: str | Path) -> dict:
+    """The manifest, after every file it names was hashed and the checkpoint compared.
+
+    Raises PicollmError where a file is missing or damaged, or the engine was built from other weights.
+    """
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise PicollmError(f"{path} is of format {manifest.get('format')}, not {FORMAT}: run trt_compile again")
+    if manifest["checkpoint_sha256"] != sha256(weights):
+        raise PicollmError(f"{path} was built from other weights than {weights}: run trt_compile again")
+    for entry in manifest["files"]:
+        prove(path, entry, "trt_compile")
+    return manifest
+
+
+def artefact(manifest: dict, backend: str) -> dict | None:
+    """Files, bytes and build seconds of a backend's artefact for logits; None where it has none.
+
+    The seconds include the ONNX export that it was built from; what backends share is counted for each.
+    """
+    built = manifest["backends"].get(backend, {"files": {}})
+    main = built["files"].get("logits")
+    if main is None:
+        return None
+    stem = main.rpartition(".")[0]
+    names = {main, f"{stem}.bin"} if main.endswith(".xml") else {main}
+    entries = [entry for entry in manifest["files"] if entry["file"] in names]
+    seconds, made_from = manifest["build_seconds"], built["graphs"]["logits"].get("from")
+    return {
+        "files": [entry["file"] for entry in entries],
+        "bytes": sum(entry["bytes"] for entry in entries),
+        "build_seconds": round(seconds[main] + seconds.get(made_from, 0.0), 2),
+    }

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from picollm.data.files import atomic_path
+from picollm.files import atomic_path
 from picollm.model.transformer import Transformer
 
 

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from picollm.data.files import write_csv, write_json
 from picollm.data.loading import open_split
-from picollm.engine.backends.interface import Subject
+from picollm.engine.backends.backend import LoadContext
 from picollm.engine.benchmark import COLUMNS, benchmark, check_sizes, setting
-from picollm.engine.build import WEIGHTS, compile_engines
+from picollm.engine.build import WEIGHTS, compile_engines, read_manifest
 from picollm.engine.grid import grid
-from picollm.engine.manifest import read_manifest
-from picollm.model.compute import set_up_to_time
-from picollm.model.exchange import load_folder
+from picollm.files import write_csv, write_json
+from picollm.model.device import set_up_to_time
+from picollm.model.huggingface import load_folder
 
 
 def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> dict:
@@ -41,6 +40,6 @@ def measure(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, M
     device = set_up_to_time(**config["compute"])
     model = load_folder(checkpoint)
     manifest = read_manifest(folder / "manifest.json", weights=checkpoint / WEIGHTS)
-    subject = Subject(model, manifest, folder, device, torch.get_num_threads())
+    ctx = LoadContext(model, manifest, folder, device, torch.get_num_threads())
     rows = np.asarray(open_split(tokens, "validation"))
-    return benchmark(subject, rows, setting(config["engine"], config["benchmark"]), checkpoint)
+    return benchmark(ctx, rows, setting(config["engine"], config["benchmark"]), checkpoint)

@@ -14,22 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm, spearmanr, t
+from scipy.stats import spearmanr
 from torch import Tensor
 
-from picollm.attention.census import SIGNIFICANT
-from picollm.attention.robustness import false_discovery_rate
-from picollm.attention.statistics import bootstrap_counts, interval
-from picollm.data.files import number_or_none
 from picollm.mechanisms.intervention import baseline, batches, each_head, without
-from picollm.mechanisms.subject import Subject
+from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
+from picollm.stats import SIGNIFICANT, number_or_none, per_head, resampled
 
 FORMAT = 1
-BOOTSTRAPS = 2000
-SIGN_FLIPS = 9999
-EXACTLY = 14  # windows, up to which all patterns of signs are tried
 RANDOM_SETS = 100
 
 
@@ -45,15 +39,15 @@ def effects(
     return torch.cat(whole).cpu().numpy(), torch.cat(more, 1).cpu().numpy()
 
 
-def report(subject: Subject) -> dict:
+def ablate_heads(s: ModelAndText) -> dict:
     """The content of ablation.json: mean ablation of every head on the validation windows."""
-    whole_W, more_HW = effects(subject.model, subject.windows, "mean", subject.means, subject.device)
+    whole_W, more_HW = effects(s.model, s.windows, "mean", s.means, s.device)
     return {
         "format": FORMAT,
         "kind": "mean",
-        "tokens": int(subject.windows[:, 1:].size),
-        "mean_tokens": int(subject.mean_windows.size),
-        **summary(whole_W, more_HW, subject.names, seed=subject.cfg["seed"]),
+        "tokens": int(s.windows[:, 1:].size),
+        "mean_tokens": int(s.mean_windows.size),
+        **summary(whole_W, more_HW, s.names, seed=s.cfg["seed"]),
     }
 
 
@@ -71,43 +65,6 @@ def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: i
             for head, share in zip(heads, share_H, strict=True)
         ],
     }
-
-
-def per_head(more_HW: NDArray, names: Sequence[str], *, seed: int) -> list[dict]:
-    """Each head's mean effect over windows (or sentences, or clusters), its 95 % interval, p, and q over the heads."""
-    p_H = sign_flip_p(more_HW, seed)
-    columns = (more_HW.mean(1), *resampled(more_HW, seed), p_H, false_discovery_rate(p_H))
-    return [
-        {"name": name, **dict(zip(("delta", "low", "high", "p", "q"), map(number_or_none, row), strict=True))}
-        for name, *row in zip(names, *columns, strict=True)
-    ]
-
-
-def resampled(more_HW: NDArray, seed: int, level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Bootstrap interval of the mean over at least two windows, [H] each.
-
-    Percentiles of few windows are too narrow; these lie as far out as Student's t lies beyond the normal distribution
-    (the expanded percentile interval, Hesterberg 2015, arXiv 1411.5279).
-    """
-    n = more_HW.shape[1]
-    counts_RW = bootstrap_counts(np.zeros(n, dtype=int), replicates=BOOTSTRAPS, seed=seed)
-    outside = norm.sf(math.sqrt(n / (n - 1)) * t.isf((1 - level) / 2, n - 1))
-    return interval(counts_RW @ more_HW.T / n, 1 - 2 * outside)
-
-
-def sign_flip_p(more_HW: NDArray, seed: int) -> NDArray[np.float64]:
-    """Two-sided p of no effect, [H]: were there none, each window's difference could as well have the other sign.
-
-    All patterns of signs of few windows are tried; of more, SIGN_FLIPS are drawn, and their own is one of them.
-    """
-    n = more_HW.shape[1]
-    if n <= EXACTLY:
-        signs_RW = 1.0 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
-    else:
-        signs_RW = np.random.default_rng(seed).choice((-1.0, 1.0), (SIGN_FLIPS + 1, n))
-        signs_RW[0] = 1
-    drawn_RH, found_H = np.abs(signs_RW @ more_HW.T), np.abs(more_HW.sum(1))
-    return (drawn_RH >= found_H - 1e-12).mean(0)
 
 
 def agreement(kinds: Mapping[str, dict]) -> dict[str, float | None]:

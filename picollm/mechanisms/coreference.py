@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from picollm.attention.extraction import tokenise
 from picollm.attention.sentences import Sentence
-from picollm.data.files import number_or_none
 from picollm.data.tokenizer import END_OF_TEXT, encoding
 from picollm.errors import PicollmError
-from picollm.mechanisms.accuracy import accuracy, cluster_means, preferred
 from picollm.mechanisms.templates import Reference
 from picollm.model.transformer import Transformer
+from picollm.stats import accuracy, cluster_means, number_or_none, preferred
 
 PERMUTATIONS = 1999
 LEAST_CLUSTERS = 8  # of a half less than 4 no accuracy is worth an interval
@@ -91,7 +90,7 @@ def candidate_weights(model: Transformer, items: Sequence[Item], device: torch.d
     return np.stack([found[i] for i in range(len(items))])
 
 
-def right(choice: NDArray, gold_I: NDArray) -> NDArray[np.float64]:
+def prefers_gold(choice: NDArray, gold_I: NDArray) -> NDArray[np.float64]:
     """1 where the score of the gold candidate is the larger, .5 where both are equal; choice [I, ..., C]."""
     gold = gold_I.reshape(-1, *[1] * (choice.ndim - 1))
     own = np.take_along_axis(choice, gold, -1)[..., 0]
@@ -99,13 +98,13 @@ def right(choice: NDArray, gold_I: NDArray) -> NDArray[np.float64]:
     return preferred(own - other)
 
 
-def halves(cluster_I: NDArray, seed: int) -> NDArray[np.bool_]:
+def split_clusters(cluster_I: NDArray, seed: int) -> NDArray[np.bool_]:
     """Which items are of the first half, [I]: those of every second cluster, in random order."""
     clusters = np.random.default_rng(seed).permutation(np.unique(cluster_I))
     return np.isin(cluster_I, clusters[::2])
 
 
-def selected(right_IH: NDArray, first_I: NDArray) -> tuple[list[int], NDArray[np.float64]]:
+def best_on_other_half(right_IH: NDArray, first_I: NDArray) -> tuple[list[int], NDArray[np.float64]]:
     """The best head of each half, and whether it is right on the items of the other half, [I]."""
     best = [int(right_IH[part].mean(0).argmax()) for part in (first_I, ~first_I)]
     out = np.empty(len(right_IH))
@@ -141,8 +140,8 @@ def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dic
         "the commoner in the training text": count_IC.astype(float),
         "uniform attention": length_IC.astype(float),
     }
-    found = {name: right(choice, gold_I) for name, choice in rules.items()}
-    found["the best fixed offset"] = selected(right(-away_IOC, gold_I), first_I)[1]
+    found = {name: prefers_gold(choice, gold_I) for name, choice in rules.items()}
+    found["the best fixed offset"] = best_on_other_half(prefers_gold(-away_IOC, gold_I), first_I)[1]
     return {name: accuracy(right_I, clusters_of(items)) for name, right_I in found.items()}
 
 
@@ -155,8 +154,8 @@ def coreference(
 ) -> dict:
     """The study of one model, from its `candidate_weights`."""
     gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
-    right_IH, first_I = right(weights_IHC, gold_I), halves(cluster_I, seed)
-    best, out_of_sample = selected(right_IH, first_I)
+    right_IH, first_I = prefers_gold(weights_IHC, gold_I), split_clusters(cluster_I, seed)
+    best, out_of_sample = best_on_other_half(right_IH, first_I)
     chance = best_by_chance(right_IH, cluster_I, seed=seed)
     top = int(right_IH.mean(0).argmax())
     return {
@@ -168,7 +167,7 @@ def coreference(
             "p": number_or_none((1 + (chance >= right_IH[:, top].mean() - 1e-12).sum()) / (1 + len(chance))),
             "best_by_chance_95": number_or_none(np.quantile(chance, 0.95)),
         },
-        "mean_of_heads": accuracy(right(weights_IHC.mean(1), gold_I), cluster_I),
+        "mean_of_heads": accuracy(prefers_gold(weights_IHC.mean(1), gold_I), cluster_I),
         "baselines": baselines(items, counts_V, first_I),
         "heads": {name: number_or_none(share) for name, share in zip(names, right_IH.mean(0), strict=True)},
     }

@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import strongest_kappa
 from picollm.attention.maps import CategoryMaps
-from picollm.attention.statistics import bootstrap_counts, first, interval, macro_mean, sentence_sums
-from picollm.data.files import number_or_none
+from picollm.attention.measures import first_replicate, macro_mean, sentence_sums
 from picollm.mechanisms import repeats
-from picollm.mechanisms.ablation import resampled
 from picollm.mechanisms.intervention import baseline, batches
-from picollm.mechanisms.scoring import late_less_early
-from picollm.mechanisms.subject import Subject, spread
+from picollm.mechanisms.mechanisms import late_less_early
+from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
+from picollm.stats import bootstrap_counts, interval, number_or_none, resampled
 
 STATISTICS = ("kappa_max", "content", "kappa_sink", *repeats.SCORES)
 SHARES = ("broad", "positional")  # beside content, of a head's entropy; they have no threshold and so no onset
@@ -36,8 +35,8 @@ SAMPLE = 4
 WINDOWS = 16  # of the validation split
 
 
-def emergence(
-    s: Subject,
+def trace_emergence(
+    s: ModelAndText,
     snapshots: Iterable[tuple[int, Transformer]],
     categories: Sequence[CategoryMaps],
     threshold: Mapping[str, float],
@@ -108,7 +107,7 @@ def measured(
     """The values of STATISTICS and SHARES, and the lower ends of the 95 % intervals of STATISTICS, [H] each."""
     sums = sentence_sums(attention_maps(model, ids, device), category, window=window)
     drawn = macro_mean(sums, bootstrap_counts(sums.category, replicates=BOOTSTRAPS, seed=seed))
-    values = first(macro_mean(sums))
+    values = first_replicate(macro_mean(sums))
     values["kappa_max"], drawn["kappa_max"] = strongest_kappa(values), strongest_kappa(drawn)
     scores = repeats.scores(model, ids_ST, device)
     low = {name: interval(drawn[name])[0] for name in STATISTICS if name not in scores}

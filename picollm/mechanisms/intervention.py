@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from picollm.model.objective import EVALUATION_TOKENS, token_losses
+from picollm.model.loss import EVALUATION_TOKENS, token_losses
 from picollm.model.transformer import Block, Transformer
 
 KINDS = ("mean", "zero", "uniform", "no-sink")

@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.maps import CategoryMaps
-from picollm.attention.robustness import false_discovery_rate
-from picollm.data.files import number_or_none, read_json, write_json
 from picollm.data.tokenizer import END_OF_TEXT
-from picollm.mechanisms.ablation import RANDOM_SETS, agreement, effects, group_effect, per_head, summary
+from picollm.files import read_json, write_json
+from picollm.mechanisms.ablation import RANDOM_SETS, agreement, effects, group_effect, summary
 from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, baseline, each_head
-from picollm.mechanisms.probing import head_effects
-from picollm.mechanisms.subject import Subject, spread
+from picollm.mechanisms.model_and_text import ModelAndText, spread
+from picollm.mechanisms.probes import head_effects
 from picollm.mechanisms.templates import pairs
-from picollm.model.checkpoint import weights
+from picollm.model.weights import weights
 from picollm.progress import progress
+from picollm.stats import false_discovery_rate, number_or_none, per_head
 
 FORMAT = 2
 GROUP_WINDOWS = 16  # validation windows that whole classes and clusters, and their random rivals, are ablated on
@@ -34,7 +34,7 @@ SETS_A_GROUP = 20  # random sets, for each group that there is: then one group a
 
 
 def full_study(
-    s: Subject,
+    s: ModelAndText,
     categories: Sequence[CategoryMaps],
     heads: Mapping,
     clusters: Mapping,
@@ -90,7 +90,7 @@ def jointly(rows: Sequence[Mapping]) -> list[dict]:
     return [{**row, "q": number_or_none(value)} for row, value in zip(rows, q, strict=True)]
 
 
-def key_of(s: Subject, rest: object) -> str:
+def key_of(s: ModelAndText, rest: object) -> str:
     """Of the model, the windows, the settings and whatever else the parts read."""
     digest = hashlib.sha256(weights(s.model, torch.float32))
     for rows in (s.windows, s.mean_windows, spread(s.validation, GROUP_WINDOWS)):
@@ -99,12 +99,12 @@ def key_of(s: Subject, rest: object) -> str:
     return digest.hexdigest()
 
 
-def ablated(s: Subject, kind: str) -> dict:
+def ablated(s: ModelAndText, kind: str) -> dict:
     whole_W, more_HW = effects(s.model, s.windows, kind, s.means, s.device)
     return summary(whole_W, more_HW, s.names, seed=s.cfg["seed"])
 
 
-def groups_of(s: Subject, heads: Mapping, clusters: Mapping) -> dict[str, NDArray[np.bool_]]:
+def groups_of(s: ModelAndText, heads: Mapping, clusters: Mapping) -> dict[str, NDArray[np.bool_]]:
     """Masks [L, H] of the classes and clusters that have some of the heads, but neither one nor all."""
     shape = (s.model.config.n_layers, s.model.config.n_heads)
     labels = [head["label"] for head in heads["heads"]]
@@ -114,7 +114,7 @@ def groups_of(s: Subject, heads: Mapping, clusters: Mapping) -> dict[str, NDArra
     return {name: mask.reshape(shape) for name, mask in found.items() if 1 < mask.sum() < mask.size}
 
 
-def by_category(s: Subject, category: CategoryMaps) -> dict:
+def by_category(s: ModelAndText, category: CategoryMaps) -> dict:
     """What the category's sentences lose without each head, by mean ablation; intervals over sentences."""
     longest = max(map(len, category.ids))
     ids_ST = np.full((len(category.ids), longest), END_OF_TEXT)  # on the right, which changes nothing before it

@@ -25,16 +25,16 @@ from typing import IO
 import numpy as np
 import torch
 
-from picollm.data.files import sha256, write_json
 from picollm.data.loading import open_manifest, open_split
 from picollm.errors import PicollmError, one_line
-from picollm.model.compute import lacks_memory, set_up
+from picollm.files import sha256, write_json
+from picollm.model.checkpoints import Checkpoints
 from picollm.model.costs import flops_per_token
+from picollm.model.device import lacks_memory, set_up
 from picollm.model.distributed import world
-from picollm.model.exchange import load_foreign
+from picollm.model.huggingface import load_foreign
 from picollm.model.interruption import Interruption, Stopped
-from picollm.model.objective import evaluate
-from picollm.model.resume import Checkpoints
+from picollm.model.loss import evaluate
 from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig, Transformer
 

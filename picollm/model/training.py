@@ -20,16 +20,16 @@ from torch import Tensor
 from picollm.data.feeding import Feed
 from picollm.data.loading import Order, Rows
 from picollm.errors import PicollmError
+from picollm.model.checkpoints import Checkpoints
 from picollm.model.costs import peak_memory_mib
 from picollm.model.distributed import ALONE, World
 from picollm.model.interruption import Interruption, Stopped
+from picollm.model.loss import Objective, SampledSoftmax, evaluate
 from picollm.model.muon import Muon
-from picollm.model.objective import Objective, SampledSoftmax, evaluate
-from picollm.model.resume import Checkpoints
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.precision import muon_dtype
-from picollm.profiling.nvtx import ranges
 from picollm.progress import progress
+from picollm.ranges import ranges
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for i, part in enumerate(parts):
             # Dropout's own seed, a function of the step: nothing to save, and nothing that a resumed run could miss.
-            torch.manual_seed(derived(self.config.seed, number, i, self.world.rank))
+            torch.manual_seed(seed_from(self.config.seed, number, i, self.world.rank))
             waits = self.world.size == 1 or i == len(parts) - 1
             with nullcontext() if waits else self.shared.no_sync():
                 with ranges("forward"):
@@ -220,7 +220,7 @@ class Trainer:
         self.read_at = time.perf_counter()
         return loss
 
-    def tired(self) -> bool:
+    def out_of_patience(self) -> bool:
         """Whether the last `patience` validations brought nothing better."""
         since = sum(row["validation_loss"] is not None for row in self.curve[self.best["step"] :])
         return 0 < self.config.patience <= since
@@ -261,7 +261,7 @@ class Trainer:
         self.resumed_at = [*state["resumed_at"], self.step]
 
 
-def derived(*numbers: int) -> int:
+def seed_from(*numbers: int) -> int:
     """A seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
@@ -294,7 +294,7 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
         if store and config.snapshots and trainer.step == 0:
             store.snapshot(0, trainer.model)
         trainer.read_at = time.perf_counter()
-        while trainer.step < trainer.steps and not trainer.tired():
+        while trainer.step < trainer.steps and not trainer.out_of_patience():
             trainer.advance()
             done, last = trainer.step, trainer.step == trainer.steps
             if trainer.curve:
@@ -303,11 +303,11 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
             bar.update()
             if done % config.validate_every == 0 or last:
                 log.info("step %d: validation loss %.3f", done, trainer.validate(validation_rows))
-            if store and config.snapshots and (is_snapshot(done) or last or trainer.tired()):
+            if store and config.snapshots and (is_snapshot(done) or last or trainer.out_of_patience()):
                 store.snapshot(done, trainer.model)
             asked = interruption.asked or (store is not None and store.stop.exists())
             stop = not trainer.unread and world.any(asked, trainer.device)
-            if store and (done % config.checkpoint_every == 0 or last or stop or trainer.tired()):
+            if store and (done % config.checkpoint_every == 0 or last or stop or trainer.out_of_patience()):
                 store.save(done, *trainer.state())
                 trainer.read_at = time.perf_counter()
             if stop and not last:

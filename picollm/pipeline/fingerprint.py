@@ -42,6 +42,19 @@ def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
     return tuple(sorted(f for f in files if (root / f).is_file() and not f.as_posix().startswith(AROUND)))
 
 
+def rule_code(rule: str, root: Path) -> tuple[Path, ...]:
+    """The code files of a rule."""
+    return code_files(Path("workflow_scripts") / f"{rule}.py", root)
+
+
+def rule_fingerprint(rule: str, root: Path) -> str | None:
+    """The fingerprint of a rule's present code; None where a file of it can't be read."""
+    try:
+        return fingerprint(rule_code(rule, root), root)
+    except (OSError, SyntaxError):
+        return None
+
+
 def fingerprint(files: tuple[Path, ...], root: Path) -> str:
     """sha256 over names and bytes of the files."""
     digest = hashlib.sha256()

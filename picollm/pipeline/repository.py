@@ -1,7 +1,9 @@
-"""The repository as git and DVC know it. What they refuse becomes one line."""
+"""The repository as git and DVC know it, and DVC's cache: files named after their md5, a list of files per folder."""
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import subprocess
 from collections.abc import Iterator
@@ -10,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picollm.errors import PicollmError, one_line
+from picollm.pipeline.receipts import md5
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
+METADATA = Path(".snakemake/metadata")
 
 
 def git(root: Path, *arguments: str) -> bytes:
@@ -46,3 +51,44 @@ def dvc_repo(root: Path) -> Iterator[Repo]:
     except (DvcException, SCMError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise PicollmError(f"DVC: {one_line(f'{error}{cause}')}") from None
+
+
+def cache_folder(root: Path) -> Path:
+    """DVC's local cache, wherever its configuration puts it."""
+    with dvc_repo(root) as repo:
+        return Path(repo.cache.local.path)
+
+
+def is_metric(path: str) -> bool:
+    """Whether git keeps the output and DVC does not."""
+    return path.startswith("reports/metrics/")
+
+
+def object_path(cache: Path, oid: str) -> Path:
+    """Where the object lies below DVC's cache folder (`.../files/md5`)."""
+    return cache / oid[:2] / oid[2:]
+
+
+def locked_files(cache: Path, out: dict) -> dict[str, str]:
+    """The files of one `outs` entry of dvc.lock, {path: md5}; the list of a folder is an object of the cache itself.
+
+    Raises PicollmError where that list is missing or damaged.
+    """
+    path, oid = out["path"], out["md5"]
+    if not oid.endswith(".dir"):
+        return {path: oid}
+    listing = object_path(cache, oid)
+    if not listing.exists():
+        raise PicollmError(f"DVC's cache has no list of the files of {path}: `dvc pull` may bring it")
+    if md5(listing) != oid.removesuffix(".dir"):
+        raise PicollmError(f"DVC's list of the files of {path} is damaged ({listing}): `picollm verify --fix`")
+    return {f"{path}/{entry['relpath']}": entry["md5"] for entry in json.loads(listing.read_bytes())}
+
+
+def known_to_snakemake(root: Path, output: str) -> bool:
+    """Whether Snakemake has a record of a run that made the output: without one it would notice no edit."""
+    name = base64.urlsafe_b64encode(output.encode()).decode()
+    try:
+        return "params" in json.loads((root / METADATA / name).read_text())
+    except (OSError, ValueError):
+        return False

@@ -1,37 +1,22 @@
-"""`picollm show PATH`: where a file comes from, out of what dvc.lock, git and the artefacts themselves hold."""
+"""`picollm show PATH`: where a file comes from, out of dvc.lock, the receipt of its run and the file itself."""
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 import os
-import re
 import shlex
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from picollm.errors import PicollmError
-from picollm.pipeline import records, seal
-from picollm.pipeline.fingerprint import code_files, fingerprint
-from picollm.pipeline.job import RAN_ON
-from picollm.pipeline.objects import differing, files_of, md5
-from picollm.pipeline.records import Table
-from picollm.pipeline.repository import dvc_repo, git
-from picollm.yaml12 import read_yaml
-
-COMMITS = 100  # of dvc.lock, looked through at most
-
-
-# --- Sources: DVC's cache, parameters, descriptions of hardware
-
-
-@cache
-def cache_folder(root: Path) -> Path:
-    """DVC's local cache, wherever its configuration puts it."""
-    with dvc_repo(root) as repo:
-        return Path(repo.cache.local.path)
+from picollm.hardware import in_words
+from picollm.pipeline import receipts
+from picollm.pipeline.fingerprint import rule_code, rule_fingerprint
+from picollm.pipeline.graph import Graph, changes, read_lock
+from picollm.pipeline.receipts import differing, files_of, md5
+from picollm.pipeline.repository import cache_folder, dvc_repo, locked_files
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
@@ -47,22 +32,10 @@ def configured(entry: dict) -> dict[str, object]:
     return flatten(entry.get("params", {}).get("config.yaml", {}))
 
 
-def hardware_of(report: object) -> dict:
-    """What a report says of the machine it was measured on; most chapters nothing."""
-    return report.get("hardware", {}) if isinstance(report, dict) else {}
-
-
-def machine(hardware: dict) -> str:
-    """One line, without versions."""
-    cpu, gpu = hardware.get("cpu"), hardware.get("gpu")
-    if not cpu:
-        return f"{hardware.get('device')}; the machine is not recorded"
-    graphics = f"{gpu['name']}, driver {gpu['driver']}" if gpu else "no NVIDIA GPU"
-    threads, memory = hardware["threads"], hardware["memory_gib"]
-    return f"{cpu['model']}, {cpu['cores']} cores ({threads} threads used), {memory} GiB; {graphics}"
-
-
-# --- An artefact
+def columns(rows: Iterable[list[str]]) -> list[str]:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 @dataclass
@@ -70,199 +43,121 @@ class Artefact:
     """A file or folder that a rule writes: `path`, which is the rule's output `out` or lies inside it."""
 
     root: Path
-    table: Table
-    entry: dict  # the stage's in dvc.lock; empty where it has no recorded run
+    graph: Graph
+    lock: dict[str, dict]
     path: str
     out: str
-    problem: str = field(default="", init=False)  # why the recorded files aren't known
 
     @property
     def rule(self) -> str:
-        return self.table.maker[self.out]
+        return self.graph.maker[self.out]
 
-    def locked(self, out: str) -> dict:
-        return next((row for row in self.entry.get("outs", []) if row["path"] == out), {})
+    @property
+    def entry(self) -> dict:
+        """The rule's in dvc.lock; empty where no run is recorded."""
+        return self.lock.get(self.rule, {})
 
-    def recorded(self, out: str) -> dict[str, str]:
-        """{file: md5} of an output, as dvc.lock has it."""
-        row = self.locked(out)
-        if not row:
+    def recorded(self) -> dict[str, str]:
+        """{file: md5} of the output, as dvc.lock has it. Raises PicollmError where its list is missing or damaged."""
+        row = next((row for row in self.entry.get("outs", []) if row["path"] == self.out), None)
+        if row is None:
             return {}
-        try:
-            return files_of(cache_folder(self.root) if row["md5"].endswith(".dir") else Path(), row)
-        except PicollmError as error:
-            self.problem = str(error)
-            return {}
+        return locked_files(cache_folder(self.root) if row["md5"].endswith(".dir") else Path(), row)
 
     def state(self) -> str:
         """Whether what lies there is what dvc.lock records; everything is hashed."""
-        inside = f"{self.path}/"
-        files = {path: oid for path, oid in self.recorded(self.out).items() if f"{path}/".startswith(inside)}
-        present = seal.stamps(self.root, self.path)
-        if self.problem:
-            return f"not known: {self.problem}"
+        try:
+            recorded = self.recorded()
+        except PicollmError as error:
+            return f"not known: {error}"
+        files = {path: oid for path, oid in recorded.items() if f"{path}/".startswith(f"{self.path}/")}
+        present = self.files()
         if not files and not present and self.path != self.out:
-            raise unknown(self.table, self.path, [*self.recorded(self.out)])
+            raise unknown(self.graph, self.path, recorded)
         if not present:
             return "not here" if files else "not here, and dvc.lock records no run"
         if not files:
             return "not recorded in dvc.lock"
-        same = files.keys() == present.keys() and not differing(self.root, files)
-        return "recorded" if same else "differs from dvc.lock"
+        return (
+            "recorded" if files.keys() == set(present) and not differing(self.root, files) else "differs from dvc.lock"
+        )
 
-    def identity(self) -> dict[str, str]:
-        """State, size and md5: of what lies there, else of what dvc.lock records."""
-        found, row = {"state": self.state()}, self.locked(self.out)
-        sizes = [size for size, _ in seal.stamps(self.root, self.path).values()]
-        if not sizes and self.path == self.out and "size" in row:
-            sizes = [row["size"]]
-        found["size"] = f"{sum(sizes):,} bytes" if sizes else "not known"
-        known = row.get("md5") if self.path == self.out else self.recorded(self.out).get(self.path)
-        here = md5(self.root / self.path) if (self.root / self.path).is_file() else None
-        found["md5"] = here or known or "not known"
-        if here and known and here != known:
-            found["md5"] += f" (dvc.lock: {known})"
-        return found
+    def files(self) -> list[str]:
+        return files_of(self.root, self.path)
 
-    def again(self) -> list[str]:
-        """The commands that make it once more; Snakemake knows a folder by its manifest."""
-        folder = self.out != self.path or (self.root / self.out).is_dir() or self.locked(self.out).get("nfiles")
-        target = shlex.quote(f"{self.out}/manifest.json" if folder else self.out)
-        return [f"snakemake --cores all -R {self.rule} -- {target}", f"dvc repro -f -s {self.rule}"]
-
-    def measured_on(self) -> dict[str, str]:
-        """Hardware and versions, from the rule's recorded output that tells them."""
-        for out in self.table.outs[self.rule]:
-            name = out if out.endswith(".json") else f"{out}/manifest.json"
-            oid = self.recorded(out).get(name)
-            if oid is None or differing(self.root, {name: oid}):
-                continue
+    def run(self) -> dict[str, str]:
+        """Where and how long: from the receipt of the run that wrote these bytes here, or from a report's own words."""
+        receipt, files = receipts.read(self.root).get(self.rule), self.files()
+        if receipt and files and not differing(self.root, {f: receipt.outputs.get(f, "") for f in files}):
+            machine = dict(receipt.machine)
+            where = f"{machine.pop('platform')}, {machine.pop('cores')} cores"
+            packages = ", ".join(f"{name} {version}" for name, version in machine.items())
+            return {"ran on": where, "wall time": f"{receipt.seconds:.1f} s", "packages": packages}
+        for out in self.graph.outs[self.rule]:
             try:
-                hardware = hardware_of(json.loads((self.root / name).read_bytes()))
-                if hardware:
-                    packages = {"Python": hardware.get("python"), **hardware.get("packages", {})}
-                    versions = ", ".join(f"{key} {value}" for key, value in packages.items() if value)
-                    return {"hardware": f"{machine(hardware)} ({name})", "packages": versions or "not recorded"}
-            except (ValueError, KeyError, AttributeError):
+                name = out if out.endswith(".json") else f"{out}/manifest.json"
+                hardware = json.loads((self.root / name).read_bytes())["hardware"]
+                return {"ran on": f"{in_words(hardware)} ({name})"}
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
-        return ran_on(self.root, self.rule)
+        return {"ran on": "not recorded here"}
 
     def code(self) -> dict[str, str]:
-        """Snakemake's fingerprint of the present code, and whether the recorded run had the same files."""
-        script = Path("workflow_scripts") / f"{self.rule}.py"
-        try:
-            files = code_files(script, self.root)
-        except (OSError, SyntaxError):
-            return {"code": f"not known: {script} or a module of it can't be read"}
+        """The fingerprint of the present code, and whether the recorded run had the same files."""
+        fingerprint = rule_fingerprint(self.rule, self.root)
+        if fingerprint is None:
+            return {"code": "not known: a file of it can't be read"}
+        files = {path.as_posix() for path in rule_code(self.rule, self.root)}
         ran = {dep["path"]: dep["md5"] for dep in self.entry.get("deps", []) if dep["path"].endswith(".py")}
-        changed = sorted({*differing(self.root, ran), *({path.as_posix() for path in files} ^ ran.keys())})
-        verdict = f"changed since the recorded run: {', '.join(changed)}" if changed else "as in the recorded run"
-        return {
-            "code": f"{len(files)} files, fingerprint {fingerprint(files, self.root)}",
-            "": verdict if self.entry else "no recorded run",
-        }
+        changed = ", ".join(sorted({*differing(self.root, ran), *(files ^ ran.keys())}))
+        same = f"changed since the recorded run: {changed}" if changed else "as in the recorded run"
+        return {"code": f"{len(files)} files, fingerprint {fingerprint}", "": same if ran else "no recorded run"}
 
     def text(self) -> str:
-        facts = {"rule": self.rule, **self.identity(), "commit": commit(self.root, self.rule)}
-        facts |= {"wall time": wall_time(self.root, self.rule), **self.measured_on(), **self.code()}
-        lines = [self.path, *(f"  {key:<10} {value}" for key, value in facts.items())]
-        snakemake, dvc = self.again()
-        lines += [f"  {'again':<10} {snakemake}", f"  {'':<10} {dvc}"]
+        files = self.files()
+        size = sum((self.root / file).stat().st_size for file in files)
+        facts = {"rule": self.rule, "state": self.state(), "size": f"{size:,} bytes" if files else "not here"}
+        if files == [self.path]:
+            facts["md5"] = md5(self.root / self.path)
+        folder = files != [self.path] or self.path != self.out
+        target = shlex.quote(f"{self.out}/manifest.json" if folder and files else self.out)
+        facts |= self.run() | self.code()
+        facts |= {"again": f"snakemake --cores all -R {self.rule} -- {target}", " ": f"dvc repro -f -s {self.rule}"}
         deps = {dep["path"]: dep["md5"] for dep in self.entry.get("deps", [])}
-        deps = deps or dict.fromkeys(self.table.deps[self.rule], "md5 not recorded")
-        maker = self.table.maker
-        inputs = [[path, oid, maker.get(path, "written by people")] for path, oid in deps.items()]
-        lines += ["inputs", *columns([row for row in inputs if not row[0].endswith(".py")])]
+        deps = deps or dict.fromkeys(self.graph.deps[self.rule], "md5 not recorded")
+        inputs = [[path, oid, self.graph.maker.get(path, "written by people")] for path, oid in deps.items()]
         values = [[key, json.dumps(value, ensure_ascii=False)] for key, value in configured(self.entry).items()]
-        lines += ["parameters", *(columns(values) or ["  not recorded"])]
-        return "\n".join([*lines, "code", *(f"  {path}" for path in deps if path.endswith(".py"))])
+        return "\n".join([
+            self.path, *(f"  {key.strip():<10} {value}" for key, value in facts.items()),
+            "inputs", *columns(row for row in inputs if not row[0].endswith(".py")),
+            "parameters", *(columns(values) if values else ["  not recorded"]),
+            "code", *(f"  {path}" for path in deps if path.endswith(".py")),
+        ])  # fmt: skip
 
 
-def columns(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def ran_on(root: Path, rule: str) -> dict[str, str]:
-    """The machine and the packages of the rule's last run here, from its log."""
-    log = root / f"logs/{rule}.log"
-    *_, last = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""] if log.exists() else [""]
-    if not last.startswith(RAN_ON):
-        return {"hardware": "not recorded here", "packages": "not recorded here"}
-    found = json.loads(last.removeprefix(RAN_ON))
-    hardware = f"{found.pop('platform')}, {found.pop('cores')} cores (the rule's last run here)"
-    return {"hardware": hardware, "packages": ", ".join(f"{name} {version}" for name, version in found.items())}
-
-
-def wall_time(root: Path, rule: str) -> str:
-    """What Snakemake measured, if the last run of the rule was here."""
-    try:
-        with open(root / f"logs/benchmarks/{rule}.tsv", newline="") as file:
-            *_, last = csv.DictReader(file, delimiter="\t")
-        return f"{float(last['s']):.1f} s (the rule's last run here)"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "not recorded here"
-
-
-def commit(root: Path, stage: str) -> str:
-    """The commit that last changed the stage's entry in dvc.lock."""
-
-    def entry(text: str) -> str | None:
-        found = re.search(rf"^  {re.escape(stage)}:\n((?:    .*\n?)*)", text, re.MULTILINE)
-        return found and found[1]
-
-    try:
-        present = entry((root / "dvc.lock").read_text(encoding="utf-8"))
-        log = git(root, "log", f"-{COMMITS}", "--format=%H %h, %cs: %s", "--", "dvc.lock").decode(errors="replace")
-    except (OSError, PicollmError):
-        return "not committed"
-    found, lines = "", log.splitlines() if present else []
-    for line in lines:
-        name, said = line.split(" ", 1)
-        try:
-            if entry(git(root, "cat-file", "blob", f"{name}:./dvc.lock").decode()) != present:
-                break
-        except PicollmError:  # the commit removed the file
-            break
-        found = said
-    else:
-        found += " (or an earlier one)" if len(lines) == COMMITS else ""
-    return found or "not committed"
-
-
-# --- Everything else
-
-
-def source(root: Path, table: Table, lock: dict[str, dict], name: str) -> str:
-    """The rules that read a file which no rule writes, and whether it changed since their recorded runs."""
-    rows = []
-    for rule, deps in table.deps.items():
-        entry = lock.get(rule, {})
-        if name == "config.yaml":
-            config = flatten(read_yaml(root / name))
-            ran = configured(entry)
-            same = all(config.get(key) == value for key, value in ran.items())
-            row = [rule, f"sections {', '.join(table.params[rule])}"]
-        elif dep := next((dep for dep in deps if f"{name}/".startswith(f"{dep}/")), None):
-            ran = {row["path"]: row["md5"] for row in entry.get("deps", []) if row["path"] == dep}
-            same = not (edited(root, rule, dep) if (root / dep).is_dir() else differing(root, ran))
-            row = [rule if dep == name else f"{rule}, as part of {dep}"]
-        else:
-            continue
-        said = "as in its recorded run" if same else "changed since its recorded run"
-        rows.append([*row, said if ran else "no recorded run"])
-    return "\n".join([name, f"  no rule writes it; {'read by' if rows else 'no rule reads it'}", *columns(rows)])
-
-
-def edited(root: Path, rule: str, folder: str) -> bool:
-    """Whether a folder that a rule reads changed since the recorded run; DVC keeps no list of its files."""
+def source(root: Path, graph: Graph, lock: Mapping[str, dict], name: str) -> str:
+    """The rules that read a file which no rule writes, and whether they have something to do, as DVC says."""
     with dvc_repo(root) as repo:
-        reasons = [entry for entry in repo.status(targets=[rule]).get(rule, []) if isinstance(entry, dict)]
-    return any(folder in entry.get("changed deps", {}) for entry in reasons)
+        changed = changes(repo.status(), graph)
+    rows = []
+    for rule in graph.stages:
+        dep = next((dep for dep in graph.deps[rule] if f"{name}/".startswith(f"{dep}/")), None)
+        if name != "config.yaml" and dep is None:
+            continue
+        what = (
+            f"sections {', '.join(graph.params[rule])}" if dep is None else f"as part of {dep}" if dep != name else ""
+        )
+        edited = (
+            "edited since its recorded run" if rule in changed and changed[rule].edited else "as in its recorded run"
+        )
+        rows.append([rule, what, edited if rule in lock else "no recorded run"])
+    return "\n".join(
+        [name, f"  no rule writes it; {'read by' if rows else 'no rule reads it'}", *(columns(rows) if rows else [])]
+    )
 
 
-def unknown(table: Table, path: str, more: list[str]) -> PicollmError:
-    known = {*table.maker, *(dep for deps in table.deps.values() for dep in deps), *more}
+def unknown(graph: Graph, path: str, more: Iterable[str]) -> PicollmError:
+    known = {*graph.maker, *(dep for deps in graph.deps.values() for dep in deps), *more}
     close = difflib.get_close_matches(path, sorted(known), 3, 0.5)
     hint = f"did you mean {', '.join(close)}?" if close else "`dvc stage list` names the rules' outputs"
     return PicollmError(f"no rule writes or reads {path}: {hint}")
@@ -284,17 +179,13 @@ def show(root: Path, path: str) -> str:
     """
     if not (root / "dvc.yaml").is_file():
         raise PicollmError(f"{root} holds no dvc.yaml: go to the repository's root, or run `picollm dvc-yaml`")
-    table, lock, name = records.read_table(root), records.read_lock(root), relative(root, path)
-
-    def artefact(path: str, out: str) -> Artefact:
-        return Artefact(root, table, lock.get(table.maker[out], {}), path, out)
-
-    out = next((out for out in table.maker if f"{name}/".startswith(f"{out}/")), None)
+    graph, lock, name = Graph(root), read_lock(root), relative(root, path)
+    out = next((out for out in graph.maker if f"{name}/".startswith(f"{out}/")), None)
     if out:
-        return artefact(name, out).text()
-    below = [artefact(out, out) for out in table.maker if out.startswith(f"{name}/") or name == "."]
+        return Artefact(root, graph, lock, name, out).text()
+    below = [Artefact(root, graph, lock, out, out) for out in graph.maker if out.startswith(f"{name}/") or name == "."]
     if below:
-        return "\n".join([name, *columns([[found.path, found.rule, found.state()] for found in below])])
-    if (root / name).is_file() or any(name in deps for deps in table.deps.values()):
-        return source(root, table, lock, name)
-    raise unknown(table, name, [])
+        return "\n".join([name, *columns([found.path, found.rule, found.state()] for found in below)])
+    if (root / name).is_file() or any(name in deps for deps in graph.deps.values()):
+        return source(root, graph, lock, name)
+    raise unknown(graph, name, [])

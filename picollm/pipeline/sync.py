@@ -1,11 +1,12 @@
-"""Bring the data and both tools' records to one state: `picollm track` and `picollm sync`.
+"""Bring the data, dvc.lock and Snakemake's records to one state: `picollm track` and `picollm sync`.
 
-The two prove things differently: DVC by the hashes in dvc.lock, Snakemake by its record of the run that made a file.
-What either proves, the other is told. What neither proves is set aside, so that both see that it is to be made.
+DVC is the judge: what `dvc status` calls unchanged is current, and everything below what it calls changed is stale.
+Before it is asked it is told of runs that it has not seen, which receipts prove. Then Snakemake is told the verdict.
 
-                        dvc.lock agrees             dvc.lock does not
-    Snakemake proves    nothing to do               the run is new: committed to DVC      (track does this alone)
-    it does not         Snakemake is told (--touch) restored from DVC's cache, or set aside
+    record      a receipt matches what lies here, and dvc.lock does not say so     -> dvc commit
+    restore     only files differ from dvc.lock, and DVC's cache has them          -> dvc checkout
+    set aside   stale, and Snakemake can't see it                                  -> moved to aside/TIME/
+    touch       everything else                                                    -> snakemake --touch
 """
 
 from __future__ import annotations
@@ -13,65 +14,77 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 from dvc.repo import Repo, lock_repo
 
-from picollm.data.files import read_json, write_bytes
-from picollm.data.manifest import entries, prove
 from picollm.errors import PicollmError
-from picollm.pipeline import records, seal
-from picollm.pipeline.objects import differing, files_of, is_metric, md5, object_path
-from picollm.pipeline.records import SNAKEMAKE, Complaints, Row
-from picollm.pipeline.repository import dvc_repo
+from picollm.files import write_bytes
+from picollm.inputs import corpus_files
+from picollm.pipeline import receipts, seal
+from picollm.pipeline.graph import SNAKEMAKE, Change, Graph, call, changes, planned, read_lock
+from picollm.pipeline.receipts import differing, files_of, md5
+from picollm.pipeline.repository import (
+    METADATA,
+    dvc_repo,
+    is_metric,
+    known_to_snakemake,
+    locked_files,
+    object_path,
+)
+from picollm.yaml12 import read_yaml
 
 
 def say(message: str) -> None:
     print(f"picollm: {message}", file=sys.stderr)
 
 
-@dataclass
 class State:
-    """The repository as both tools see it; `look` asks DVC again."""
+    """The repository as DVC and the receipts see it; `look` asks DVC again."""
 
-    root: Path
-    repo: Repo
-
-    def __post_init__(self) -> None:
-        self.table = records.read_table(self.root)
-        self.seal = seal.read(self.root)
-        self.cache = Path(self.repo.cache.local.path)
+    def __init__(self, root: Path, repo: Repo) -> None:
+        self.root, self.repo = root, repo
+        self.graph = Graph(root)
+        self.config: dict = read_yaml(root / "config.yaml")
+        self.receipts = receipts.read(root)
+        self.cache = Path(repo.cache.local.path)
         self.look()
 
     def look(self) -> None:
-        self.__dict__.pop("rows", None)
-        self.lock = records.read_lock(self.root)  # damage is said in our words, before DVC says it in its own
-        self.changed: dict[str, Complaints] = records.complaints(self.repo.status(), self.table)
+        self.lock = read_lock(self.root)  # damage is said in our words, before DVC says it in its own
+        self.changed: dict[str, Change] = changes(self.repo.status(), self.graph)
+        self.proven = cache(self._proven)
 
-    @cached_property
-    def rows(self) -> dict[str, Row]:
-        """Snakemake's view; asked when it matters only, as an answer takes 1.5 s."""
-        return {rule: row for rule, row in records.summary(self.root).items() if rule in self.table.deps}
+    def _proven(self, stage: str) -> bool:
+        """Whether the stage's receipt matches what lies here."""
+        receipt = self.receipts.get(stage)
+        return receipt is not None and receipt.matches(self.root, self.config) and self.same_sources(stage)
 
-    def locked_elsewhere(self, stage: str) -> bool:
-        """Whether git, not a run, changed the stage's entry in dvc.lock since the seal."""
-        if self.seal is None or stage not in self.lock:
-            return False
-        return self.seal["stages"].get(stage) != seal.entry_digest(self.lock[stage])
+    def same_sources(self, stage: str) -> bool:
+        """Whether the run had all inputs that people write now, and no other: a corpus may have a new file."""
+        made = {file for file in self.receipts[stage].inputs if self.made(file)}
+        now = {file for path in self.graph.sources(stage) for file in self.source_files(path)}
+        return self.receipts[stage].inputs.keys() - made == now
 
-    def moved(self, stage: str) -> bool:
-        """Whether the stage's files are others than those that were sealed."""
-        watched = (self.seal or {}).get("watched", {})
-        return any(watched.get(out) != seal.stamps(self.root, out) for out in self.table.outs[stage])
+    def made(self, file: str) -> bool:
+        return any(path in self.graph.maker for path in (file, *map(str, Path(file).parents)))
 
-    def agree(self) -> bool:
-        """Whether both tools would run the same stages, and would notice an edit of any that they would not."""
-        runs = {rule for rule, row in self.rows.items() if row.runs}
-        noticed = all(row.known or row.missing for row in self.rows.values())
-        return noticed and runs == self.table.downstream(self.changed)
+    def source_files(self, path: str) -> list[str]:
+        return corpus_files(self.config["corpus"]) if (self.root / path).is_dir() else [path]
+
+    def newer_than_lock(self, stage: str) -> bool:
+        """Whether the stage ran since its entry in dvc.lock was written or checked out."""
+        return self.receipts[stage].locked == receipts.lock_entry(self.root, stage)
+
+    def target(self, out: str) -> str:
+        """Snakemake's name of an output."""
+        return f"{out}/manifest.json" if (self.root / out).is_dir() else out
+
+    def known(self, stage: str) -> bool:
+        """Whether Snakemake has records of these outputs, so that it would notice an edit of what they depend on."""
+        return all(known_to_snakemake(self.root, self.target(out)) for out in self.graph.outs[stage])
 
 
 def opened(root: Path, action: Callable[[State], list[str]]) -> list[str]:
@@ -80,61 +93,40 @@ def opened(root: Path, action: Callable[[State], list[str]]) -> list[str]:
         with dvc_repo(root) as repo:
             return action(State(root, repo))
     except OSError as error:
-        raise PicollmError(f"{error}: mend that and run `picollm sync`; no file was changed halfway") from None
+        raise PicollmError(f"{error}: fix that and run `picollm sync`; no file was changed halfway") from None
 
 
-# --- What Snakemake proves
+# --- DVC is told of runs
 
 
-def intact(root: Path, output: str) -> bool:
-    """False where a folder is not what its manifest says, file by file; other outputs have nothing to compare."""
-    path = root / output
-    if path.name != "manifest.json":
-        return True
-    try:
-        named = {prove(path, entry, "its rule") for entry in entries(read_json(path))}
-    except PicollmError:
-        return False
-    return named | {path} == {file for file in path.parent.rglob("*") if file.is_file()}
+def record(state: State) -> list[str]:
+    """Commit to DVC the changed stages that a receipt proves; their names.
 
-
-def proven(state: State, stage: str) -> bool:
-    """Whether a run of Snakemake made the stage's present files, from its present inputs, parameters and code."""
-    row = state.rows.get(stage)
-    return (
-        row is not None
-        and row.current
-        and all(records.made_by_snakemake(state.root, output) for output in row.outputs)
-        and all(intact(state.root, output) for output in row.outputs)
-    )
-
-
-def commit_proven(state: State) -> list[str]:
-    """Tell DVC about runs that it has not seen, and give its cache the objects that it lost; the stages' names."""
-    ready: list[str] = []
-    for stage, why in state.changed.items():
-        new = stage not in state.lock or state.moved(stage)
-        new |= why.command and not (why.sources or why.data or why.outs)
-        above = state.table.upstream(stage) & state.changed.keys() <= set(ready)
-        run = new and above and not state.locked_elsewhere(stage) and proven(state, stage)
-        if run or (above and uncached(state, stage)):
+    Where nothing but files differs, a run that is older than its entry in dvc.lock gives way to that entry, if the
+    cache has its files: git brought it here, or somebody edited the files and took the edit back.
+    """
+    back, ready = restorable(state), []
+    for stage, change in state.changed.items():
+        if not state.graph.upstream(stage) & state.changed.keys() <= set(ready):
+            continue
+        run = state.proven(stage) and (stage not in back or state.newer_than_lock(stage))
+        if run or only_uncached(state, stage, change):
             ready.append(stage)
     commit(state, ready)
     return ready
 
 
-def uncached(state: State, stage: str) -> bool:
-    """Whether all that is amiss is that the cache lost objects of files that still are what dvc.lock names."""
-    why = state.changed[stage]
-    if why.command or why.sources or why.data or set(why.outs.values()) != {"not in cache"}:
+def only_uncached(state: State, stage: str, change: Change) -> bool:
+    """Whether all that is wrong is that the cache lost objects of files that still are what dvc.lock names."""
+    if not change.only_outputs or set(change.outs.values()) != {"not in cache"}:
         return False
     locked = {out["path"]: out["md5"] for out in state.lock[stage]["outs"]}
-    stage_of_dvc = next(found for found in state.repo.index.stages if found.name == stage)
-    if not all(out.exists for out in stage_of_dvc.outs):
+    outs = next(found for found in state.repo.index.stages if found.name == stage).outs
+    if not all(out.exists for out in outs):
         return False
-    for out in stage_of_dvc.outs:
+    for out in outs:
         out.save()  # hashes the file, in memory: DVC's status does not look whether an uncached file was edited
-    return all(out.hash_info.value == locked[out.def_path] for out in stage_of_dvc.outs)
+    return all(out.hash_info.value == locked[out.def_path] for out in outs)
 
 
 def commit(state: State, stages: list[str]) -> None:
@@ -147,76 +139,47 @@ def commit(state: State, stages: list[str]) -> None:
             stage.save()
             stage.commit(relink=False)
         ready[0].dvcfile.dump_stages(ready, update_pipeline=False)
-    rows = state.rows  # DVC's commit leaves the files as they are, so Snakemake sees what it saw
     state.look()
-    state.rows = rows
 
 
-def seal_if_agreed(state: State) -> None:
-    """Not where files are other than dvc.lock says: an edit taken back may prove them, and the cache may have them."""
-    unsettled = [
-        stage
-        for stage, why in state.changed.items()
-        if why.outs and (stage in state.lock or any((state.root / out).exists() for out in state.table.outs[stage]))
-    ]
-    if unsettled or not state.agree():
-        seal.lift(state.root)
-    else:
-        seal.write(state.root, state.table, state.lock, state.cache)
-
-
-def track(root: Path) -> list[str]:
-    """Commit to DVC the stages that Snakemake proves complete and current; their names."""
-
-    def action(state: State) -> list[str]:
-        committed = commit_proven(state)
-        seal_if_agreed(state)
-        return committed
-
-    return opened(root, action)
-
-
-# --- What DVC proves
-
-
-def locked_files(state: State, stage: str) -> dict[str, str]:
-    """{path: md5} of all files that dvc.lock names for a stage."""
-    outs = state.lock[stage]["outs"]
-    return {path: oid for out in outs for path, oid in files_of(state.cache, out).items()}
+# --- Files that dvc.lock names
 
 
 def restorable(state: State) -> list[str]:
-    """The stages whose files alone are amiss, with all that dvc.lock names at hand, and nothing stale above."""
-    well: set[str] = set()  # once the found ones are restored
+    """The stages of which only files differ, with all that dvc.lock names at hand, and nothing stale above."""
+    sound: set[str] = set()  # once the found ones are restored
     found: list[str] = []
-    for stage, why in state.changed.items():
-        above = state.table.upstream(stage) & state.changed.keys() <= well
-        if stage not in state.lock or why.command or why.sources or not above:
+    for stage, change in state.changed.items():
+        if stage not in state.lock or change.edited or not state.graph.upstream(stage) & state.changed.keys() <= sound:
             continue
-        if why.outs:
+        if change.outs:
             try:
-                files = locked_files(state, stage)
+                files = files_in_lock(state, stage)
             except PicollmError:
                 continue
-            lost = [oid for oid in files.values() if not object_path(state.cache, oid).exists()]
-            if set(lost) & {files[path] for path in differing(state.root, files)}:
+            wrong = differing(state.root, files)
+            if not all(object_path(state.cache, files[path]).exists() for path in wrong):
                 continue
             found.append(stage)
-        well.add(stage)
+        sound.add(stage)
     return found
 
 
+def files_in_lock(state: State, stage: str) -> dict[str, str]:
+    outs = state.lock[stage]["outs"]
+    return {path: oid for out in outs for path, oid in locked_files(state.cache, out).items()}
+
+
 def restore(state: State) -> list[str]:
-    """Give the stages whose files alone are amiss the files that dvc.lock names; what nobody else has is set aside."""
+    """Give these stages the files that dvc.lock names; what the cache does not have is set aside first."""
     stages = restorable(state)
     if not stages:
         return []
-    wanted = {stage: locked_files(state, stage) for stage in stages}
+    wanted = {stage: files_in_lock(state, stage) for stage in stages}
     for stage, files in wanted.items():
-        present = [path for out in state.table.outs[stage] for path in seal.stamps(state.root, out)]
+        present = present_files(state, stage)
         wrong = differing(state.root, {path: files.get(path, "") for path in present})
-        unsaved = [path for path in wrong if not object_path(state.cache, md5(state.root / path)).exists()]
-        set_aside(state.root, unsaved)
+        set_aside(state.root, [p for p in wrong if not object_path(state.cache, md5(state.root / p)).exists()])
         for path in filter(is_metric, differing(state.root, files)):  # git's, but in the cache too, for DVC's run cache
             write_bytes(state.root / path, object_path(state.cache, files[path]).read_bytes())
     # Not repo.checkout(stages): for each target that reads dvc.lock anew, half a second each.
@@ -232,6 +195,10 @@ def restore(state: State) -> list[str]:
     return stages
 
 
+def present_files(state: State, stage: str) -> list[str]:
+    return [file for out in state.graph.outs[stage] for file in files_of(state.root, out)]
+
+
 def set_aside(root: Path, files: list[str]) -> None:
     """Move files to aside/TIME/, where they stay until somebody deletes them."""
     if not files:
@@ -242,53 +209,78 @@ def set_aside(root: Path, files: list[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(root / file, target)
     names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    say(f"moved to {folder.relative_to(root)}, as nothing proves it: {names}")
+    say(f"moved to {folder.relative_to(root)}, as neither dvc.lock nor a finished run accounts for them: {names}")
 
 
-def bless(state: State, ask: bool) -> list[str]:
-    """Tell Snakemake about the stages that DVC proves: it records them as made from what lies there now.
+# --- Snakemake is told the verdict
 
-    Without `ask` all of them, with it those that Snakemake does not know to be current.
+
+def touch(state: State) -> None:
+    """Snakemake records every unchanged stage as made from what lies here now."""
+    stages = [stage for stage in state.graph.stages if stage not in state.changed]
+    rules = [rule for stage in stages for rule in state.graph.rules(stage)]
+    if stages:
+        quiet = ["--touch", "--forceall", "--quiet", "all", "--allowed-rules"]
+        call([*SNAKEMAKE, *quiet, *rules, "--", *stages], state.root)
+
+
+def tell_snakemake(state: State, restored: bool) -> list[str]:
+    """Touch what it does not know to be current, and set aside what it does not see to be stale; what was touched.
+
+    Where files were `restored` it knows nothing of them, and need not be asked.
     """
-    unknown = proved = [stage for stage in state.table.deps if stage not in state.changed]
-    if ask:
-        unknown = [stage for stage in proved if not (row := state.rows.get(stage)) or not row.current]
-    if unknown:
-        rules = [rule for stage in proved for rule in state.table.rules[stage]]
-        touch = [*SNAKEMAKE, "--touch", "--forceall", "--quiet", "all", "--allowed-rules", *rules, "--", *proved]
-        records.run(touch, state.root)
-    return unknown
+    unchanged = [stage for stage in state.graph.stages if stage not in state.changed]
+    told = unchanged if restored else [stage for stage in unchanged if not state.known(stage)]
+    runs = set() if told else planned(state.root)
+    told = told or [stage for stage in unchanged if stage in runs]
+    if told:
+        touch(state)
+        runs = planned(state.root) if state.changed else set()
+    unseen = state.graph.downstream(state.changed) - runs
+    hidden = state.graph.downstream(unseen)  # Snakemake makes no missing file that nothing to be made needs
+    stages = [stage for stage in state.graph.stages if stage in hidden]
+    set_aside(state.root, [file for stage in stages for file in present_files(state, stage)])
+    return told
 
 
-def give_up(state: State) -> None:
-    """Set aside the files of stages that are stale although Snakemake does not see why.
+def seal_if_settled(state: State) -> None:
+    """Not where files are other than dvc.lock says: an edit taken back may prove them, and the cache may have them."""
+    unsettled = any(
+        change.outs and (stage in state.lock or present_files(state, stage)) for stage, change in state.changed.items()
+    )
+    if unsettled:
+        seal.remove(state.root)
+        return
+    outs = [out for entry in state.lock.values() for out in entry["outs"] if not is_metric(out["path"])]
+    oids = {oid for out in outs for oid in (out["md5"], *locked_files(state.cache, out).values())}
+    objects = [os.path.relpath(object_path(state.cache, oid), state.root) for oid in sorted(oids)]
+    seal.write(state.root, [*state.graph.maker, *state.graph.every_source], objects)
 
-    And those of all that is below: Snakemake makes no missing file again that nothing to be made needs.
-    """
-    blind = []
-    for stage, why in state.changed.items():
-        row = state.rows.get(stage, Row(known=False))
-        own = why.command or why.sources or why.outs or not state.table.upstream(stage) & state.changed.keys()
-        seen = row.known and row.reasons or row.missing and row.runs
-        if own and not seen:
-            blind.append(stage)
-    outs = [out for stage in state.table.downstream(blind) for out in state.table.outs[stage]]
-    set_aside(state.root, [path for out in outs for path in seal.stamps(state.root, out)])
+
+def track(root: Path) -> list[str]:
+    """After a run: commit to DVC what it finished; the stages' names."""
+
+    def action(state: State) -> list[str]:
+        recorded = record(state)
+        if not state.changed and all(map(state.known, state.graph.stages)):
+            seal_if_settled(state)
+        return recorded
+
+    return opened(root, action)
 
 
 def check(root: Path) -> None:
-    """Change nothing. Raises PicollmError where the tools don't agree, or where the cache has what is missing."""
+    """Change nothing. Raises PicollmError where `sync` has something to do."""
 
     def action(state: State) -> list[str]:
-        back = restorable(state)
-        if back or not state.agree():
-            unknown = [rule for rule, row in state.rows.items() if not row.known]
-            unproven = back or list(state.changed) or unknown
+        unknown = [stage for stage in state.graph.stages if stage not in state.changed and not state.known(stage)]
+        odd = restorable(state) or unknown or sorted(planned(root) ^ state.graph.downstream(state.changed))
+        if odd := [stage for stage in odd if stage in state.graph.outs]:
             raise PicollmError(
-                f"data, dvc.lock and Snakemake's records don't agree about {', '.join(unproven)}: run `picollm sync` "
+                f"data, dvc.lock and Snakemake's records don't agree about {', '.join(odd)}: run `picollm sync` "
                 "(a run without -n does it by itself)"
             )
-        seal_if_agreed(state)
+        seal_if_settled(state)
         return []
 
     opened(root, action)
@@ -298,18 +290,16 @@ def sync(root: Path) -> None:
     """Bring data, dvc.lock and Snakemake's records to one state, and say what was done."""
 
     def action(state: State) -> list[str]:
+        recorded, restored = record(state), restore(state)
         done = {
-            "told DVC about": commit_proven(state),
-            "restored from DVC's cache": (restored := restore(state)),
-            "told Snakemake about": bless(state, ask=not restored and (root / records.METADATA).exists()),
+            "told DVC about": recorded + (record(state) if restored else []),
+            "restored from DVC's cache": restored,
+            "told Snakemake about": tell_snakemake(state, bool(restored) or not (root / METADATA).exists()),
         }
-        give_up(state)
         if state.changed:
             state.look()
-            seal_if_agreed(state)
-        else:  # both call everything current
-            seal.write(state.root, state.table, state.lock, state.cache)
-        done["stale, to be made by the next run:"] = sorted(state.table.downstream(state.changed))
+        seal_if_settled(state)
+        done["stale, to be made by the next run:"] = sorted(state.graph.downstream(state.changed))
         return [f"{what} {', '.join(stages)}" for what, stages in done.items() if stages]
 
     for line in opened(root, action) or ["data, dvc.lock and Snakemake's records agree"]:

@@ -23,8 +23,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from picollm.data.files import atomic_path, write_json
 from picollm.errors import PicollmError
+from picollm.files import atomic_path, write_json
 from picollm.profiling import workload
 from picollm.profiling.timeline import Timeline, read_kineto, read_nsys
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from picollm.data.files import read_json
 from picollm.data.loading import Rows, open_split
 from picollm.errors import PicollmError
-from picollm.model.checkpoint import load_config
-from picollm.model.compute import set_up
+from picollm.files import read_json
+from picollm.model.device import set_up
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig
-from picollm.profiling.nvtx import ranges
+from picollm.model.weights import load_config
+from picollm.ranges import ranges
 
 
 def run(

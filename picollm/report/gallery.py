@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from picollm.data.files import atomic_path, read_json, write_json
-from picollm.data.manifest import clear, describe, prove
+from picollm.files import atomic_path, read_json, write_json
+from picollm.manifest import clear, describe, prove
 from picollm.report.style import save
 
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}

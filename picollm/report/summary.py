@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from picollm.data.files import read_json
 from picollm.engine.table import best_row, on_cpu
-
-NAMES = (
-    "data", "training", "heads", "clusters", "mechanisms", "ablation", "probes", "findings", "benchmark", "profile",
-)  # fmt: skip
+from picollm.files import read_json
+from picollm.report.chapters import CHAPTERS
 
 
 def five_lines(reports: Path) -> list[str]:
     """Raises PicollmError where a chapter has not run yet."""
-    metrics = {name: read_json(reports / "metrics" / f"{name}.json") for name in NAMES}
+    metrics = {name: read_json(reports / "metrics" / f"{name}.json") for name in CHAPTERS}
     return lines(metrics, read_json(reports / "heads.json"), read_json(reports / "benchmark.json"))
 
 
@@ -25,7 +22,7 @@ def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
         f"{data['validation_tokens']:,} for validation, {data['test_tokens']:,} for test.",
         training_line(training),
         heads_line(heads),
-        families_line(metrics["clusters"]),
+        clusters_line(metrics["clusters"]),
         speed_line(benchmark),
     ]
 
@@ -40,9 +37,9 @@ def training_line(training: dict) -> str:
     )
 
 
-def families_line(clusters: dict) -> str:
+def clusters_line(clusters: dict) -> str:
     return (
-        f"Families: {clusters['clusters']} clusters, {clusters['stable_clusters']} of them stable under resampled "
+        f"Clusters of heads: {clusters['clusters']}, {clusters['stable_clusters']} of them stable under resampled "
         f"sentences; agreement with layers {clusters['rand_layers']:.2f}, with classes {clusters['rand_labels']:.2f} "
         "(adjusted Rand index)."
     )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from picollm.data.files import atomic_path
-from picollm.engine.backends.interface import Backend, Run, Source, Subject
+from picollm.engine.backends.backend import Backend, BuildContext, LoadContext, Run
 from picollm.errors import PicollmError, one_line
+from picollm.files import atomic_path
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -26,14 +26,14 @@ class OnnxRuntime(Backend):
     def cannot_run(self, device: torch.device) -> str | None:
         return None if find_spec("onnxruntime") else "ONNX Runtime is not installed: pip install onnxruntime"
 
-    def build(self, source: Source, graph: str) -> tuple[Path, dict]:
-        float_onnx = source.onnx(graph, "fp32")
+    def build(self, ctx: BuildContext, graph: str) -> tuple[Path, dict]:
+        float_onnx = ctx.onnx(graph, "fp32")
         if self.precision == "fp32":
             return float_onnx, {}
-        return quantize(float_onnx, source.path(graph, "int8", ".onnx"))
+        return quantize(float_onnx, ctx.path(graph, "int8", ".onnx"))
 
-    def load(self, subject: Subject, graph: str) -> Run:
-        return load_onnx(subject.file(self.name, graph), subject.threads)
+    def load(self, ctx: LoadContext, graph: str) -> Run:
+        return load_onnx(ctx.file(self.name, graph), ctx.threads)
 
 
 def quantize(float_onnx: Path, path: Path) -> tuple[Path, dict]:

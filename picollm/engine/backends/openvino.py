@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from picollm.data.files import atomic_path
-from picollm.engine.backends.interface import Backend, Run, Source, Subject
+from picollm.engine.backends.backend import Backend, BuildContext, LoadContext, Run
 from picollm.errors import PicollmError, one_line
+from picollm.files import atomic_path
 from picollm.precision import emulated_bf16
 
 if TYPE_CHECKING:
@@ -41,18 +41,18 @@ class OpenVino(Backend):
             return "NNCF is not installed: pip install nncf"
         return self.cannot_run(device)
 
-    def build(self, source: Source, graph: str) -> tuple[Path, dict]:
-        onnx = source.onnx(graph, "fp32")
+    def build(self, ctx: BuildContext, graph: str) -> tuple[Path, dict]:
+        onnx = ctx.onnx(graph, "fp32")
         if self.precision != "int8":
             return onnx, {}
-        return quantize(onnx, source.path(graph, "int8", ".xml"), source.calibration)
+        return quantize(onnx, ctx.path(graph, "int8", ".xml"), ctx.calibration)
 
-    def load(self, subject: Subject, graph: str) -> Run:
-        path = subject.file(self.name, graph)
+    def load(self, ctx: LoadContext, graph: str) -> Run:
+        path = ctx.file(self.name, graph)
         options = {
             # What surrounds int8 products: they are coarser than bf16.
             "INFERENCE_PRECISION_HINT": HINTS.get(self.precision) or ("bf16" if has_bf16() else "f32"),
-            "INFERENCE_NUM_THREADS": subject.threads,
+            "INFERENCE_NUM_THREADS": ctx.threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:

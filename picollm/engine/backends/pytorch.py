@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from picollm.data.files import atomic_path
-from picollm.engine.backends.interface import Backend, Run, Source, Subject, no_gpu
+from picollm.engine.backends.backend import Backend, BuildContext, LoadContext, Run, no_gpu
 from picollm.engine.export import GRAPHS, export_program, in_precision, quiet
 from picollm.errors import PicollmError, one_line
+from picollm.files import atomic_path
 from picollm.hardware import cxx_compiler, describe_cpu, describe_gpu
 
 RECOMPILE_LIMIT = 128
@@ -50,8 +50,8 @@ class Eager(Backend):
     def cannot_run(self, device: torch.device) -> str | None:
         return no_gpu(device) if self.precision in ("tf32", "fp16") else None
 
-    def load(self, subject: Subject, graph: str) -> Run:
-        run = host_run(self.module(subject, graph), subject.device)
+    def load(self, ctx: LoadContext, graph: str) -> Run:
+        run = host_run(self.module(ctx, graph), ctx.device)
 
         def exactly(*inputs: np.ndarray) -> np.ndarray:
             with tf32(self.precision == "tf32"):
@@ -59,8 +59,8 @@ class Eager(Backend):
 
         return exactly
 
-    def module(self, subject: Subject, graph: str) -> nn.Module:
-        model = copy.deepcopy(subject.model).to(subject.device, DTYPES[self.precision])
+    def module(self, ctx: LoadContext, graph: str) -> nn.Module:
+        model = copy.deepcopy(ctx.model).to(ctx.device, DTYPES[self.precision])
         return GRAPHS[graph](model).eval()
 
 
@@ -72,10 +72,10 @@ class Compiled(Eager):
     def cannot_run(self, device: torch.device) -> str | None:
         return no_compiler(device) or super().cannot_run(device)
 
-    def module(self, subject: Subject, graph: str) -> nn.Module:
+    def module(self, ctx: LoadContext, graph: str) -> nn.Module:
         # Every shape of every precision counts against one limit, beyond which it would run eagerly without a word.
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-        return torch.compile(super().module(subject, graph), dynamic=False, fullgraph=True)
+        return torch.compile(super().module(ctx, graph), dynamic=False, fullgraph=True)
 
 
 class CudaGraph(Eager):
@@ -86,14 +86,14 @@ class CudaGraph(Eager):
     def cannot_run(self, device: torch.device) -> str | None:
         return no_gpu(device)
 
-    def load(self, subject: Subject, graph: str) -> Run:
-        module, recorded = self.module(subject, graph), {}
+    def load(self, ctx: LoadContext, graph: str) -> Run:
+        module, recorded = self.module(ctx, graph), {}
 
         @torch.inference_mode()
         def run(*inputs: np.ndarray) -> np.ndarray:
             shape = tuple(x.shape for x in inputs)
             if shape not in recorded:
-                recorded[shape] = record(module, [torch.from_numpy(x).to(subject.device) for x in inputs])
+                recorded[shape] = record(module, [torch.from_numpy(x).to(ctx.device) for x in inputs])
             cuda_graph, held, output = recorded[shape]
             for x, fresh in zip(held, inputs, strict=True):
                 x.copy_(torch.from_numpy(fresh))
@@ -134,23 +134,23 @@ class AotInductor(Backend):
         made = {"torch": torch.__version__, "device": device.type}
         return made | ({"compute_capability": gpu["compute_capability"]} if gpu else {"isa": describe_cpu()["isa"]})
 
-    def build(self, source: Source, graph: str) -> tuple[Path, dict]:
-        path = source.path(graph, self.precision, ".pt2")
-        model = in_precision(source.model, self.precision).to(source.device)
-        program = export_program(model, graph, max_batch=source.max_batch)
+    def build(self, ctx: BuildContext, graph: str) -> tuple[Path, dict]:
+        path = ctx.path(graph, self.precision, ".pt2")
+        model = in_precision(ctx.model, self.precision).to(ctx.device)
+        program = export_program(model, graph, max_batch=ctx.max_batch)
         with atomic_path(path) as temporary, quiet():
             package = temporary.with_suffix(".pt2")  # a name that it insists on
             torch._inductor.aoti_compile_and_package(program, package_path=str(package))
             package.rename(temporary)
         return path, {}
 
-    def load(self, subject: Subject, graph: str) -> Run:
-        path = subject.file(self.name, graph)
+    def load(self, ctx: LoadContext, graph: str) -> Run:
+        path = ctx.file(self.name, graph)
         try:
             package = torch._inductor.aoti_load_package(str(path))
         except RuntimeError as error:
             raise PicollmError(f"AOTInductor can't load {path}: {one_line(error)[:300]}") from None
-        return host_run(package, subject.device)
+        return host_run(package, ctx.device)
 
 
 def no_compiler(device: torch.device) -> str | None:

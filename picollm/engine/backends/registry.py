@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from picollm.engine.backends.interface import Backend, Run, Subject
+from picollm.engine.backends.backend import Backend, LoadContext, Run
 from picollm.engine.backends.onnxruntime import OnnxRuntime
 from picollm.engine.backends.openvino import OpenVino
 from picollm.engine.backends.pytorch import AotInductor, Compiled, CudaGraph, Eager
@@ -50,15 +50,15 @@ def find_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def load_backend(name: str, subject: Subject, graphs: tuple[str, ...] = ("logits",)) -> Loaded:
+def load_backend(name: str, ctx: LoadContext, graphs: tuple[str, ...] = ("logits",)) -> Loaded:
     """What can't run has a status that begins with `not run`, what fails to load one that begins with `failed`."""
     backend = find_backend(name)
-    reason = why_not(backend, subject, graphs)
+    reason = why_not(backend, ctx, graphs)
     if reason:
         return Loaded(backend, f"not run: {reason}")
     start = time.perf_counter()
     try:
-        runs = {graph: backend.load(subject, graph) for graph in graphs}
+        runs = {graph: backend.load(ctx, graph) for graph in graphs}
     except Exception as error:  # runtimes raise what they like
         log.debug("%s", name, exc_info=True)
         return Loaded(backend, f"failed: {one_line(error)[:300]}")
@@ -71,16 +71,16 @@ def why_skipped(backend: Backend, wanted: Grid, device: torch.device) -> str | N
     return reason and f"{reason}; engine.emulated: true builds and times it all the same"
 
 
-def why_not(backend: Backend, subject: Subject, graphs: tuple[str, ...]) -> str | None:
+def why_not(backend: Backend, ctx: LoadContext, graphs: tuple[str, ...]) -> str | None:
     """Why a backend can't run these graphs here: this machine, or its artefact."""
-    reason = backend.cannot_run(subject.device)
+    reason = backend.cannot_run(ctx.device)
     if reason or not backend.builds:
         return reason
-    built = subject.manifest["backends"].get(backend.name)
+    built = ctx.manifest["backends"].get(backend.name)
     if built is None:
         return "it was not built: name it in engine.backends, and run trt_compile"
     if built["reason"]:
         return built["reason"]
     if missing := set(graphs) - set(built["files"]):
         return f"its graph {missing.pop()} was not built: name the output in engine.outputs, and run trt_compile"
-    return backend.refuses(built, subject.device)
+    return backend.refuses(built, ctx.device)

@@ -20,12 +20,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from picollm.data.files import atomic_path
-from picollm.engine.backends.interface import Backend, Run, Source, Subject, differs, no_gpu
+from picollm.engine.backends.backend import Backend, BuildContext, LoadContext, Run, differs, no_gpu
 from picollm.engine.backends.pytorch import host_run
-from picollm.engine.backends.rtx import build_plan, load_plan
+from picollm.engine.backends.tensorrt_rtx import build_plan, load_plan
 from picollm.engine.export import GRAPHS, export_program, in_precision
 from picollm.errors import PicollmError
+from picollm.files import atomic_path
 from picollm.hardware import describe_gpu, installed
 
 RTX, TORCH = "tensorrt-rtx", "torch-tensorrt"  # targets, named like their packages
@@ -49,8 +49,8 @@ class TensorRt(Backend):
     runtime = "tensorrt"
     suffix: ClassVar[str] = ""  # in its files' names, before the last one
 
-    def largest_batch(self, source: Source) -> int:
-        return source.max_batch
+    def largest_batch(self, ctx: BuildContext) -> int:
+        return ctx.max_batch
 
     def cannot_run(self, device: torch.device) -> str | None:
         return no_gpu(device)
@@ -65,17 +65,17 @@ class TensorRt(Backend):
             return "NVIDIA's ModelOpt is not installed: pip install nvidia-modelopt"
         return None
 
-    def build(self, source: Source, graph: str) -> tuple[Path, dict]:
-        profile = shapes(graph, source.model.config.context, self.largest_batch(source))
+    def build(self, ctx: BuildContext, graph: str) -> tuple[Path, dict]:
+        profile = shapes(graph, ctx.model.config.context, self.largest_batch(ctx))
         # Where there is a GPU the engine is for it, and not for those that the configuration names ahead of time.
-        here = source.device.type == "cuda"
-        capabilities = [describe_gpu()["compute_capability"]] if here else source.capabilities
-        if choose_target(source.device) == TORCH:
-            path = source.path(graph, self.precision, f"{self.suffix}.ep")
-            build_torch_tensorrt(source, graph, self.precision, path, profile)
+        here = ctx.device.type == "cuda"
+        capabilities = [describe_gpu()["compute_capability"]] if here else ctx.capabilities
+        if choose_target(ctx.device) == TORCH:
+            path = ctx.path(graph, self.precision, f"{self.suffix}.ep")
+            build_torch_tensorrt(ctx, graph, self.precision, path, profile)
             return path, {"target": TORCH, "compute_capabilities": capabilities, "profile": profile, "flags": FLAGS}
-        path = source.path(graph, self.precision, f"{self.suffix}.plan")
-        onnx = source.onnx(graph, self.precision)
+        path = ctx.path(graph, self.precision, f"{self.suffix}.plan")
+        onnx = ctx.onnx(graph, self.precision)
         found = build_plan(onnx, path, capabilities, profile)
         about = {"target": RTX, "from": onnx.name, "compute_capabilities": capabilities, "profile": profile}
         return path, about | found
@@ -93,11 +93,11 @@ class TensorRt(Backend):
     def made_for(self, device: torch.device) -> dict[str, object]:
         return versions(choose_target(device))
 
-    def load(self, subject: Subject, graph: str) -> Run:
-        path = subject.file(self.name, graph)
+    def load(self, ctx: LoadContext, graph: str) -> Run:
+        path = ctx.file(self.name, graph)
         if path.suffix == ".plan":
             return load_plan(path)
-        return host_run(import_torch_tensorrt().load(str(path)).module(), subject.device)
+        return host_run(import_torch_tensorrt().load(str(path)).module(), ctx.device)
 
 
 class TensorRtRow(TensorRt):
@@ -106,11 +106,11 @@ class TensorRtRow(TensorRt):
     runtime = "tensorrt-b1"
     suffix = ".b1"
 
-    def largest_batch(self, source: Source) -> int:
+    def largest_batch(self, ctx: BuildContext) -> int:
         return 1
 
-    def load(self, subject: Subject, graph: str) -> Run:
-        return row_by_row(super().load(subject, graph))
+    def load(self, ctx: LoadContext, graph: str) -> Run:
+        return row_by_row(super().load(ctx, graph))
 
 
 def row_by_row(run: Run) -> Run:
@@ -159,17 +159,17 @@ def ranges(profile: Mapping[str, list[list[int]]]) -> list:
 
 
 def build_torch_tensorrt(
-    source: Source, graph: str, precision: str, path: Path, profile: Mapping[str, list[list[int]]]
+    ctx: BuildContext, graph: str, precision: str, path: Path, profile: Mapping[str, list[list[int]]]
 ) -> None:
     """torch-tensorrt for this machine's GPU and a profile {input: [min, opt, max]}, saved as an exported program."""
     torch_tensorrt = import_torch_tensorrt()
     max_batch, inputs = profile["ids"][-1][0], ranges(profile)
     if precision in QUANTIZED:
-        from picollm.engine.quantization import quantized_program
+        from picollm.engine.backends.modelopt import quantized_program
 
-        program = quantized_program(source, graph, precision, max_batch)
+        program = quantized_program(ctx, graph, precision, max_batch)
     else:
-        model = in_precision(source.model, precision).to(source.device)
+        model = in_precision(ctx.model, precision).to(ctx.device)
         program = export_program(model, graph, max_batch=max_batch)
     compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=inputs, **FLAGS)
     engines = [name for name, _ in compiled.named_children() if name.startswith("_run_on_acc")]

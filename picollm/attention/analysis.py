@@ -1,0 +1,52 @@
+"""Heads analysed outside of the pipeline: of a model and sentences, or of attention maps of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from numpy.typing import NDArray
+
+from picollm.attention.clusters import cluster_heads, write_arrays
+from picollm.attention.extraction import extract_attention
+from picollm.attention.heads import classify_heads, heads_csv
+from picollm.attention.maps import CategoryMaps, load_categories
+from picollm.attention.sentences import CATEGORIES
+from picollm.files import write_json, write_text
+from picollm.model.transformer import Transformer
+
+CPU = torch.device("cpu")
+
+
+def analyse_maps(
+    categories: Sequence[CategoryMaps],
+    *,
+    heads: Mapping,
+    clusters: Mapping,
+    model: Transformer | None = None,
+    device: torch.device = CPU,
+) -> tuple[dict, dict, dict[str, NDArray]]:
+    """The contents of heads.json, clusters.json and clusters.npz; `heads` and `clusters` are the config's sections.
+
+    The maps may be of anything that attends (`picollm.attention.maps.from_arrays`); those of a `model` are also held
+    against untrained ones of its shape.
+    """
+    heads_report = classify_heads(categories, model, heads, device)
+    return heads_report, *cluster_heads(categories, heads_report["heads"], clusters)
+
+
+def analyse_model(
+    model: Transformer, sentences: str | Path, style: str, folder: Path, *, device: torch.device, **sections: Mapping
+) -> tuple[dict, dict, dict[str, NDArray]]:
+    """Writes attention/CATEGORY.npz, heads.json, heads.csv, clusters.json and clusters.npz into the folder, and returns
+    what `analyse_maps` does, which takes the `sections`."""
+    paths = {name: folder / "attention" / f"{name}.npz" for name in CATEGORIES}
+    extract_attention(model, sentences, style, paths, device)
+    maps = load_categories(list(paths.values()))
+    heads_report, clusters_report, arrays = analyse_maps(maps, model=model, device=device, **sections)
+    write_json(folder / "heads.json", heads_report)
+    write_text(folder / "heads.csv", heads_csv(heads_report))
+    write_json(folder / "clusters.json", clusters_report)
+    write_arrays(folder / "clusters.npz", arrays)
+    return heads_report, clusters_report, arrays

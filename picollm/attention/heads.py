@@ -1,0 +1,325 @@
+"""reports/heads.json: for every head its statistics with 95 % intervals, its label, and how certain the label is.
+
+Reads data/attention/*.npz, and the model for its controls (picollm.attention.controls).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from picollm.attention.controls import by_threshold, category_effects, shuffled, untrained_values, without_separator
+from picollm.attention.key_sets import every_key_set
+from picollm.attention.labels import (
+    CONFIDENT,
+    LABELS,
+    RAW_RULE,
+    RULE,
+    SINK_FLAG,
+    Thresholds,
+    assign,
+    assign_raw,
+    confidence,
+    counts,
+    effective_thresholds,
+    margins,
+    percentiles_99,
+    strongest_kappa,
+    tags,
+)
+from picollm.attention.maps import CategoryMaps, every_map, name_of, numbering
+from picollm.attention.measures import (
+    DEFINITIONS,
+    NAMES,
+    by_name,
+    category_values,
+    first_replicate,
+    macro_mean,
+    sentence_sums,
+)
+from picollm.model.transformer import Transformer
+from picollm.stats import SIGNIFICANT, bootstrap_counts, interval, number_or_none, percentile_99
+
+FORMAT = 2
+WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """What is known of each head before it is written down; shapes end in the number of heads."""
+
+    values: Mapping[str, NDArray]
+    replicates: Mapping[str, NDArray]
+    thresholds: Thresholds
+    labels_H: NDArray
+    labels_RH: NDArray
+    labels_CH: NDArray
+
+
+def classify_heads(
+    categories: Sequence[CategoryMaps], model: Transformer | None, cfg: Mapping, device: torch.device
+) -> dict:
+    """The content of heads.json, from the maps of `model` and the config's `heads` section.
+
+    Without the model there are no untrained ones to compare with, and nothing is said of the separator.
+    """
+    null = bare = None
+    if model:
+        ids = [sequence for category in categories for sequence in category.ids]
+        shared = {"keys": list(every_key_set(categories)), "window": cfg["window"], "device": device}
+        number = numbering(categories)
+        null = untrained_values(model.config, ids, number, models=cfg["null_models"], seed=cfg["seed"], **shared)
+        bare = without_separator(model, ids, number, **shared)
+    return describe_heads(
+        categories,
+        null=null,
+        bare=bare,
+        configured=Thresholds(cfg["kappa"], cfg["content"], cfg["broad"], cfg["sink"]),
+        window=cfg["window"],
+        bootstraps=cfg["bootstraps"],
+        seed=cfg["seed"],
+    )
+
+
+def describe_heads(
+    categories: Sequence[CategoryMaps],
+    *,
+    null: Mapping[str, NDArray] | None,
+    bare: Mapping[str, NDArray] | None,
+    configured: Thresholds,
+    window: int,
+    bootstraps: int,
+    seed: int,
+) -> dict:
+    """The content of heads.json.
+
+    `null` is what `untrained_values` returns for the same sentences and window, `bare` what `without_separator` does;
+    maps of one's own may come without them, and the thresholds then stand on the shuffled rows and their configured
+    sizes.
+    Every bootstrap keeps the thresholds and the positional kernels: intervals are over the choice of sentences alone.
+    """
+    number = numbering(categories)
+    sums = sentence_sums(every_map(categories), number, window=window, keys=every_key_set(categories))
+    permuted = first_replicate(macro_mean(sentence_sums(shuffled(every_map(categories), seed), number, window=window)))
+    permuted_kappa = percentile_99(strongest_kappa(permuted))
+    null = null or {name: np.empty((0, len(permuted["broad"]))) for name in NAMES}  # of no model
+    band = percentiles_99(null)
+    thresholds = effective_thresholds(configured, band, permuted_kappa)
+    values = first_replicate(macro_mean(sums))
+    replicates = macro_mean(sums, bootstrap_counts(sums.category, replicates=bootstraps, seed=seed))
+    labels_CH = np.stack([assign(by_name(ratio[0]), thresholds) for ratio in category_values(sums)])
+    found = HeadStatistics(
+        values, replicates, thresholds, assign(values, thresholds), assign(replicates, thresholds), labels_CH
+    )
+    n_layers, n_heads = categories[0].maps[0].shape[:2]
+    lengths = [len(ids) for category in categories for ids in category.ids]
+    raw = assign_raw(values)
+    return {
+        "format": FORMAT,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "sample": _sample(categories)
+        | {
+            "bootstraps": bootstraps,
+            "null_models": len(null["broad"]),
+            "window": window,
+            "seed": seed,
+        },
+        "definitions": DEFINITIONS,
+        "rule": list(RULE),
+        "raw_rule": RAW_RULE,
+        "thresholds": _threshold_origins(configured, thresholds, band, permuted_kappa),
+        "null": _null(null, band, thresholds),
+        "labels": _label_shares(counts(found.labels_H), counts(found.labels_RH)),
+        "raw_labels": _by_label(counts(raw)),
+        "raw_agreement": number_or_none((found.labels_H == raw).mean()),
+        "sensitivity": {
+            "thresholds": by_threshold(values, thresholds),
+            "window": _by_window(categories, thresholds),
+        },
+        "separator": _separator(found, bare),
+        "category_effects": _effects(category_effects(sums, lengths, seed=seed), categories, n_heads),
+        "heads": _heads(n_heads, categories, found, raw),
+    }
+
+
+def _null(null: Mapping[str, NDArray], band: Mapping[str, float], thresholds: Thresholds) -> dict:
+    return {
+        "heads": null["broad"].size,
+        "percentile_99": {name: number_or_none(value) for name, value in band.items()},
+        "values": {
+            name: [number_or_none(value) for value in values.ravel()]
+            for name, values in (("kappa_max", strongest_kappa(null)), ("content", null["content"]))
+        },
+        "labels": _by_label(counts(assign(null, thresholds)).sum(0)),
+        "raw_labels": _by_label(counts(assign_raw(null)).sum(0)),
+    }
+
+
+def _by_window(categories: Sequence[CategoryMaps], thresholds: Thresholds) -> list[dict]:
+    found = []
+    for window in WINDOWS:
+        values = first_replicate(macro_mean(sentence_sums(every_map(categories), numbering(categories), window=window)))
+        found.append({"window": window, "labels": counts(assign(values, thresholds)).tolist()})
+    return found
+
+
+def _separator(found: HeadStatistics, bare: Mapping[str, NDArray] | None) -> dict | None:
+    """What becomes of the labels where the sentence's first token stands in the separator's place."""
+    if bare is None:
+        return None
+    labels = assign(bare, found.thresholds)
+    means = ("non_sink", "broad", "positional", "content", "kappa_sink")
+    return {
+        "labels": _by_label(counts(labels)),
+        "same_label": number_or_none((labels == found.labels_H).mean()),
+        "means": {
+            name: {"with": number_or_none(found.values[name].mean()), "without": number_or_none(bare[name].mean())}
+            for name in means
+        },
+    }
+
+
+def _effects(found: Mapping[str, NDArray], categories: Sequence[CategoryMaps], n_heads: int) -> dict:
+    significant = [
+        {
+            "category": categories[c].category,
+            "head": name_of(h, n_heads),
+            "difference": number_or_none(found["difference"][c, h]),
+            "q": number_or_none(found["q"][c, h]),
+        }
+        for c, h in np.argwhere(found["q"] < SIGNIFICANT)
+    ]
+    significant.sort(key=lambda row: -abs(row["difference"]))
+    return {"tested": int(np.isfinite(found["q"]).sum()), "significant": significant}
+
+
+def _sample(categories: Sequence[CategoryMaps]) -> dict:
+    found = {}
+    for category in categories:
+        lengths = [len(ids) - 1 for ids in category.ids]  # without the separator
+        found[category.category] = {
+            "title": category.title,
+            "sentences": len(lengths),
+            "tokens": sum(lengths),
+            "shortest": min(lengths),
+            "longest": max(lengths),
+        }
+    return {
+        "sentences": sum(entry["sentences"] for entry in found.values()),
+        "tokens": sum(entry["tokens"] for entry in found.values()),
+        "categories": found,
+    }
+
+
+def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatistics, raw: NDArray) -> list[dict]:
+    values, labels = found.values, found.labels_H
+    bounds = {name: interval(found.replicates[name]) for name in NAMES}
+    sure = confidence(labels, found.labels_RH)
+    tag = tags(values, {name: low for name, (low, _) in bounds.items()}, labels, found.thresholds)
+    margin = margins(values, found.replicates, labels, found.thresholds)
+    return [
+        {
+            "name": name_of(h, n_heads),
+            "layer": h // n_heads,
+            "head": h % n_heads,
+            "label": LABELS[labels[h]],
+            "tag": tag[h],
+            "confidence": number_or_none(sure[h]),
+            "margin": number_or_none(margin[h]),
+            "uncertain": bool(sure[h] < CONFIDENT),
+            "sink_flag": bool(values["kappa_sink"][h] >= SINK_FLAG),
+            "raw_label": LABELS[raw[h]],
+            "category_labels": {
+                c.category: LABELS[label] for c, label in zip(categories, found.labels_CH[:, h], strict=True)
+            },
+            "categories_agreeing": int((found.labels_CH[:, h] == labels[h]).sum()),
+            "statistics": {
+                name: {
+                    "value": number_or_none(values[name][h]),
+                    "low": number_or_none(bounds[name][0][h]),
+                    "high": number_or_none(bounds[name][1][h]),
+                }
+                for name in NAMES
+            },
+        }
+        for h in range(len(labels))
+    ]
+
+
+def _threshold_origins(
+    configured: Thresholds, used: Thresholds, band: Mapping[str, float], permuted_kappa: float
+) -> dict:
+    null = {"kappa": band["kappa_max"], "content": band["content"]}
+    return {
+        name: {
+            "value": number_or_none(getattr(used, name)),
+            "configured": getattr(configured, name),
+            "null_percentile_99": number_or_none(null[name]) if name in null else None,
+            "shuffled_percentile_99": number_or_none(permuted_kappa) if name == "kappa" else None,
+            "source": "configured" if getattr(used, name) == getattr(configured, name) else "null",
+        }
+        for name in ("kappa", "content", "broad", "sink")
+    }
+
+
+def _label_shares(found: NDArray, replicates: NDArray) -> dict:
+    total = found.sum()
+    low, high = interval(replicates / total)
+    return {
+        label: {
+            "count": int(found[k]),
+            "share": number_or_none(found[k] / total),
+            "low": number_or_none(low[k]),
+            "high": number_or_none(high[k]),
+        }
+        for k, label in enumerate(LABELS)
+    }
+
+
+def _by_label(found: NDArray) -> dict[str, int]:
+    return {label: int(n) for label, n in zip(LABELS, found, strict=True)}
+
+
+def heads_csv(report: dict) -> str:
+    """heads.csv: one row a head."""
+    plain = [key for key, value in report["heads"][0].items() if not isinstance(value, dict)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(plain + [f"{name}{part}" for name in NAMES for part in ("", "_low", "_high")])
+    for head in report["heads"]:
+        statistics = [head["statistics"][name][part] for name in NAMES for part in ("value", "low", "high")]
+        writer.writerow([head[key] for key in plain] + statistics)
+    return file.getvalue()
+
+
+def metrics(report: dict) -> dict[str, float]:
+    """Flat scalars with stable names for `dvc metrics diff`."""
+    heads, null = report["heads"], report["null"]
+
+    def mean(name: str) -> float:
+        found = [h["statistics"][name]["value"] for h in heads if h["statistics"][name]["value"] is not None]
+        return round(float(np.mean(found)), 6) if found else 0.0
+
+    return {
+        "heads": len(heads),
+        **{f"share_{label.replace('-', '_')}": report["labels"][label]["share"] for label in LABELS},
+        "share_uncertain": round(sum(h["uncertain"] for h in heads) / len(heads), 6),
+        "raw_agreement": report["raw_agreement"],
+        "mean_broad": mean("broad"),
+        "mean_positional": mean("positional"),
+        "mean_content": mean("content"),
+        "mean_non_sink": mean("non_sink"),
+        "threshold_kappa": report["thresholds"]["kappa"]["value"],
+        "threshold_content": report["thresholds"]["content"]["value"],
+        "null_share_global": round(null["labels"]["global"] / null["heads"], 6),
+        "null_raw_share_global": round(null["raw_labels"]["global"] / null["heads"], 6),
+        "sentences": report["sample"]["sentences"],
+        "tokens": report["sample"]["tokens"],
+    }

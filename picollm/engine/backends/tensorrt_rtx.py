@@ -1,0 +1,114 @@
+"""TensorRT-RTX: build a plan ahead of time, no GPU needed; run it on a card that it was built for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from picollm.engine.backends.backend import Run
+from picollm.errors import PicollmError
+from picollm.files import write_bytes
+
+TYPED_LAYERS = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")  # the ones whose precision matters
+
+
+def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Mapping[str, list[list[int]]]) -> dict:
+    """One plan for all compute `capabilities` ("8.9") and the shapes of a profile {input: [min, opt, max]}.
+
+    Returns the layers' types as counts, e.g. {"MATRIX_MULTIPLY": {"HALF": 49}}: the plan itself can't be opened without
+    a GPU. Raises PicollmError where the package is missing or the build fails.
+    """
+    trt = import_rtx()
+    messages = collecting_logger(trt)
+    builder = trt.Builder(messages)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, messages)
+    if not parser.parse(onnx.read_bytes()):
+        reasons = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
+        raise PicollmError(f"TensorRT-RTX can't read {onnx}: {' '.join('; '.join(reasons).split())[:300]}")
+
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        found = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
+        if found is None:
+            raise PicollmError(
+                f"TensorRT-RTX {trt.__version__} builds nothing for compute capability {capability}; on a GPU that has "
+                "it: pip install torch-tensorrt"
+            )
+        config.set_compute_capability(found, index)
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
+    optimization = builder.create_optimization_profile()
+    for name, sizes in profile.items():
+        optimization.set_shape(name, *map(tuple, sizes))
+    config.add_optimization_profile(optimization)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise PicollmError(f"TensorRT-RTX built no engine: {'; '.join(messages.errors)[:300]}")
+    write_bytes(plan_path, bytes(plan))
+    return {"strongly_typed": True, "layers": layer_types(network)}
+
+
+def load_plan(path: Path) -> Run:
+    """Never executed by us: no GPU was at hand."""
+    trt = import_rtx()
+    messages = collecting_logger(trt)
+    engine = trt.Runtime(messages).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise PicollmError(f"TensorRT-RTX can't load {path}: {'; '.join(messages.errors)[:300]}")
+    context, stream = engine.create_execution_context(), torch.cuda.Stream()
+    if context is None:
+        raise PicollmError(f"TensorRT-RTX can't run {path}: {'; '.join(messages.errors)[:300]}")
+    every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    names = [name for name in every if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    (output_name,) = set(every) - set(names)
+
+    def run(*inputs: np.ndarray) -> np.ndarray:
+        with torch.cuda.stream(stream):
+            held = [torch.from_numpy(x).cuda() for x in inputs]
+            for name, x in zip(names, held, strict=True):
+                if not context.set_input_shape(name, tuple(x.shape)):
+                    raise PicollmError(f"{path}: input {name} of shape {list(x.shape)} is outside the engine's profile")
+                context.set_tensor_address(name, x.data_ptr())
+            output = torch.empty(tuple(context.get_tensor_shape(output_name)), device="cuda")
+            context.set_tensor_address(output_name, output.data_ptr())
+            if not context.execute_async_v3(stream.cuda_stream):
+                raise PicollmError(f"TensorRT-RTX failed to run {path}: {'; '.join(messages.errors)[:300]}")
+            return output.cpu().numpy()
+
+    return run
+
+
+def import_rtx():
+    try:
+        import tensorrt_rtx
+    except ImportError as error:
+        raise PicollmError(f"TensorRT-RTX can't be loaded ({error}): pip install tensorrt-rtx") from None
+    return tensorrt_rtx
+
+
+def collecting_logger(trt):
+    """A TensorRT logger that keeps errors for the message instead of printing them."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+    return Logger()
+
+
+def layer_types(network) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter] = {kind: Counter() for kind in TYPED_LAYERS}
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        if layer.type.name in counts:
+            counts[layer.type.name][layer.get_output(0).dtype.name] += 1
+    return {kind: dict(types) for kind, types in counts.items()}

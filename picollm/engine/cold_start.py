@@ -1,0 +1,113 @@
+"""Cold start and memory of one backend, in a process that does nothing else.
+
+    python -m picollm.engine.cold_start --backend NAME --engine data/engine/manifest.json --model data/model ...
+
+Prints one line of JSON: seconds to load, milliseconds of the first answer, and by how much the most resident memory up
+to that answer exceeds what was resident before the load, in MiB (a GPU's used memory: from before to after).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from picollm.engine.backends.backend import LoadContext
+from picollm.engine.backends.registry import load_backend
+from picollm.errors import PicollmError, one_line
+from picollm.files import read_json
+from picollm.model.device import set_up_to_time
+from picollm.model.huggingface import load_folder
+
+TIMEOUT = 900  # seconds; torch.compile of a large model takes minutes on a slow machine
+
+
+def cold_start(name: str, ctx: LoadContext, model_folder: Path, batch: int) -> dict:
+    """What the new process measured. Raises PicollmError with its last line where it fails."""
+    command = [
+        sys.executable, "-m", __name__, "--backend", name, "--engine", str(ctx.folder / "manifest.json"),
+        "--model", str(model_folder), "--device", ctx.device.type, "--threads", str(ctx.threads),
+        "--batch", str(batch),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise PicollmError(f"{name} gave no first answer within {TIMEOUT} s in a fresh process") from None
+    if done.returncode:
+        said = (done.stderr.strip() or "no output").splitlines()[-1]
+        raise PicollmError(f"{name} in a fresh process: exit code {done.returncode}: {said[:300]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def resident_mib(field: str) -> float | None:
+    """Of this process, `VmRSS` (now) or `VmHWM` (the most since `forget_peak`); None where the system has no /proc."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return int(text.partition(f"{field}:")[2].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """The imports and the checkpoint's own loading must not hide what a backend takes (man 5 proc, clear_refs)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def gpu_used_mib(device: torch.device) -> float | None:
+    """Of the whole GPU: TensorRT's memory is not torch's."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 2**20
+
+
+def growth(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else round(after - before, 1)
+
+
+def measure(name: str, ctx: LoadContext, batch: int) -> dict:
+    vocabulary, context = ctx.model.config.vocab_size, ctx.model.config.context
+    ids = np.random.default_rng(0).integers(vocabulary, size=(batch, context))
+    forget_peak()
+    resident, gpu = resident_mib("VmRSS"), gpu_used_mib(ctx.device)
+    loaded = load_backend(name, ctx)
+    if not loaded.runs:
+        raise PicollmError(loaded.status)
+    start = time.perf_counter()
+    loaded.run(ids, np.array([context - 1]))
+    return {
+        "batch": batch,
+        "load_seconds": loaded.load_seconds,
+        "first_ms": round((time.perf_counter() - start) * 1e3, 2),
+        "memory_mib": growth(resident, resident_mib("VmHWM")),
+        "gpu_memory_mib": growth(gpu, gpu_used_mib(ctx.device)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("backend", "engine", "model", "device"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=1)
+    arguments = parser.parse_args()
+    device = set_up_to_time(arguments.device, arguments.threads)
+    engine = Path(arguments.engine)
+    # Whoever started this has proven the files already.
+    ctx = LoadContext(load_folder(Path(arguments.model)), read_json(engine), engine.parent, device, arguments.threads)
+    print(json.dumps(measure(arguments.backend, ctx, arguments.batch)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PicollmError as error:
+        sys.exit(f"picollm: {one_line(error)}")

@@ -1,0 +1,65 @@
+"""The files that a configuration names: the corpus and a trained model. Both tools must see an edit of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from picollm.data.archives import linked_folders, text_files
+from picollm.errors import PicollmError
+
+
+def corpus_source(corpus: dict[str, Any]) -> str | None:
+    """The file or folder of the `corpus` section that lies on this machine; None where there is none."""
+    path = {"local": corpus["path"], "wikitext-103": corpus["hub"]}.get(corpus["source"])
+    return path if path and (corpus["source"] == "local" or Path(path).is_dir()) else None
+
+
+def corpus_dependencies(corpus: dict[str, Any]) -> list[str]:
+    """What DVC hashes of `corpus_source`: it, and each linked folder in it, as DVC follows no link on its way."""
+    source = corpus_source(corpus)
+    return [source, *map(str, linked_folders(Path(source)))] if source else []
+
+
+def corpus_files(corpus: dict[str, Any]) -> list[str]:
+    """The files that are read of `corpus_source`: both tools must see an edit of one.
+
+    Raises PicollmError where a local corpus has none, or one has a name that the tools can't write down.
+    """
+    source = corpus_source(corpus)
+    if source is None:
+        return []
+    files = [str(file) for file in text_files(Path(source))]
+    if not files:
+        raise PicollmError(
+            f"corpus.path = {source}: no such file or folder, or an empty one; put the text there or change "
+            "corpus.source"
+        )
+    return refuse_names("corpus.path", [source, *files])[1:]
+
+
+def model_files(model: dict[str, Any]) -> list[str]:
+    """The files of model.checkpoint, for the same reason. Raises PicollmError where one is missing."""
+    folder = model["checkpoint"]
+    if folder is None:
+        return []
+    files = [Path(folder) / name for name in ("model.safetensors", "config.json")]
+    for file in files:
+        if not file.is_file():
+            raise PicollmError(
+                f"model.checkpoint = {folder}: {file} is missing; name a folder on this machine with both (weights in "
+                "several files and pytorch_model.bin are not read, nor is a name on a hub), or null to train a model"
+            )
+    return refuse_names("model.checkpoint", [str(file) for file in files])
+
+
+def refuse_names(key: str, paths: list[str]) -> list[str]:
+    """The paths. Raises PicollmError for the first that has another meaning in dvc.yaml or in a rule, or none."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise PicollmError(f"{key}: the name {path!r} is not UTF-8: rename it") from None
+        if found := set(path) & set("{}$*?[]") or [c for c in path if not c.isprintable()]:
+            raise PicollmError(f"{key}: the name {path!r} holds {', '.join(map(repr, sorted(found)))}: rename it")
+    return paths

@@ -1,0 +1,43 @@
+"""What proves an artefact of many files: a manifest.json, written last, with {file, bytes, sha256} of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from picollm.errors import PicollmError
+from picollm.files import sha256
+
+
+def describe(path: Path) -> dict[str, str | int]:
+    """The entry of one file, which lies beside the manifest."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def entries(manifest: object) -> Iterator[dict]:
+    """Every such entry of a manifest, at any depth."""
+    if isinstance(manifest, dict):
+        if {"file", "bytes", "sha256"} <= manifest.keys():
+            yield manifest
+        manifest = list(manifest.values())
+    if isinstance(manifest, list):
+        for item in manifest:
+            yield from entries(item)
+
+
+def prove(manifest_path: str | Path, entry: dict, rule: str) -> Path:
+    """The entry's file, hashed. Raises PicollmError, naming the rule to run, where it is missing or has other bytes."""
+    path = Path(manifest_path).parent / entry["file"]
+    if not path.exists():
+        raise PicollmError(f"{path} is missing although {manifest_path} names it: run {rule} again")
+    if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+        raise PicollmError(f"{path} is damaged (its sha256 is not the manifest's): run {rule} again")
+    return path
+
+
+def clear(manifest_path: Path, *patterns: str) -> None:
+    """Remove an earlier manifest, then the files of an earlier run beside it, so that none is left unnamed."""
+    manifest_path.unlink(missing_ok=True)
+    for pattern in (*patterns, ".*.partial"):
+        for old in manifest_path.parent.glob(pattern):
+            old.unlink()

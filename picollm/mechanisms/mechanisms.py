@@ -1,0 +1,184 @@
+"""Which heads are previous-token, duplicate-token and induction heads, and the evidence; and in-context learning.
+
+A head is called an induction head only where four things hold on repeated random tokens: its score is large at every
+length (a head of one offset has it at one), its interval lies above the heads of untrained models, its output
+favours the token that comes next over the sequence's other tokens, and the second copy is predicted worse without it,
+and worse than without nearly all other heads.
+
+Shape suffixes: S sequence, H head (layers flattened), W window, T position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from picollm.attention.controls import untrained_models
+from picollm.mechanisms import repeats
+from picollm.mechanisms.intervention import baseline, batches, each_head
+from picollm.mechanisms.model_and_text import ModelAndText
+from picollm.stats import number_or_none, percentile_99, resampled
+
+FORMAT = 2
+COPYING = 0.5  # share of the other tokens above which its output copies
+HARM = 0.05  # share of the other heads that may harm more; one always may, such as the head that it reads from
+ABLATED = 8  # repeated sequences that every head is ablated on
+EARLY, LATE = (40 / 384, 60 / 384), (320 / 384, 380 / 384)  # of the context, for in-context learning
+
+
+def score_mechanisms(s: ModelAndText) -> dict:
+    """The content of mechanisms.json but for its emergence."""
+    seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts)
+    found = {length: score_set(s, length) for length in fitting}
+    longest = max(found)
+    null, names = null_scores(s, longest), s.names
+    ids_ST = repeats.sequences(s.counts, longest, seed=seed)
+    copied_H = intervals(repeats.copying(s.model, ids_ST, s.device), seed)
+    harm_SH = harm(s, ids_ST[:ABLATED])
+    harms, harm_H = intervals(harm_SH, seed), harm_SH.mean(0)
+    strict_H = intervals(found[longest]["drawn evenly"]["induction"], seed, 0.99)
+    scores = {
+        score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in found.items()}
+        for score in repeats.SCORES
+    }
+    heads = []
+    for h, name in enumerate(names):
+        strict = strict_H[h]
+        evidence = {
+            "score": all(found_H[h]["value"] >= repeats.LEAST for found_H in scores["induction"].values()),
+            "above_untrained": strict["low"] > null["induction"],
+            "copies": copied_H[h]["low"] > COPYING,
+            "harms": bool(harms[h]["low"] > 0 and (harm_H > harm_H[h]).sum() <= max(1, HARM * (len(names) - 1))),
+        }
+        heads.append(
+            {
+                "name": name,
+                "scores": {
+                    score: {length: found_H[h] for length, found_H in by_length.items()}
+                    for score, by_length in scores.items()
+                },
+                "by_frequency": {
+                    score: number_or_none(found[longest]["as in the text"][score][:, h].mean())
+                    for score in repeats.SCORES
+                },
+                "copying": copied_H[h],
+                "second_copy_harm": harms[h],
+                "evidence": evidence,
+                "induction_head": all(evidence.values()),
+            }
+        )
+    return {
+        "format": FORMAT,
+        "definitions": repeats.SCORES,
+        "criteria": {"score": repeats.LEAST, "copying": COPYING, "harm": HARM},
+        "lengths": list(found),
+        "sequences": repeats.SEQUENCES * repeats.SEEDS,
+        "least_count": int(s.counts[repeats.common(s.counts)].min()),
+        "null": {name: number_or_none(value) for name, value in null.items()},
+        "null_models": s.cfg["null_models"],
+        "copies": copies(s, ids_ST),
+        "ablated_sequences": ABLATED,
+        "in_context_learning": in_context_learning(s),
+        "best": {name: best(heads, name, str(longest)) for name in repeats.SCORES},
+        "heads": heads,
+    }
+
+
+def best(heads: Sequence[Mapping], score: str, length: str) -> dict:
+    top = max(heads, key=lambda head: head["scores"][score][length]["value"])
+    return {"head": top["name"], **top["scores"][score][length]}
+
+
+def score_set(s: ModelAndText, length: int) -> dict[str, dict[str, NDArray]]:
+    """Scores [S, H] of tokens drawn evenly (all seeds) and in proportion to the text's (one)."""
+    seed = s.cfg["seed"]
+    even = [
+        repeats.scores(s.model, repeats.sequences(s.counts, length, seed=seed + k), s.device)
+        for k in range(repeats.SEEDS)
+    ]
+    matched = repeats.scores(s.model, repeats.sequences(s.counts, length, seed=seed, matched=True), s.device)
+    return {"drawn evenly": repeats.pooled(even), "as in the text": matched}
+
+
+def null_scores(s: ModelAndText, length: int) -> dict[str, float]:
+    """The 99th percentile over the heads of untrained models."""
+    ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
+    untrained = untrained_models(s.model.config, models=s.cfg["null_models"], seed=s.cfg["seed"])
+    found = [repeats.scores(other.to(s.device), ids_ST, s.device) for other in untrained]
+    return {name: percentile_99(np.stack([scores[name].mean(0) for scores in found])) for name in repeats.SCORES}
+
+
+def harm(s: ModelAndText, ids_ST: NDArray) -> NDArray[np.float64]:
+    """How much worse the second copy is predicted without each head, [S, H], in nats."""
+    second = repeats.second_copy(ids_ST.shape[1] // 2)
+    more = []
+    for ids in batches(ids_ST, s.device):
+        copied = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
+        copied[:, second] = True
+        lost = each_head(s.model, ids, "mean", s.means, copied) - baseline(s.model, ids, copied)
+        more.append(lost[..., second].double().mean(-1))
+    return torch.cat(more, 1).T.cpu().numpy()
+
+
+def copies(s: ModelAndText, ids_ST: NDArray) -> dict:
+    """The loss of the same tokens in the first and in the second copy, in nats, and how much less the second's is."""
+    length = ids_ST.shape[1] // 2
+    nats_ST = torch.cat([baseline(s.model, ids) for ids in batches(ids_ST, s.device)]).double().cpu().numpy()
+    first_S, second_S = nats_ST[:, 1:length].mean(1), nats_ST[:, repeats.second_copy(length)].mean(1)
+    return {
+        "sequences": len(ids_ST),
+        "first_loss": number_or_none(first_S.mean()),
+        "second_loss": number_or_none(second_S.mean()),
+        "gain": intervals((first_S - second_S)[:, None], s.cfg["seed"])[0],
+    }
+
+
+def in_context_learning(s: ModelAndText) -> dict:
+    """Mean loss late in the context less that early in it, in nats: the more below 0, the more context is used."""
+    T = s.windows.shape[1] - 1
+    early, late = parts_of_context(T)
+    scored_T = torch.zeros(T, dtype=torch.bool, device=s.device)
+    scored_T[early] = scored_T[late] = True
+    parts = [baseline(s.model, ids, scored_T.expand(len(ids), T)) for ids in batches(s.windows, s.device)]
+    difference_W = late_less_early(torch.cat(parts).double().cpu().numpy())
+    return {
+        **intervals(difference_W[:, None], s.cfg["seed"])[0],
+        "early": [early.start, early.stop - 1],
+        "late": [late.start, late.stop - 1],
+        "windows": len(difference_W),
+    }
+
+
+def parts_of_context(T: int) -> list[slice]:
+    return [slice(round(a * T), max(round(b * T), round(a * T) + 1)) for a, b in (EARLY, LATE)]
+
+
+def late_less_early(nats_WT: NDArray) -> NDArray[np.float64]:
+    early, late = parts_of_context(nats_WT.shape[1])
+    return nats_WT[:, late].mean(1) - nats_WT[:, early].mean(1)
+
+
+def intervals(values_SH: NDArray, seed: int, level: float = 0.95) -> list[dict[str, float | None]]:
+    """Of each head the mean and its interval over sequences."""
+    columns = (values_SH.mean(0), *resampled(values_SH.T, seed, level))
+    return [
+        dict(zip(("value", "low", "high"), map(number_or_none, row), strict=True)) for row in zip(*columns, strict=True)
+    ]
+
+
+def induction_heads(report: Mapping) -> list[str]:
+    return [head["name"] for head in report["heads"] if head["induction_head"]]
+
+
+def metrics(report: Mapping) -> dict[str, float]:
+    """Flat scalars with stable names for `dvc metrics diff`."""
+    return {
+        **{f"best_{name}": row["value"] for name, row in report["best"].items()},
+        "induction_heads": len(induction_heads(report)),
+        "first_copy_loss": report["copies"]["first_loss"],
+        "second_copy_loss": report["copies"]["second_loss"],
+        "in_context_learning": report["in_context_learning"]["value"],
+    }

@@ -1,0 +1,79 @@
+"""What every examination of a model's mechanisms needs: the model, and the packed text that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from picollm.attention.maps import name_of
+from picollm.data.loading import open_manifest, open_split
+from picollm.errors import PicollmError
+from picollm.mechanisms.intervention import batches, mean_outputs
+from picollm.model.transformer import Transformer
+
+LEAST_WINDOWS = 2
+
+
+@dataclass(frozen=True)
+class ModelAndText:
+    """`train` and `validation` are rows of ids, no longer than the model's context and one target."""
+
+    model: Transformer
+    train: NDArray[np.uint16]
+    validation: NDArray[np.uint16]
+    cfg: Mapping
+    device: torch.device
+
+    @cached_property
+    def names(self) -> list[str]:
+        shape = self.model.config
+        return [name_of(h, shape.n_heads) for h in range(shape.n_layers * shape.n_heads)]
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each token stands in the training text, [V]."""
+        return np.bincount(self.train[:, 1:].ravel(), minlength=self.model.config.vocab_size)
+
+    @cached_property
+    def windows(self) -> NDArray[np.uint16]:
+        """The validation windows that heads are ablated on, spread evenly."""
+        return spread(self.validation, self.cfg["windows"])
+
+    @cached_property
+    def mean_windows(self) -> NDArray[np.uint16]:
+        """The training windows that a head's mean output is taken over, spread evenly."""
+        return spread(self.train, self.cfg["mean_windows"])[:, :-1]
+
+    @cached_property
+    def means(self) -> Tensor:
+        """Each head's mean output over training text, [L, H, K]."""
+        return mean_outputs(self.model, batches(self.mean_windows, self.device))
+
+
+def open_model_and_text(model: Transformer, manifest: str | Path, cfg: Mapping, device: torch.device) -> ModelAndText:
+    """`cfg` is the config's `mechanisms` section. Raises PicollmError where model and tokens don't go together."""
+    found = open_manifest(manifest)
+    if model.config.vocab_size != found["vocab_size"]:
+        raise PicollmError(
+            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, {manifest} has {found['vocab_size']:,}"
+        )
+    width = min(model.config.context, found["context"]) + 1
+    train, validation = (np.asarray(open_split(manifest, split))[:, :width] for split in ("train", "validation"))
+    if len(validation) < LEAST_WINDOWS:
+        raise PicollmError(
+            f"the validation split of {manifest} has {len(validation)} rows; an interval over windows needs at least "
+            f"{LEAST_WINDOWS}: lower tokens.context, or keep more articles"
+        )
+    return ModelAndText(model.to(device).eval(), train, validation, cfg, device)
+
+
+def spread(rows: NDArray, wanted: int) -> NDArray:
+    """At most so many rows, evenly spaced."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(wanted, len(rows))).round().astype(int))]

@@ -1,0 +1,174 @@
+"""The model for others and from others: Hugging Face's folder layout, as its class StableLM reads it.
+
+StableLM has exactly this model's parts: LayerNorm with bias, RoPE over the whole head, SwiGLU, no other bias.
+An exported folder loads with `AutoModelForCausalLM.from_pretrained(FOLDER)`; a folder of that layout, or of the
+pipeline's own (`model.safetensors`, `config.json`), loads here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from picollm.data.tokenizer import END_OF_TEXT
+from picollm.errors import PicollmError
+from picollm.files import read_json, write_bytes, write_json
+from picollm.model.transformer import ModelConfig, Transformer
+from picollm.model.weights import load_model
+
+# What a foreign config.json must say for its weights to mean the same here.
+MEANING = {
+    "model_type": "stablelm",
+    "hidden_act": "silu",
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 1.0,
+    "use_qkv_bias": False,
+    "qk_layernorm": False,
+    "use_parallel_residual": False,
+}
+
+# What decides the function that the weights compute; dropout and context only matter while they are trained.
+DECISIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rope_theta")
+
+
+def names(layers: int, tied: bool) -> dict[str, tuple[str, ...]]:
+    """Our parameter -> theirs, stacked along the first axis."""
+    found = {
+        "embedding.weight": ("model.embed_tokens.weight",),
+        "norm.weight": ("model.norm.weight",),
+        "norm.bias": ("model.norm.bias",),
+    }
+    if not tied:
+        found["head.weight"] = ("lm_head.weight",)
+    for i in range(layers):
+        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
+        for part, other in (("norm_attention", "input_layernorm"), ("norm_mlp", "post_attention_layernorm")):
+            for kind in ("weight", "bias"):
+                found[f"{ours}.{part}.{kind}"] = (f"{theirs}.{other}.{kind}",)
+        found[f"{ours}.attention.qkv.weight"] = tuple(f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv")
+        found[f"{ours}.attention.out.weight"] = (f"{theirs}.self_attn.o_proj.weight",)
+        found[f"{ours}.mlp.gate_up.weight"] = tuple(f"{theirs}.mlp.{x}_proj.weight" for x in ("gate", "up"))
+        found[f"{ours}.mlp.down.weight"] = (f"{theirs}.mlp.down_proj.weight",)
+    return found
+
+
+def export(model: Transformer, folder: Path) -> None:
+    """Write config.json and model.safetensors (float32), without the vocabulary's padding rows."""
+    config, state = model.config, model.state_dict()
+    tensors = {}
+    for ours, theirs in names(config.n_layers, config.tied).items():
+        tensor = state[ours][: config.vocab_size] if ours in ("embedding.weight", "head.weight") else state[ours]
+        for name, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
+            tensors[name] = part.detach().cpu().float().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+    write_json(
+        folder / "config.json",
+        {
+            "architectures": ["StableLmForCausalLM"],
+            **MEANING,
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "intermediate_size": config.d_ff,
+            "num_hidden_layers": config.n_layers,
+            "num_attention_heads": config.n_heads,
+            "num_key_value_heads": config.n_heads,
+            "max_position_embeddings": config.rope_cache,
+            "training_context": config.context,  # ours; transformers carries what it doesn't know
+            "rope_theta": config.rope_theta,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": 1.0,
+            },
+            "tie_word_embeddings": config.tied,
+            "bos_token_id": END_OF_TEXT,
+            "eos_token_id": END_OF_TEXT,
+            "dtype": "float32",
+        },
+    )  # fmt: skip
+
+
+def load_folder(folder: Path) -> Transformer:
+    """The model in a folder of either layout, whatever its shape, in evaluation mode."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    values = read_json(config)
+    if not is_foreign(values):
+        return load_model(weights, config)
+    values = theirs(values)
+    length = values.get("max_position_embeddings")
+    context = values.get("training_context", length)
+    shape = {"context": context, "rope_cache": length, "dropout": 0.0} | {name: values.get(name) for name in DECISIVE}
+    missing = [name for name, value in shape.items() if value is None]
+    if missing:
+        raise PicollmError(f"{config} is no StableLM's: it does not say {', '.join(missing)}")
+    return load_foreign(folder, ModelConfig(**shape))
+
+
+def load_foreign(folder: Path, wanted: ModelConfig) -> Transformer:
+    """The model in a folder, in evaluation mode. Raises PicollmError naming each field that differs from `wanted`."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    values = read_json(config)
+    foreign = is_foreign(values)
+    told = sorted(disagreements(theirs(values) if foreign else values, MEANING if foreign else {}, wanted))
+    if told:
+        raise PicollmError(f"{folder} does not fit the config: {'; '.join(told)}")
+    if not foreign:
+        model = Transformer(wanted)
+        model.load_state_dict(load_model(weights, config).state_dict())
+        return model.eval()
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise PicollmError(f"{weights} can't be read ({error})") from None
+    return assemble(tensors, wanted, weights)
+
+
+def is_foreign(values: dict) -> bool:
+    return "model_type" in values or "architectures" in values
+
+
+def theirs(values: dict) -> dict:
+    """Their fields under our names; those of MEANING as they are."""
+    rope = values.get("rope_parameters") or {}
+    return values | {
+        "d_model": values.get("hidden_size"),
+        "d_ff": values.get("intermediate_size"),
+        "n_layers": values.get("num_hidden_layers"),
+        "n_heads": values.get("num_attention_heads"),
+        "tied": values.get("tie_word_embeddings"),
+        "rope_theta": rope.get("rope_theta", values.get("rope_theta")),
+        "partial_rotary_factor": rope.get("partial_rotary_factor", values.get("partial_rotary_factor")),
+    }
+
+
+def disagreements(found: dict, meaning: dict, wanted: ModelConfig) -> list[str]:
+    """Of `meaning` and DECISIVE."""
+    expected = meaning | {name: getattr(wanted, name) for name in DECISIVE}
+    heads = found.get("num_key_value_heads", wanted.n_heads)
+    told = [] if heads == wanted.n_heads else [f"num_key_value_heads is {heads}, the config asks for {wanted.n_heads}"]
+    for name, value in expected.items():
+        if found.get(name) != value:
+            told.append(f"{name} is {found.get(name)}, the config asks for {value}")
+    return told
+
+
+def assemble(tensors: dict[str, Tensor], config: ModelConfig, source: Path) -> Transformer:
+    """Their tensors in our model. Raises PicollmError for the first that is missing or has another shape."""
+    model = Transformer(config)
+    state = model.state_dict()
+    with torch.no_grad():
+        for ours, others in names(config.n_layers, config.tied).items():
+            missing = [name for name in others if name not in tensors]
+            if missing:
+                raise PicollmError(f"{source} has no {missing[0]}")
+            tensor = torch.cat([tensors[name].float() for name in others])
+            room = state[ours][: config.vocab_size] if ours in ("embedding.weight", "head.weight") else state[ours]
+            if tensor.shape != room.shape:
+                raise PicollmError(
+                    f"{source}: {', '.join(others)} has shape {tuple(tensor.shape)}, not {tuple(room.shape)}"
+                )
+            room.copy_(tensor)
+    return model.eval()

@@ -1,0 +1,70 @@
+"""How well a model predicts a text: perplexity per token and per word, and bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+
+from picollm.data.articles import Article
+from picollm.data.packing import encode, windows
+from picollm.data.tokenizer import END_OF_TEXT
+from picollm.errors import PicollmError
+from picollm.model.loss import evaluate
+from picollm.model.transformer import Transformer
+
+ROWS = 64  # read at once
+
+
+def perplexity(model: Transformer, articles: Iterable[Article], device: torch.device) -> dict[str, float | int]:
+    """Of every token of the articles and the <|endoftext|> after each, in rows of the context as in training.
+
+    Keys: articles, tokens, words, bytes (UTF-8), loss (nats per token), perplexity, word_perplexity, bits_per_byte.
+    Raises PicollmError where there is no text.
+    """
+    counts = dict.fromkeys(("articles", "tokens", "words", "bytes"), 0)
+
+    def ids() -> Iterator[np.ndarray]:
+        yield np.array([END_OF_TEXT], np.uint16)  # what comes before the first token
+        for article in articles:
+            counts["articles"] += 1
+            counts["words"] += len(article.text.split())
+            counts["bytes"] += len(article.text.encode())
+            yield encode([article.text])
+
+    nats = 0.0
+    for rows in blocks(ids(), model.config.context):
+        predicted = rows[:, 1:].size
+        nats += evaluate(model, rows, device) * predicted
+        counts["tokens"] += predicted
+    if not counts["words"]:
+        raise PicollmError("the corpus is empty: there is nothing to evaluate")
+    loss = nats / counts["tokens"]
+    return counts | {"loss": loss, "perplexity": math.exp(loss), **per_word_and_byte(loss, counts)}
+
+
+def per_word_and_byte(loss: float, counts: Mapping[str, int]) -> dict[str, float]:
+    """What doesn't depend on the tokenizer, from nats per token and how many tokens, words and bytes the text has."""
+    nats = loss * counts["tokens"]
+    return {
+        "word_perplexity": math.exp(nats / counts["words"]),
+        "bits_per_byte": nats / counts["bytes"] / math.log(2),
+    }
+
+
+def blocks(stream: Iterable[np.ndarray], context: int) -> Iterator[np.ndarray]:
+    """Rows [at most ROWS, context + 1] that share one token with the next, and one shorter row of what remains."""
+    flat, wanted = np.empty(0, np.uint16), ROWS * context + 1
+    for ids in stream:
+        flat = np.concatenate([flat, ids])
+        while len(flat) >= wanted:
+            yield windows(flat[:wanted], context)
+            flat = flat[wanted - 1 :]
+    if len(flat) > context:
+        whole = windows(flat, context)
+        yield whole
+        flat = flat[len(whole) * context :]
+    if len(flat) > 1:
+        yield flat[None]

@@ -1,0 +1,51 @@
+"""reports/training.json: the losses beside their baselines, what training cost, and on which hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from picollm.data.articles import SPLITS
+from picollm.data.loading import open_manifest, open_split
+from picollm.data.ngram import ngram_losses
+from picollm.hardware import describe_hardware
+from picollm.model.costs import gemm_rate
+from picollm.model.loss import evaluate
+from picollm.model.perplexity import per_word_and_byte
+from picollm.model.pretraining import Result, Run
+from picollm.model.training import TrainingConfig
+
+
+def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> dict:
+    """`tokens`: the manifest that the run read; `reason`: why its precision is what it is. All losses in nats per
+    token; an imported model (`result.curve` is empty) has no costs."""
+    manifest, shape, recipe = open_manifest(tokens), run.shape(), run.pretrain
+    train, validation, test = (np.asarray(open_split(tokens, split)) for split in SPLITS)
+    ngrams, test_ngrams = (ngram_losses(train, rows, manifest["vocab_size"]) for rows in (validation, test))
+    normalised = per_word_and_byte(result.summary["validation_loss"], manifest["splits"]["validation"])
+    gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, TrainingConfig(**recipe).head_dtype)
+    report = {
+        "model": shape.to_dict(),
+        **result.summary,
+        **{f"validation_{name}": value for name, value in normalised.items()},
+        "test_loss": evaluate(result.best.to(device), test, device),
+        "unigram_loss": ngrams["unigram"],
+        "bigram_loss": ngrams["bigram"],
+        "test_bigram_loss": test_ngrams["bigram"],
+    }
+    if result.curve:
+        report["gemm_share"] = result.summary["flop_per_second"] / gemm
+        report["precision"] = {"autocast": recipe["autocast"], "compile": recipe["compile"], "reason": reason}
+    return report | {
+        "gemm_flop_per_second": gemm,
+        "hardware": describe_hardware(device=device.type, threads=run.compute["threads"]),
+    }
+
+
+def metrics(report: Mapping) -> dict[str, float]:
+    """Flat scalars with stable names for `dvc metrics diff`; the machine's own rate is none of the run's."""
+    numbers = {name: value for name, value in report.items() if isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if name not in ("first_loss", "gemm_flop_per_second")}

@@ -1,0 +1,85 @@
+"""dvc.yaml from Snakemake's rules: one stage per rule, so that there is one graph and two drivers.
+
+A stage's deps are the rule's inputs and code files, its params the config sections it gets, its outs the rule's
+outputs: `manifest.json` stands for its whole folder, and files under reports/metrics/ are metrics that git keeps.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from picollm.errors import PicollmError
+from picollm.pipeline.receipts import artefact
+
+HEADER = "# Generated from rules/*.smk by `picollm dvc-yaml`: edit the rules, not this file.\n"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What DVC needs to know of a Snakemake rule. Paths are relative to the repository."""
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    sections: list[str]
+    code: list[str] = field(default_factory=list)
+    helpers: list[str] = field(default_factory=list)  # other rules that take part in making the outputs
+
+
+def entry_of(stage: Stage) -> dict:
+    deps = sorted({artefact(path) for path in stage.inputs} | set(stage.code))
+    outs = sorted({artefact(path) for path in stage.outputs})
+    metrics = [path for path in outs if path.startswith("reports/metrics/")]
+    entry = {
+        "cmd": "snakemake --cores all --quiet progress rules host reason --allowed-rules "
+        f"{' '.join([stage.name, *stage.helpers])} -- {stage.name}",
+        "deps": deps,
+        "params": [{"config.yaml": sorted(stage.sections)}],
+        "outs": [path for path in outs if path not in metrics],
+    }
+    if metrics:
+        entry["metrics"] = [{path: {"cache": False}} for path in metrics]
+    return entry
+
+
+def dvc_yaml(stages: list[Stage]) -> str:
+    entries = {stage.name: entry_of(stage) for stage in stages}
+    plots = [
+        {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
+    ]
+    text, writer = io.StringIO(), YAML()
+    writer.width = 4096
+    writer.dump({"stages": entries, "plots": plots}, text)
+    return HEADER + text.getvalue()
+
+
+def check_writable(stages: list[Stage], root: Path) -> None:
+    """Raises PicollmError where an output's folder can't be written; Snakemake would show a traceback, and late."""
+    outputs = {root / path for stage in stages for path in map(os.path.dirname, stage.outputs)}
+    for folder in sorted(outputs | {root / "logs/benchmarks", root / ".snakemake/picollm"}):
+        while not folder.exists():
+            folder = folder.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PicollmError(f"{folder} can't be written (read-only, or another user's): make it writable first")
+
+
+def check_dvc_yaml(stages: list[Stage], path: Path, write: bool) -> None:
+    """Write dvc.yaml, or raise PicollmError where the file is not what the rules say."""
+    wanted = dvc_yaml(stages)
+    found = path.read_text(encoding="utf-8") if path.exists() else ""
+    if found == wanted:
+        return
+    if frozen := re.findall(r"^  (\w+):\n(?:    .*\n)*?    frozen: true", found, re.M):
+        raise PicollmError(
+            f"{path}: frozen stages are not supported, as Snakemake would run them all the same: "
+            f"`dvc unfreeze {' '.join(frozen)}`"
+        )
+    if not write:
+        raise PicollmError(f"{path} differs from what the rules and config.yaml say: run `picollm dvc-yaml`")
+    path.write_text(wanted, encoding="utf-8")

@@ -1,0 +1,62 @@
+"""reports/figures/: every chapter's data as pictures, and the manifest that names them with their captions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from picollm.attention.maps import CategoryMaps
+from picollm.files import read_json
+from picollm.report import attention_figures as attention
+from picollm.report import measurement_figures as measurement
+from picollm.report.gallery import Gallery
+from picollm.report.mechanism_figures import mechanism_figures
+
+REPORTS = ("training", "heads", "clusters", "ablation", "emergence", "probes", "benchmark", "profile")
+
+
+def draw_figures(
+    manifest: Path, inputs: Mapping[str, str], categories: Sequence[CategoryMaps], examples: int
+) -> list[dict]:
+    """Draw every figure into the manifest's folder; the manifest's entries.
+
+    `inputs`: paths of the REPORTS, of training.csv as `curve` and of clusters.npz as `arrays`. `examples`: sentences
+    of each category whose attention is drawn.
+    """
+    gallery = Gallery(manifest)
+    report = {name: read_json(inputs[name]) for name in REPORTS}
+    with open(inputs["curve"], encoding="utf-8") as file:
+        curve = list(csv.DictReader(file))
+    if curve:  # there is none of an imported model
+        gallery.add("training.svg", measurement.loss_curve(curve, report["training"]), "Loss over tokens")
+    attention.head_figures(gallery, report["heads"], report["clusters"], np.load(inputs["arrays"]))
+    labels = [head["label"] for head in report["heads"]["heads"]]
+    mechanism_figures(gallery, report["ablation"], report["emergence"], report["probes"], labels)
+    latency = measurement.latency_bars(report["benchmark"]["results"])
+    gallery.add("benchmark.svg", latency, "Latency by backend and batch")
+    gallery.add("profile.svg", measurement.step_timeline(report["profile"]), "The first profiled training steps")
+    for category in categories:
+        add_examples(gallery, category, report["heads"], examples)
+    gallery.finish()
+    return gallery.entries
+
+
+def add_examples(gallery: Gallery, category: CategoryMaps, heads: dict, examples: int) -> None:
+    """The maps and the flow of sentences of middle length: neither trivial nor crowded."""
+    names = [
+        [f"{head['name']} {attention.LETTERS[head['label']]}" for head in heads["heads"] if head["layer"] == layer]
+        for layer in range(heads["n_layers"])
+    ]
+    by_length = sorted(range(len(category.ids)), key=lambda sentence: len(category.ids[sentence]))
+    first = max(0, (len(by_length) - examples) // 2)
+    for number, sentence in enumerate(by_length[first : first + examples]):
+        weights, text, tokens = category.maps[sentence], category.texts[sentence], category.tokens[sentence]
+        title = f"{category.title}, example {number + 1}, “{text}”"  # a browser has more fonts than the figures
+        stem = f"{category.category}-{number}"
+        gallery.add(f"{stem}-maps.png", attention.heat_maps(weights, text, names),
+                    f"{title}: attention of every head, relative to uniform", group=category.title)  # fmt: skip
+        gallery.add(f"{stem}-flow.svg", attention.flow_figure(weights, tokens),
+                    f"{title}: strongest above-chance edges, mean over heads", group=category.title)  # fmt: skip

@@ -1,0 +1,117 @@
+"""Statistics that several chapters share: bootstrap and sign-flip tests, false discovery rate, accuracy by cluster.
+
+Shape suffixes: I item, C cluster of items, H head (layers flattened), W window of text (or sentence), S sentence,
+R replicate.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import false_discovery_control, norm, permutation_test, t
+
+SIGNIFICANT = 0.05  # q, or the p of a single test
+BOOTSTRAPS = 2000
+SIGN_FLIPS = 2**14
+
+
+def number_or_none(value: float) -> float | None:
+    """Six decimals: beyond the last place that another thread count or BLAS may change. None for what is undefined."""
+    return round(float(value), 6) if math.isfinite(value) else None
+
+
+def cluster_means(values_XI: NDArray, cluster_I: NDArray) -> NDArray[np.float64]:
+    """[..., I] to [..., C], in order of the clusters' numbers."""
+    members_IC = cluster_I[:, None] == np.unique(cluster_I)
+    return values_XI @ (members_IC / members_IC.sum(0))
+
+
+def accuracy(right_I: NDArray, cluster_I: NDArray) -> dict[str, float | int | None]:
+    """Mean over clusters of equal size, and its 95 % interval by Student's t: bootstraps of so few are too narrow."""
+    right_C = cluster_means(right_I, cluster_I)
+    half = t.ppf(0.975, len(right_C) - 1) * right_C.std(ddof=1) / np.sqrt(len(right_C))
+    low, high = np.clip((right_C.mean() - half, right_C.mean() + half), 0, 1)
+    return {
+        "accuracy": number_or_none(right_C.mean()),
+        "low": number_or_none(low),
+        "high": number_or_none(high),
+        "items": len(right_I),
+        "clusters": len(right_C),
+    }
+
+
+def preferred(margin: NDArray) -> NDArray[np.float64]:
+    """1 where the right answer has more, .5 where both have the same, and 0."""
+    return np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
+
+
+def bootstrap_counts(category: NDArray, *, replicates: int, seed: int) -> NDArray:
+    """How often each sentence is drawn, [R, S], within its category. Rows are not drawn: those of a sentence depend."""
+    generator = np.random.default_rng(seed)
+    counts_RS = np.zeros((replicates, len(category)))
+    for c in np.unique(category):
+        size = int((category == c).sum())
+        counts_RS[:, category == c] = generator.multinomial(size, np.full(size, 1 / size), size=replicates)
+    return counts_RS
+
+
+def interval(replicates: NDArray, level: float = 0.95) -> tuple[NDArray, NDArray]:
+    """Percentile interval over the first axis (Efron 1979), of the replicates in which the statistic is defined."""
+    tail = (1 - level) / 2
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")  # NaN, then
+        low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def false_discovery_rate(p: NDArray) -> NDArray:
+    """Adjusted p of Benjamini and Hochberg over those that are defined, of the same shape."""
+    out = np.full_like(p, np.nan)
+    defined = np.isfinite(p)
+    if defined.any():
+        out[defined] = false_discovery_control(p[defined])
+    return out
+
+
+def percentile_99(values: NDArray) -> float:
+    """Of those that are defined; NaN where none is."""
+    defined = values[np.isfinite(values)]
+    return float(np.quantile(defined, 0.99)) if defined.size else float("nan")
+
+
+def per_head(more_HW: NDArray, names: Sequence[str], *, seed: int) -> list[dict]:
+    """Each head's mean effect over windows (or sentences, or clusters), its 95 % interval, p, and q over the heads."""
+    p_H = sign_flip_p(more_HW, seed)
+    columns = (more_HW.mean(1), *resampled(more_HW, seed), p_H, false_discovery_rate(p_H))
+    return [
+        {"name": name, **dict(zip(("delta", "low", "high", "p", "q"), map(number_or_none, row), strict=True))}
+        for name, *row in zip(names, *columns, strict=True)
+    ]
+
+
+def resampled(more_HW: NDArray, seed: int, level: float = 0.95) -> tuple[NDArray, NDArray]:
+    """Bootstrap interval of the mean over at least two windows, [H] each.
+
+    Percentiles of few windows are too narrow; these lie as far out as Student's t lies beyond the normal distribution
+    (the expanded percentile interval, Hesterberg 2015, arXiv 1411.5279).
+    """
+    n = more_HW.shape[1]
+    counts_RW = bootstrap_counts(np.zeros(n, dtype=int), replicates=BOOTSTRAPS, seed=seed)
+    outside = norm.sf(math.sqrt(n / (n - 1)) * t.isf((1 - level) / 2, n - 1))
+    return interval(counts_RW @ more_HW.T / n, 1 - 2 * outside)
+
+
+def sign_flip_p(more_HW: NDArray, seed: int) -> NDArray[np.float64]:
+    """Two-sided p of no effect, [H]: were there none, each window's difference could as well have the other sign.
+
+    All patterns of signs are tried where there are no more than SIGN_FLIPS; else as many are drawn (Ernst 2004).
+    """
+    test = permutation_test(
+        (more_HW,), lambda drawn, axis: np.abs(drawn.sum(axis=axis)), permutation_type="samples", alternative="greater",
+        n_resamples=SIGN_FLIPS, batch=1000, axis=1, vectorized=True, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return test.pvalue
