@@ -157,7 +157,7 @@ def fresh_model(seed=1, **shape):
 )
 def test_the_rate_is_a_line_and_then_half_a_cosine(warmup, final_lr, steps):
     config = recipe(warmup=warmup, final_lr=final_lr)
-    rates = np.array([config.rate(step, steps) for step in range(steps + 1)])
+    rates = np.array([config.learning_rate_share(step, steps) for step in range(steps + 1)])
     rise = max(1, round(warmup * steps))
     np.testing.assert_allclose(rates[:rise], np.linspace(1 / rise, 1, rise))
     fall = rates[rise:]
@@ -170,7 +170,9 @@ def test_the_rate_is_a_line_and_then_half_a_cosine(warmup, final_lr, steps):
 def test_the_rate_is_the_one_that_is_used():
     result = run(length=20, lr=0.003)
     config = recipe(length=20)
-    assert [row["lr"] for row in result.curve] == pytest.approx([0.003 * config.rate(step, 20) for step in range(20)])
+    assert [row["lr"] for row in result.curve] == pytest.approx(
+        [0.003 * config.learning_rate_share(step, 20) for step in range(20)]
+    )
 
 
 def test_each_step_is_one_gradient_of_one_batch_at_its_rate():

@@ -38,8 +38,8 @@ RAW_RULE = (
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Least kappa of a diagonal or local head, least content of a token-specific, least broad of a global, and the
-    non-sink mass below which a head is a sink."""
+    """Of config.yaml's section `heads`: least kappa of a diagonal or local head, least content of a token-specific one,
+    least broad of a global one, and the non-sink mass below which a head is a sink."""
 
     kappa: float
     content: float

@@ -1,4 +1,4 @@
-"""From a checkpoint to a table, outside of the pipeline: build, gate, benchmark."""
+"""From a checkpoint to a table: `measure` is what trt_benchmark does, `optimize` builds the engines before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Which heads are previous-token, duplicate-token and induction heads, and the evidence; and in-context learning.
+"""reports/mechanisms.json: which heads are previous-token, duplicate-token and induction heads, and the evidence.
+
+The scores themselves are in picollm.mechanisms.repeats. In-context learning is measured here too.
 
 A head is called an induction head only where four things hold on repeated random tokens: its score is large at every
 length (a head of one offset has it at one), its interval lies above the heads of untrained models, its output

@@ -80,8 +80,8 @@ class TrainingConfig:
     def steps(self, n_rows: int) -> int:
         return self.length if self.unit == "steps" else self.length * (n_rows // self.batch_rows)
 
-    def rate(self, step: int, steps: int) -> float:
-        """Share of the peak rate at a step: linear warm-up, then a cosine down to `final_lr`."""
+    def learning_rate_share(self, step: int, steps: int) -> float:
+        """The learning-rate schedule, as a share of the peak: linear warm-up, then a cosine down to `final_lr`."""
         warmup = max(1, round(self.warmup * steps))
         if step < warmup:
             return (step + 1) / warmup
@@ -162,7 +162,7 @@ class Trainer:
             loss = self.gradient(number, ids)
             with ranges("optimizer"):
                 norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-                rate = self.config.rate(number, self.steps)
+                rate = self.config.learning_rate_share(number, self.steps)
                 for optimizer in self.optimizers:
                     for group in optimizer.param_groups:
                         group["lr"] = rate * group["peak_lr"]

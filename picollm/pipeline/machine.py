@@ -1,6 +1,7 @@
 """What `picollm verify` says beside the data: settings that break the pipeline, and what this machine offers it.
 
-Nothing here imports torch or another heavy package: versions come from the installed packages' metadata.
+What a run was made on is in its receipt (picollm.pipeline.receipts). Nothing here imports torch or another heavy
+package: versions come from the installed packages' metadata.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Like git's index it looks at sizes and time stamps: of every output, of inputs that people write, of both tools' records
 and of the objects that DVC's cache must have. Code and config.yaml are not in it: both tools look at their content.
+`guard` in rules/common.smk asks at the start of a run; where the seal is broken picollm.pipeline.sync takes over.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures of attention: maps of one sentence, its flow graph, the classes of heads, their distances and dendrogram."""
+"""Pictures of attention: maps of one sentence, its flow graph, the classes of heads, their distances and clusters."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from unicodedata import east_asian_width
 
 import networkx as nx
 import numpy as np
-from matplotlib.colors import LogNorm
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import dendrogram
 
 from picollm.report.gallery import Gallery
-from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, legible, plt
+from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, SECOND, legible, plt
 
 FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
 TILE_MARGIN = 0.25  # between the maps of two heads, in widths of a map
@@ -40,8 +41,8 @@ def heading(text: str) -> str:
 def heat_maps(weights_LHQK: NDArray, text: str, names: list[list[str]]) -> Figure:
     """All heads of one sentence, one row a layer. Colour: attention over causal-uniform attention, i.e. weight x (i+1).
 
-    Raw weights would show the length of the row and the first token, and little else. `text` is the sentence, `names`
-    labels each head.
+    Raw weights would show the length of the row and the first token, and little else. `text` is the sentence, which
+    picollm.report.figures chooses; `names` labels each head.
     """
     n_layers, n_heads, n, _ = weights_LHQK.shape
     ratio = weights_LHQK * np.arange(1, n + 1)[:, None]
@@ -122,23 +123,22 @@ def class_pie(labels: dict[str, dict]) -> Figure:
 
 def class_grid(heads: list[dict]) -> Figure:
     """Layers x heads, coloured by label; pale where the label is uncertain; the number is its confidence."""
-    n_layers = max(head["layer"] for head in heads) + 1
-    n_heads = max(head["head"] for head in heads) + 1
-    figure, axis = plt.subplots(figsize=(0.85 * n_heads + 1.4, 0.5 * n_layers + 0.9))
-    for head in heads:
-        x, y = head["head"], head["layer"]
-        colour = LABEL_COLOURS[head["label"]]
-        alpha = 0.35 if head["uncertain"] else 0.95
-        axis.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, facecolor=colour, alpha=alpha, edgecolor="none"))
-        text = f"{LETTERS[head['label']]} {head['confidence']:.2f}"
-        axis.text(x, y, text, ha="center", va="center", fontsize=7, color=INK)
-    axis.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5), xlabel="head", ylabel="layer")
-    axis.set_xticks(range(n_heads))
-    axis.set_yticks(range(n_layers))
-    axis.set_frame_on(False)
-    used = {head["label"] for head in heads}
-    keys = [Rectangle((0, 0), 1, 1, color=colour) for label, colour in LABEL_COLOURS.items() if label in used]
-    names = [f"{LETTERS[label]}  {label}" for label in LABEL_COLOURS if label in used]
+    frame = pd.DataFrame(heads)
+    frame["colour"] = [
+        list(LABEL_COLOURS).index(head["label"]) + 0.5 * head["uncertain"] for head in heads
+    ]  # of a label the full colour, then the pale one
+    frame["text"] = [f"{LETTERS[head['label']]} {head['confidence']:.2f}" for head in heads]
+    shades = [shade for colour in LABEL_COLOURS.values() for shade in (colour, sns.light_palette(colour, 3)[1])]
+    grid, text = (frame.pivot(index="layer", columns="head", values=column) for column in ("colour", "text"))
+    figure, axis = plt.subplots(figsize=(0.85 * grid.shape[1] + 1.4, 0.5 * grid.shape[0] + 0.9))
+    sns.heatmap(
+        grid, annot=text, fmt="", cmap=ListedColormap(shades), vmin=-0.25, vmax=len(LABEL_COLOURS) - 0.25, cbar=False,
+        linewidths=2, annot_kws={"fontsize": 7, "color": INK}, ax=axis,
+    )  # fmt: skip
+    axis.tick_params(axis="y", rotation=0)
+    used = [label for label in LABEL_COLOURS if label in set(frame["label"])]
+    keys = [Rectangle((0, 0), 1, 1, color=LABEL_COLOURS[label]) for label in used]
+    names = [f"{LETTERS[label]}  {label}" for label in used]
     figure.legend(keys, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
     return figure
 
@@ -214,7 +214,7 @@ def map_of_heads(coordinates: NDArray, heads: list[dict], clusters: list[int], s
 
 
 def head_figures(gallery: Gallery, report: dict, clusters: dict, arrays: Mapping[str, NDArray]) -> None:
-    """The pictures of the chapters on heads and on their families."""
+    """The pictures of the chapters on heads and on their clusters."""
     heads = report["heads"]
     names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
     gallery.add("classes.svg", class_pie(report["labels"]), "Share of each class of heads, with intervals")
@@ -230,35 +230,29 @@ def head_figures(gallery: Gallery, report: dict, clusters: dict, arrays: Mapping
         "Heads by class under other thresholds",
     )
     noise = clusters["noise"]["mean_absolute_difference"]
-    tree = dendrogram_figure(arrays["linkage"], names, labels, noise)
-    gallery.add("dendrogram.svg", tree, "Dendrogram of the heads, average linkage; names wear their class's colour")
-    similarity = similarity_map(arrays["distance"], arrays["order"], names)
-    gallery.add("similarity.png", similarity, "Similarity of every pair of heads, in the order of the dendrogram")
+    clustered = cluster_map(arrays["distance"], arrays["linkage"], names, labels, noise)
+    gallery.add("clusters.png", clustered, "Similarity of every pair of heads, with their tree and their classes")
     members = [head["cluster"] for head in clusters["heads"]]
     scaled = map_of_heads(arrays["coordinates"], heads, members, clusters["coordinates_show"])
     gallery.add("map.svg", scaled, "Heads in two dimensions by their distances; the number is the cluster")
 
 
-def similarity_map(distance_HH: NDArray, order: NDArray, names: list[str]) -> Figure:
-    figure, axis = plt.subplots(figsize=(6.4, 5.6))
-    image = axis.imshow(1 - distance_HH[np.ix_(order, order)], cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-    ticks = [names[h] for h in order]
-    axis.set_xticks(range(len(order)), ticks, rotation=90, fontsize=5)
-    axis.set_yticks(range(len(order)), ticks, fontsize=5)
-    figure.colorbar(image, ax=axis, shrink=0.7, label="similarity, 1 − distance")
-    return figure
-
-
-def dendrogram_figure(linkage_matrix: NDArray, names: list[str], labels: list[str], noise: float | None) -> Figure:
-    """The tree of heads; leaf names wear their label's colour, the dashed line is the noise floor."""
-    figure, axis = plt.subplots(figsize=(9, 3.6))
-    dendrogram(linkage_matrix, labels=names, ax=axis, link_color_func=lambda _: MUTED, leaf_font_size=6)
-    colour = {name: LABEL_COLOURS[label] for name, label in zip(names, labels, strict=True)}
-    for tick in axis.get_xticklabels():
-        tick.set_color(colour[tick.get_text()])
+def cluster_map(
+    distance_HH: NDArray, linkage_matrix: NDArray, names: list[str], labels: list[str], noise: float | None
+) -> Figure:
+    """Similarity of every pair of heads beside their tree; the strip has the classes' colours, the dashed line is the
+    noise floor."""
+    similarity = pd.DataFrame(1 - distance_HH, names, names)
+    colours = pd.Series([LABEL_COLOURS[label] for label in labels], names, name="class")
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn places the parts itself
+        grid = sns.clustermap(
+            similarity, row_linkage=linkage_matrix, col_linkage=linkage_matrix, row_colors=colours, cmap="viridis",
+            vmin=0, vmax=1, figsize=(8.2, 8.6), dendrogram_ratio=(0.1, 0.22), xticklabels=1, yticklabels=1,
+            cbar_pos=(0.02, 0.84, 0.02, 0.12), cbar_kws={"label": "similarity,\n1 − distance"},
+        )  # fmt: skip
+    grid.ax_heatmap.tick_params(labelsize=5)
     if noise is not None:
-        axis.axhline(noise, color=ACCENT, linestyle="--", linewidth=1)
-        corner = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axis.annotate("noise floor", (1, noise), color=ACCENT, **corner)
-    axis.set_ylabel("distance")
-    return figure
+        grid.ax_col_dendrogram.axhline(noise, color=SECOND, linestyle="--", linewidth=1)
+        grid.ax_col_dendrogram.text(1, noise, "noise floor", color=SECOND, ha="right", va="bottom", fontsize=8,
+                                    transform=grid.ax_col_dendrogram.get_yaxis_transform())  # fmt: skip
+    return grid.figure

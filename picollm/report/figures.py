@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from picollm.attention.maps import CategoryMaps
 from picollm.files import read_json
@@ -28,9 +28,8 @@ def draw_figures(
     """
     gallery = Gallery(manifest)
     report = {name: read_json(inputs[name]) for name in REPORTS}
-    with open(inputs["curve"], encoding="utf-8") as file:
-        curve = list(csv.DictReader(file))
-    if curve:  # there is none of an imported model
+    curve = pd.read_csv(inputs["curve"])
+    if len(curve):  # there is none of an imported model
         gallery.add("training.svg", measurement.loss_curve(curve, report["training"]), "Loss over tokens")
     attention.head_figures(gallery, report["heads"], report["clusters"], np.load(inputs["arrays"]))
     labels = [head["label"] for head in report["heads"]["heads"]]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from picollm.report.style import ACCENT, MUTED, SECOND, plt
 
 
-def loss_curve(rows: list[dict[str, str]], training: dict) -> Figure:
-    """Training and validation loss over tokens, beside what n-grams reach on the same split. `rows`: the CSV's."""
+def loss_curve(curve: pd.DataFrame, training: dict) -> Figure:
+    """Training and validation loss over tokens, beside what n-grams reach on the same split. `curve`: training.csv."""
     figure, axis = plt.subplots(figsize=(6.6, 3.4))
-    tokens = [int(row["tokens"]) for row in rows]
-    axis.plot(tokens, [float(row["loss"]) for row in rows], color=MUTED, linewidth=0.8, label="training, each step")
-    known = [(int(row["tokens"]), float(row["validation_loss"])) for row in rows if row["validation_loss"]]
-    axis.plot(*zip(*known, strict=True), color=ACCENT, marker="o", markersize=3, label="validation")
+    axis.plot(curve["tokens"], curve["loss"], color=MUTED, linewidth=0.8, label="training, each step")
+    known = curve.dropna(subset="validation_loss")
+    axis.plot(known["tokens"], known["validation_loss"], color=ACCENT, marker="o", markersize=3, label="validation")
     for name, style in (("unigram_loss", ":"), ("bigram_loss", "--")):
         label = f"{name.removesuffix('_loss')} on validation, {training[name]:.2f}"
         axis.axhline(training[name], color=SECOND, linestyle=style, linewidth=1, label=label)

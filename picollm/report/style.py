@@ -12,6 +12,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import seaborn as sns  # noqa: E402
 from matplotlib import font_manager  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
@@ -30,19 +31,25 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a fallba
 FONT = "DejaVu Sans"  # ships with matplotlib: the same glyphs everywhere
 NEVER_DRAWN = {"Cc", "Cn", "Cs"}  # control characters, no characters, halves of one: most are no XML either
 
-plt.rcParams.update(
-    {
+sns.set_theme(
+    style="ticks",
+    rc={
         "font.family": [FONT],  # `legible` adds to it
         "text.parse_math": False,  # people's text is no formula: a $ is a $
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": MUTED,
+        "axes.labelsize": 9,
+        "axes.titlesize": 10,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "legend.fontsize": 8,
         "text.color": INK,
         "axes.labelcolor": INK,
         "svg.hashsalt": "picollm",
         "figure.constrained_layout.use": True,
-    }
+    },
 )
 
 
