@@ -1,4 +1,4 @@
-"""Verdicts follow from numbers alone, and there is none for a model that knows less than a bigram."""
+"""Verdicts follow from numbers alone, and there is none for a model that knows less than a 4-gram."""
 
 import itertools
 
@@ -8,7 +8,9 @@ import pytest
 from picollm.report.findings import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED, metrics, state_findings, variance_between
 
 
-def make(low=0.3, high=0.5, layered=True, stable=True, layers=(0.4, 0.05), bigram=6.9, shows=True, emerged=30, kept=2):
+def make(
+    low=0.3, high=0.5, layered=True, stable=True, layers=(0.4, 0.05), four_gram=6.9, shows=True, emerged=30, kept=2
+):
     generator = np.random.default_rng(0)
     heads = [
         {
@@ -48,7 +50,7 @@ def make(low=0.3, high=0.5, layered=True, stable=True, layers=(0.4, 0.05), bigra
     names = ("kappa_max", "content", "induction")
     snapshots = [{"effects": dict.fromkeys(names, n), "heads": dict.fromkeys(names, [0.0] * 56)} for n in (0, emerged)]
     over_time = {"snapshots": snapshots[:kept], "median_onset": dict.fromkeys(names, 10.0)}
-    training = {"validation_loss": 6.4, "bigram_loss": bigram}
+    training = {"validation_loss": 6.4, "four_gram_loss": four_gram, "four_gram_cache_loss": four_gram - 0.3}
     return census, clusters, probes, over_time, training
 
 
@@ -100,13 +102,14 @@ def test_heads_without_a_value_are_left_out():
     assert state_findings(census, clusters, *rest, seed=1)["claims"][1]["verdict"] == NOT_SUPPORTED
 
 
-def test_nothing_is_testable_with_a_model_that_is_no_better_than_a_bigram():
-    for bigram in (6.4, 6.0):
-        found, report = verdicts(bigram=bigram)
+def test_nothing_is_testable_with_a_model_that_is_no_better_than_a_4_gram():
+    for four_gram in (6.4, 6.0):
+        found, report = verdicts(four_gram=four_gram)
         assert set(found) == {NOT_TESTABLE} and not report["testable"]
         assert all(claim["numbers"] for claim in report["claims"]), "the numbers are shown all the same"
     assert metrics(report) == {
-        "testable": 0, "nats_below_a_bigram": -0.4, "supported": 0, "not_supported": 0, "not_testable": 10,
+        "testable": 0, "nats_below_a_4_gram": -0.4, "nats_below_a_4_gram_with_cache": -0.7,
+        "supported": 0, "not_supported": 0, "not_testable": 10,
     }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
     project.snakemake("reports/final.html")
     imported = json.loads((project.path / "reports/training.json").read_text())
     assert (imported["imported"], imported["steps"]) == ("elsewhere", 0)
-    for name in ("parameters", "validation_loss", "test_loss", "bigram_loss"):
+    for name in ("parameters", "validation_loss", "test_loss", "four_gram_loss"):
         assert imported[name] == pytest.approx(trained[name], rel=1e-6)
     assert "Nothing was trained" in (project.path / "reports/final.html").read_text()
     assert project.planned() == project.changed() == set()

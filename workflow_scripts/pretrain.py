@@ -32,4 +32,6 @@ with job() as rule:
     save_weights(result.last, output.last)
     save_snapshots(run.checkpoints().snapshots(), Path(output.snapshots))
     run.checkpoints().remove()
-    rule.found("validation loss {validation_loss:.3f} nats (bigram {bigram_loss:.3f})".format_map(report))
+    found = "validation loss {validation_loss:.3f} nats (4-gram {four_gram_loss:.3f})".format_map(report)
+    logging.info("%s", found)
+    rule.found(found)

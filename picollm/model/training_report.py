@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from picollm.data.articles import SPLITS
+from picollm.data.kneser_ney import kneser_ney_losses
 from picollm.data.loading import open_manifest, open_split
 from picollm.data.ngram import ngram_losses
 from picollm.hardware import describe_hardware
@@ -25,6 +26,7 @@ def training_report(run: Run, result: Result, tokens: str | Path, reason: str, d
     manifest, shape, recipe = open_manifest(tokens), run.shape(), run.pretrain
     train, validation, test = (np.asarray(open_split(tokens, split)) for split in SPLITS)
     ngrams, test_ngrams = (ngram_losses(train, rows, manifest["vocab_size"]) for rows in (validation, test))
+    counted, test_counted = kneser_ney_losses(train, validation, test, manifest["vocab_size"])
     normalised = per_word_and_byte(result.summary["validation_loss"], manifest["splits"]["validation"])
     gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, TrainingConfig(**recipe).head_dtype)
     report = {
@@ -34,7 +36,11 @@ def training_report(run: Run, result: Result, tokens: str | Path, reason: str, d
         "test_loss": evaluate(result.best.to(device), test, device),
         "unigram_loss": ngrams["unigram"],
         "bigram_loss": ngrams["bigram"],
+        "four_gram_loss": counted["kneser_ney"],
+        "four_gram_cache_loss": counted["cache"],
         "test_bigram_loss": test_ngrams["bigram"],
+        "test_four_gram_loss": test_counted["kneser_ney"],
+        "test_four_gram_cache_loss": test_counted["cache"],
     }
     if result.curve:
         report["gemm_share"] = result.summary["flop_per_second"] / gemm

@@ -7,6 +7,11 @@ from matplotlib.figure import Figure
 
 from picollm.report.style import ACCENT, MUTED, SECOND, plt
 
+BASELINES = {
+    "unigram_loss": "unigram", "bigram_loss": "bigram", "four_gram_loss": "4-gram",
+    "four_gram_cache_loss": "4-gram that remembers the row",
+}  # fmt: skip
+
 
 def loss_curve(curve: pd.DataFrame, training: dict) -> Figure:
     """Training and validation loss over tokens, beside what n-grams reach on the same split. `curve`: training.csv."""
@@ -14,9 +19,8 @@ def loss_curve(curve: pd.DataFrame, training: dict) -> Figure:
     axis.plot(curve["tokens"], curve["loss"], color=MUTED, linewidth=0.8, label="training, each step")
     known = curve.dropna(subset="validation_loss")
     axis.plot(known["tokens"], known["validation_loss"], color=ACCENT, marker="o", markersize=3, label="validation")
-    for name, style in (("unigram_loss", ":"), ("bigram_loss", "--")):
-        label = f"{name.removesuffix('_loss')} on validation, {training[name]:.2f}"
-        axis.axhline(training[name], color=SECOND, linestyle=style, linewidth=1, label=label)
+    for (name, label), style in zip(BASELINES.items(), (":", "-.", "--", (0, (6, 1))), strict=True):
+        axis.axhline(training[name], color=SECOND, linestyle=style, linewidth=1, label=f"{label}, {training[name]:.2f}")
     axis.set(xlabel="training tokens", ylabel="loss, nats per token")
     axis.ticklabel_format(axis="x", style="plain")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f} k")

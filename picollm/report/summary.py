@@ -28,12 +28,12 @@ def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
 
 
 def training_line(training: dict) -> str:
-    loss, bigram = training["validation_loss"], training["bigram_loss"]
-    verdict = "better" if loss < bigram else "worse"
+    loss, four_gram, cache = (training[name] for name in ("validation_loss", "four_gram_loss", "four_gram_cache_loss"))
     trained = f"after {training['tokens']:,} tokens" if training["steps"] else "from elsewhere"
     return (
-        f"Model: {training['parameters'] / 1e6:.1f} M parameters {trained}: validation loss "
-        f"{loss:.2f} nats, {verdict} than a bigram ({bigram:.2f}; unigram {training['unigram_loss']:.2f})."
+        f"Model: {training['parameters'] / 1e6:.1f} M parameters {trained}: validation loss {loss:.2f} nats, "
+        f"{'better' if loss < four_gram else 'worse'} than a 4-gram ({four_gram:.2f}), "
+        f"{'better' if loss < cache else 'worse'} than one that remembers the row ({cache:.2f})."
     )
 
 
