@@ -188,7 +188,7 @@ def test_an_edit_of_a_rules_own_section_while_it_runs(edited, driver):
     wish(edited, "before", "cluster_heads", edit("clusters", "max_k", 9))
     said = edited.run(*driver, ok=None)
     if driver is REPRO:  # DVC hashes parameters after the stage, so it would file the result under max_k = 9
-        assert "cluster_heads: FAILED: config.yaml or its code was edited while it ran" in said
+        assert "cluster_heads: FAILED: config.yaml, its code or an input was edited while it ran" in said
     assert views(edited) == (CLUSTERS, CLUSTERS)
     (edited.path / "config.yaml").write_text(text)
     finish(edited, driver)

@@ -120,7 +120,7 @@ def test_a_folder_of_text_is_one_dependency_and_an_edit_in_it_is_seen_by_both(tm
     (corpus / "deep/001.txt").write_text("Another story .\n")
     assert "prepare_corpus" in project.changed() & project.planned()
     assert "corpus" in project.picollm("verify", ok=None)
-    assert "as part of corpus  changed since" in project.picollm("show", "corpus/deep/001.txt")
+    assert "as part of corpus  edited since" in project.picollm("show", "corpus/deep/001.txt")
     project.snakemake("tokenize_pack")
     assert not {"prepare_corpus", "tokenize_pack"} & (project.changed() | project.planned())
 
