@@ -71,7 +71,7 @@ lint: format
 	@$(RUN) snakemake --lint
 
 format: $(VENV)/dev
-	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules && pyrefly check --output-format min-text
+	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules && $(RUN) pyrefly check --output-format min-text
 
 setup: $(VENV)/ready
 

@@ -74,7 +74,7 @@ def snapshots():
 
 
 @pytest.fixture(scope="module")
-def open_model_and_text(snapshots):
+def subject(snapshots):
     text = rows(400, np.random.default_rng(1)).astype(np.uint16)
     cfg = {"windows": 32, "mean_windows": 100, "null_models": 3, "seed": 1}
     return ModelAndText(snapshots[STEPS], text[:300], text[300:], cfg, CPU)
