@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from circuits import induction_circuit
 from scipy.stats import permutation_test
 
-from picollm.mechanisms.ablation import effects, equal_profile, group_effect, summary
+from picollm.mechanisms.ablation import effects, group_effect, other_sets, set_loss, summary
 from picollm.mechanisms.intervention import KINDS, baseline, batches, each_head, mean_outputs, outputs, without
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.stats import false_discovery_rate, resampled, sign_flip_p
@@ -168,23 +168,38 @@ def test_the_circuit_without_its_heads_copies_no_more():
     assert sum(head["share"] for head in found.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_groups_are_held_against_random_sets_of_their_profile(model, ids, mean):
+def test_other_sets_are_distinct_of_the_same_profile_and_all_of_them_where_they_are_few():
     mask = np.array([[True, False], [False, False], [False, True]])
-    sets = list(equal_profile(mask, sets=50, seed=0))
-    assert all((other.sum(1) == mask.sum(1)).all() for other in sets)
-    assert len({other.tobytes() for other in sets}) == 4, "every set of that profile"
-    found = group_effect(model, ids.numpy(), mask, mean, CPU, seed=0, sets=20)
-    more = without(model, ids, torch.from_numpy(mask), mean) - baseline(model, ids)
+    every = other_sets(mask, sets=50, seed=0)
+    assert len({other.tobytes() for other in every}) == len(every) == 2 * 1 * 2 - 1
+    assert all((other.sum(1) == mask.sum(1)).all() and not np.array_equal(other, mask) for other in every)
+    assert other_sets(np.ones((3, 2), bool), sets=50, seed=0) == []
+    wide = np.arange(3 * 8).reshape(3, 8) % 3 == 0
+    drawn = other_sets(wide, sets=40, seed=1)
+    assert len({other.tobytes() for other in drawn}) == len(drawn) == 40
+    assert all((other.sum(1) == wide.sum(1)).all() and not np.array_equal(other, wide) for other in drawn)
+    assert all(np.array_equal(a, b) for a, b in zip(drawn, other_sets(wide, sets=40, seed=1), strict=True))
+
+
+def test_groups_are_held_against_other_sets_of_their_profile(model, ids, mean):
+    def loss_without(chosen):
+        return set_loss(model, ids.numpy(), chosen, mean, CPU)
+
+    mask = np.array([[True, False], [False, False], [False, True]])
+    found = group_effect(loss_without, mask, seed=0, sets=20)
+    whole = baseline(model, ids)
+    more = without(model, ids, torch.from_numpy(mask), mean) - whole
     assert found["delta"] == pytest.approx(more.mean().item(), abs=1e-5) and found["heads"] == 2
     others = [
-        (without(model, ids, torch.from_numpy(other), mean) - baseline(model, ids)).mean().item()
-        for other in equal_profile(mask, sets=20, seed=0)
+        (without(model, ids, torch.from_numpy(other), mean) - whole).mean().item()
+        for other in other_sets(mask, sets=20, seed=0)
     ]
+    assert found["sets"] == len(others) == 3 and found["least_p"] == 0.25
     assert found["random_median"] == pytest.approx(np.median(others), abs=1e-5)
     assert found["random_95"] == pytest.approx(np.quantile(others, 0.95), abs=1e-5)
-    assert found["p"] == pytest.approx((1 + sum(other >= found["delta"] - 1e-5 for other in others)) / 21, abs=1e-6)
-    whole = group_effect(model, ids.numpy(), np.ones((L, H), bool), mean, CPU, seed=0, sets=20)
-    assert whole["p"] == 1, "nothing to compare it with"
+    assert found["p"] == pytest.approx((1 + sum(other >= found["delta"] - 1e-5 for other in others)) / 4, abs=1e-6)
+    every = group_effect(loss_without, np.ones((L, H), bool), seed=0, sets=20)
+    assert every["p"] == every["least_p"] == 1 and every["random_95"] is None, "nothing to compare it with"
 
 
 @pytest.mark.parametrize("windows", [12, 64])

@@ -43,7 +43,7 @@ def test_report_needs_no_network_and_names_what_was_not_run(project):
     html = (project.path / "reports/final.html").read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|url\(\s*["']?http|@import|<script""", html)
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
-    assert html.count('src="data:image/') == 13 + 2 * 10
+    assert html.count('src="data:image/') == 12 + 2 * 10
     benchmark = json.loads((project.path / "reports/benchmark.json").read_text())
     assert benchmark["backends"]["tensorrt-fp32"]["status"] in html
     jsonschema.validate(benchmark, read_json(Path(picollm.engine.__path__[0], "benchmark.schema.json")))
@@ -77,7 +77,7 @@ def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
         assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name
     for path in (project.path / "data/attention").glob("*.npz"):
         assert (project.path / "mine/attention" / path.name).read_bytes() == path.read_bytes()
-    assert len(list((project.path / "mine/figures").glob("*.*g"))) == 7
+    assert len(list((project.path / "mine/figures").glob("*.*g"))) == 6
     sentences = project.path / "own.yaml"
     sentences.write_text("simple: nothing")
     assert "own.yaml" in refused(project, "analyze", "--sentences", "own.yaml")

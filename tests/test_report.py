@@ -185,9 +185,9 @@ def causes(names):
             "in_context_learning": score | {"early": [13, 20], "late": [107, 127]},
             "definitions": {"induction": "what followed"}, "null": {"induction": 0.01},
             "best": {"induction": score | {"head": names[3]}},
-            "criteria": {"score": 0.3, "copying": 0.5, "harm": 0.05},
-            "heads": [{"name": name, "induction_head": h == 3, "scores": {"induction": {"50": score}}}
-                      for h, name in enumerate(names)],
+            "criteria": {"score": 0.3, "copying": 0.5}, "together": None,
+            "heads": [{"name": name, "induction_head": h == 3, "anti_copying": h == 1,
+                       "scores": {"induction": {"50": score}}} for h, name in enumerate(names)],
         },
         "emergence": {
             "windows": 16, "threshold": dict.fromkeys(measures, 0.25), "median_onset": dict.fromkeys(measures, 2.0),

@@ -9,7 +9,8 @@ Shape suffixes: W window, T position, H head (layers flattened), L layer, K head
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, product
 
 import numpy as np
 import torch
@@ -90,43 +91,48 @@ def set_loss(
     )  # fmt: skip
 
 
-def equal_profile(heads_LH: NDArray, *, sets: int, seed: int) -> Iterator[NDArray[np.bool_]]:
-    """Random sets with as many heads of each layer, [L, H] each."""
-    generator = np.random.default_rng(seed)
-    for _ in range(sets):
-        yield generator.permuted(heads_LH, axis=1)
+def other_sets(heads_LH: NDArray, *, sets: int, seed: int) -> list[NDArray[np.bool_]]:
+    """Distinct sets with as many heads of each layer, [L, H] each, without the set itself: all of them where there are
+    no more than `sets`, else so many drawn at random. None for whole layers."""
+    n_heads, counts = heads_LH.shape[1], heads_LH.sum(1)
+    if math.prod(math.comb(n_heads, int(k)) for k in counts) - 1 <= sets:
+        layers = [list(combinations(range(n_heads), int(k))) for k in counts]
+        every = (mask_of(chosen, heads_LH.shape) for chosen in product(*layers))
+        return [mask for mask in every if not np.array_equal(mask, heads_LH)]
+    generator, found = np.random.default_rng(seed), {heads_LH.tobytes(): heads_LH}
+    while len(found) <= sets:
+        drawn = generator.permuted(heads_LH, axis=1)
+        found[drawn.tobytes()] = drawn
+    return list(found.values())[1:]
 
 
-def group_effect(
-    model: Transformer,
-    ids_WT: NDArray,
-    heads_LH: NDArray,
-    means_LHK: Tensor,
-    device: torch.device,
-    *,
-    seed: int,
-    sets: int,
-) -> dict:
-    """What a whole class or cluster, a mask [L, H], costs; against random sets with as many heads of each layer.
+def mask_of(chosen: Sequence[Sequence[int]], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    mask = np.zeros(shape, dtype=bool)
+    for layer, heads in enumerate(chosen):
+        mask[layer, list(heads)] = True
+    return mask
 
-    A group of whole layers has no other set of its profile, and its p is 1.
+
+def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, *, seed: int, sets: int) -> dict:
+    """What a whole group of heads, a mask [L, H], costs together; against other sets with as many heads of each layer.
+
+    `loss_without` of a mask: a loss for each window (or sequence), [W]. `p` is the share of all sets, this one among
+    them, that cost as much, and `least_p` the smallest that so many sets can give: none for a group without others.
     """
-
-    def loss_without(chosen_LH: NDArray) -> NDArray[np.float64]:
-        return set_loss(model, ids_WT, chosen_LH, means_LHK, device)
-
     whole_W = loss_without(np.zeros_like(heads_LH))
     more_W = loss_without(heads_LH) - whole_W
-    others = np.array([loss_without(o).mean() for o in equal_profile(heads_LH, sets=sets, seed=seed)]) - whole_W.mean()
+    others = np.array([(loss_without(mask) - whole_W).mean() for mask in other_sets(heads_LH, sets=sets, seed=seed)])
     (low,), (high,) = resampled(more_W[None], seed)
     return {
         "heads": int(heads_LH.sum()),
         "delta": number_or_none(more_W.mean()),
         "low": number_or_none(low),
         "high": number_or_none(high),
-        "random_median": number_or_none(np.median(others)),
-        "random_95": number_or_none(np.quantile(others, 0.95)),
+        "sets": len(others),
+        "random_median": number_or_none(np.median(others)) if len(others) else None,
+        "random_95": number_or_none(np.quantile(others, 0.95)) if len(others) else None,
         "p": number_or_none((1 + (others >= more_W.mean() - 1e-9).sum()) / (1 + len(others))),
+        "least_p": number_or_none(1 / (1 + len(others))),
     }
 
 

@@ -2,10 +2,11 @@
 
 The scores themselves are in picollm.mechanisms.repeats. In-context learning is measured here too.
 
-A head is called an induction head only where four things hold on repeated random tokens: its score is large at every
-length (a head of one offset has it at one), its interval lies above the heads of untrained models, its output
-favours the token that comes next over the sequence's other tokens, and the second copy is predicted worse without it,
-and worse than without nearly all other heads.
+A head is called an induction head by its score and by what it writes (Olsson et al. 2022): the score is large at every
+length (a head of one offset has it at one) and its interval above the heads of untrained models, and its output favours
+the token that comes next over the sequence's other tokens. What the second copy loses without it, beyond what the first
+copy does, is reported and no condition: others may stand in for one that is gone. So the named heads are also ablated
+together. A head that writes against the token that comes next is anti-copying (copy suppression, McDougall 2023).
 
 Shape suffixes: S sequence, H head (layers flattened), W window, T position.
 """
@@ -20,13 +21,14 @@ from numpy.typing import NDArray
 
 from picollm.attention.controls import untrained_models
 from picollm.mechanisms import repeats
-from picollm.mechanisms.intervention import baseline, batches, each_head
+from picollm.mechanisms.ablation import group_effect
+from picollm.mechanisms.intervention import baseline, batches, each_head, without
 from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.stats import number_or_none, percentile_99, resampled
 
-FORMAT = 2
+FORMAT = 3
 COPYING = 0.5  # share of the other tokens above which its output copies
-HARM = 0.05  # share of the other heads that may harm more; one always may, such as the head that it reads from
+OTHER_SETS = 60  # that the induction heads together are held against
 ABLATED = 8  # repeated sequences that every head is ablated on
 EARLY, LATE = (40 / 384, 60 / 384), (320 / 384, 380 / 384)  # of the context, for in-context learning
 
@@ -36,46 +38,13 @@ def score_mechanisms(s: ModelAndText) -> dict:
     seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts)
     found = {length: score_set(s, length) for length in fitting}
     longest = max(found)
-    null, names = null_scores(s, longest), s.names
+    null = null_scores(s, longest)
     ids_ST = repeats.sequences(s.counts, longest, seed=seed)
-    copied_H = intervals(repeats.copying(s.model, ids_ST, s.device), seed)
-    harm_SH = harm(s, ids_ST[:ABLATED])
-    harms, harm_H = intervals(harm_SH, seed), harm_SH.mean(0)
-    strict_H = intervals(found[longest]["drawn evenly"]["induction"], seed, 0.99)
-    scores = {
-        score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in found.items()}
-        for score in repeats.SCORES
-    }
-    heads = []
-    for h, name in enumerate(names):
-        strict = strict_H[h]
-        evidence = {
-            "score": all(found_H[h]["value"] >= repeats.LEAST for found_H in scores["induction"].values()),
-            "above_untrained": strict["low"] > null["induction"],
-            "copies": copied_H[h]["low"] > COPYING,
-            "harms": bool(harms[h]["low"] > 0 and (harm_H > harm_H[h]).sum() <= max(1, HARM * (len(names) - 1))),
-        }
-        heads.append(
-            {
-                "name": name,
-                "scores": {
-                    score: {length: found_H[h] for length, found_H in by_length.items()}
-                    for score, by_length in scores.items()
-                },
-                "by_frequency": {
-                    score: number_or_none(found[longest]["as in the text"][score][:, h].mean())
-                    for score in repeats.SCORES
-                },
-                "copying": copied_H[h],
-                "second_copy_harm": harms[h],
-                "evidence": evidence,
-                "induction_head": all(evidence.values()),
-            }
-        )
+    heads = head_rows(s, found, null, ids_ST)
     return {
         "format": FORMAT,
         "definitions": repeats.SCORES,
-        "criteria": {"score": repeats.LEAST, "copying": COPYING, "harm": HARM},
+        "criteria": {"score": repeats.LEAST, "copying": COPYING},
         "lengths": list(found),
         "sequences": repeats.SEQUENCES * repeats.SEEDS,
         "least_count": int(s.counts[repeats.common(s.counts)].min()),
@@ -83,10 +52,62 @@ def score_mechanisms(s: ModelAndText) -> dict:
         "null_models": s.cfg["null_models"],
         "copies": copies(s, ids_ST),
         "ablated_sequences": ABLATED,
+        "together": together(s, heads, ids_ST[:ABLATED]),
         "in_context_learning": in_context_learning(s),
         "best": {name: best(heads, name, str(longest)) for name in repeats.SCORES},
         "heads": heads,
     }
+
+
+def head_rows(s: ModelAndText, found: Mapping, null: Mapping[str, float], ids_ST: NDArray) -> list[dict]:
+    """Scores, copying, harm and evidence of each head; `found`: {length: `score_set`}."""
+    seed, longest = s.cfg["seed"], max(found)
+    copied_H = intervals(repeats.copying(s.model, ids_ST, s.device), seed)
+    harm_H = intervals(harm(s, ids_ST[:ABLATED]), seed)
+    strict_H = intervals(found[longest]["drawn evenly"]["induction"], seed, 0.99)
+    scores = {
+        score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in found.items()}
+        for score in repeats.SCORES
+    }
+    rows = []
+    for h, name in enumerate(s.names):
+        evidence = {
+            "score": all(by_head[h]["value"] >= repeats.LEAST for by_head in scores["induction"].values()),
+            "above_untrained": strict_H[h]["low"] > null["induction"],
+            "copies": copied_H[h]["low"] > COPYING,
+        }
+        rows.append({
+            "name": name,
+            "scores": {
+                score: {length: by_head[h] for length, by_head in by_length.items()}
+                for score, by_length in scores.items()
+            },
+            "by_frequency": {
+                score: number_or_none(found[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
+            },
+            "copying": copied_H[h],
+            "anti_copying": bool(copied_H[h]["high"] < COPYING),
+            "second_copy_harm": harm_H[h],
+            "evidence": evidence,
+            "induction_head": all(evidence.values()),
+        })  # fmt: skip
+    return rows
+
+
+def together(s: ModelAndText, heads: Sequence[Mapping], ids_ST: NDArray) -> dict | None:
+    """What the second copy loses, beyond the first, without all induction heads at once; None where there are none."""
+    named = np.array([head["induction_head"] for head in heads])
+    if not named.any():
+        return None
+    length = ids_ST.shape[1] // 2
+
+    def loss_without(mask: NDArray) -> NDArray:
+        chosen = torch.from_numpy(mask).to(s.device)
+        nats_ST = torch.cat([without(s.model, ids, chosen, s.means) for ids in batches(ids_ST, s.device)])
+        return second_less_first(nats_ST.double().cpu().numpy(), length)
+
+    mask_LH = named.reshape(s.model.config.n_layers, s.model.config.n_heads)
+    return group_effect(loss_without, mask_LH, seed=s.cfg["seed"], sets=OTHER_SETS)
 
 
 def best(heads: Sequence[Mapping], score: str, length: str) -> dict:
@@ -114,15 +135,21 @@ def null_scores(s: ModelAndText, length: int) -> dict[str, float]:
 
 
 def harm(s: ModelAndText, ids_ST: NDArray) -> NDArray[np.float64]:
-    """How much worse the second copy is predicted without each head, [S, H], in nats."""
-    second = repeats.second_copy(ids_ST.shape[1] // 2)
+    """How much worse the second copy is predicted without each head than the first, [S, H], in nats.
+
+    A head that all predictions need, as many of layer 0, harms both copies alike.
+    """
+    length = ids_ST.shape[1] // 2
     more = []
     for ids in batches(ids_ST, s.device):
-        copied = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
-        copied[:, second] = True
-        lost = each_head(s.model, ids, "mean", s.means, copied) - baseline(s.model, ids, copied)
-        more.append(lost[..., second].double().mean(-1))
-    return torch.cat(more, 1).T.cpu().numpy()
+        lost_HBT = (each_head(s.model, ids, "mean", s.means) - baseline(s.model, ids)).double().cpu().numpy()
+        more.append(second_less_first(lost_HBT, length))
+    return np.concatenate(more, axis=1).T
+
+
+def second_less_first(nats: NDArray, length: int) -> NDArray[np.float64]:
+    """Of nats of each next token, [..., T], the mean over the second copy less that over the first, [...]."""
+    return nats[..., repeats.second_copy(length)].mean(-1) - nats[..., 1:length].mean(-1)
 
 
 def copies(s: ModelAndText, ids_ST: NDArray) -> dict:
@@ -180,6 +207,7 @@ def metrics(report: Mapping) -> dict[str, float]:
     return {
         **{f"best_{name}": row["value"] for name, row in report["best"].items()},
         "induction_heads": len(induction_heads(report)),
+        "anti_copying_heads": sum(head["anti_copying"] for head in report["heads"]),
         "first_copy_loss": report["copies"]["first_loss"],
         "second_copy_loss": report["copies"]["second_loss"],
         "in_context_learning": report["in_context_learning"]["value"],

@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from picollm.attention.maps import CategoryMaps
 from picollm.data.tokenizer import END_OF_TEXT
 from picollm.files import read_json, write_json
-from picollm.mechanisms.ablation import RANDOM_SETS, agreement, effects, group_effect, summary
+from picollm.mechanisms.ablation import RANDOM_SETS, agreement, effects, group_effect, set_loss, summary
 from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, baseline, each_head
 from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.mechanisms.probes import head_effects
 from picollm.mechanisms.templates import pairs
 from picollm.model.weights import weights
 from picollm.progress import progress
-from picollm.stats import false_discovery_rate, number_or_none, per_head
+from picollm.stats import SIGNIFICANT, false_discovery_rate, number_or_none, per_head
 
 FORMAT = 2
 GROUP_WINDOWS = 16  # validation windows that whole classes and clusters, and their random rivals, are ablated on
-SETS_A_GROUP = 20  # random sets, for each group that there is: then one group alone can have q < .05
+SETS_A_GROUP = 20  # other sets, for each group that there is: where there are so many, one group can have q < .05
 
 
 def full_study(
@@ -63,7 +63,10 @@ def full_study(
     few, sets = spread(s.validation, GROUP_WINDOWS), max(RANDOM_SETS, SETS_A_GROUP * len(groups))
 
     def group(name: str) -> dict:
-        return group_effect(s.model, few, groups[name], s.means, s.device, seed=s.cfg["seed"], sets=sets)
+        def loss_without(mask: NDArray) -> NDArray:
+            return set_loss(s.model, few, mask, s.means, s.device)
+
+        return group_effect(loss_without, groups[name], seed=s.cfg["seed"], sets=sets)
 
     shared = [{"group": name, **part(name, partial(group, name))} for name in progress(groups, unit=" groups")]
     return {
@@ -85,8 +88,10 @@ def full_study(
 
 
 def jointly(rows: Sequence[Mapping]) -> list[dict]:
-    """The rows with q, the false discovery rate over them."""
-    q = false_discovery_rate(np.array([row["p"] for row in rows]))
+    """The rows with q, the false discovery rate over those that can be tested: an effect of one group alone could have
+    q < SIGNIFICANT with as many other sets as it has. The others have none."""
+    testable = np.array([row["least_p"] * len(rows) < SIGNIFICANT for row in rows])
+    q = false_discovery_rate(np.where(testable, [row["p"] for row in rows], np.nan))
     return [{**row, "q": number_or_none(value)} for row, value in zip(rows, q, strict=True)]
 
 

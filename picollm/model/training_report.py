@@ -19,6 +19,11 @@ from picollm.model.perplexity import per_word_and_byte
 from picollm.model.pretraining import Result, Run
 from picollm.model.training import TrainingConfig
 
+ONLY_IN_REPORT = (
+    "first_loss", "gemm_flop_per_second", "unigram_loss", "test_bigram_loss", "test_four_gram_loss",
+    "test_four_gram_cache_loss",
+)  # fmt: skip
+
 
 def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> dict:
     """`tokens`: the manifest that the run read; `reason`: why its precision is what it is. All losses in nats per
@@ -54,4 +59,4 @@ def training_report(run: Run, result: Result, tokens: str | Path, reason: str, d
 def metrics(report: Mapping) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`; the machine's own rate is none of the run's."""
     numbers = {name: value for name, value in report.items() if isinstance(value, int | float)}
-    return {name: value for name, value in numbers.items() if name not in ("first_loss", "gemm_flop_per_second")}
+    return {name: value for name, value in numbers.items() if name not in ONLY_IN_REPORT}
