@@ -12,6 +12,8 @@ from pathlib import Path
 from picollm.errors import PicollmError
 from picollm.pipeline import locks
 
+kept: list = []  # the lock, as long as this process lives: a file that nobody holds is closed, and frees it
+
 
 def job_of(rule: str):
     """What Snakemake would hand to the rule's script. Raises PicollmError where an input is missing."""
@@ -43,7 +45,7 @@ def job_of(rule: str):
     missing = [str(path) for path in job.input if not Path(path).exists()]
     if missing:
         raise PicollmError(f"{missing[0]} is missing: run `snakemake --cores all {missing[0]}` first")
-    locks.hold(Path.cwd())
+    kept.append(locks.hold(Path.cwd()))
     for path in job.output:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     return job

@@ -8,6 +8,7 @@ import logging
 import subprocess
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ def dvc_repo(root: Path) -> Iterator[Repo]:
         raise PicollmError(f"DVC: {one_line(f'{error}{cause}')}") from None
 
 
+@cache
 def cache_folder(root: Path) -> Path:
     """DVC's local cache, wherever its configuration puts it."""
     with dvc_repo(root) as repo:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from picollm.errors import PicollmError
 from picollm.pipeline import locks, machine, receipts, sync
-from picollm.pipeline.graph import MEND_LOCK, read_stages
+from picollm.pipeline.graph import MEND_LOCK
 from picollm.pipeline.receipts import files_of, md5
 from picollm.pipeline.repository import dvc_repo, git, is_metric, locked_files, object_path
 
@@ -79,8 +79,7 @@ class Audit:
         self.problems.append(("Leftovers", text, remedy))
 
     def present_files(self, stage: str) -> list[str]:
-        files = [file for out in self.graph.outs[stage] for file in files_of(self.root, out)]
-        return [file for file in files if not file.endswith(".partial")]
+        return [file for file in sync.present_files(self.state, stage) if not file.endswith(".partial")]
 
     def files_wanted(self, stage: str) -> dict[str, str]:
         """{file: md5} that dvc.lock names, without those of a folder whose list is missing or damaged."""
@@ -197,7 +196,7 @@ class Audit:
         return self.objects.get(object_path(self.state.cache, oid)) == oid.removesuffix(".dir")
 
     def judge_lock(self) -> None:
-        for stage in sorted(self.lock.keys() - read_stages(self.root / "dvc.yaml", "run `picollm dvc-yaml`").keys()):
+        for stage in sorted(self.lock.keys() - self.graph.outs.keys()):
             self.damage(f"dvc.lock names a stage {stage}, which dvc.yaml does not", MEND_LOCK)
         edited = [stage for stage, change in self.state.changed.items() if change.edited and stage in self.lock]
         edited = [stage for stage in edited if stage not in self.unrecorded]
@@ -211,9 +210,10 @@ class Audit:
         outs = [out for entry in self.lock.values() for out in entry["outs"]]
         lists = {out["md5"]: out["path"] for out in outs if out["md5"].endswith(".dir")}
         owners |= {oid: f"the list of the files of {path}" for oid, path in lists.items()}
+        present = set(self.files.values())
         for oid, owner in sorted(owners.items(), key=lambda item: item[1]):
             path = object_path(self.state.cache, oid)
-            here = oid in self.files.values() or (oid in lists and (self.root / lists[oid]).is_dir())
+            here = oid in present or (oid in lists and (self.root / lists[oid]).is_dir())
             if path in self.objects and not self.sound(oid):
                 found = self.objects[path]
                 self.bad_objects.append(path)
