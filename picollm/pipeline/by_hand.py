@@ -6,6 +6,7 @@ record the run.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def job_of(rule: str):
         storage_provider_settings={},
     )  # fmt: skip
     workflow.include(str(snakefile), overwrite_default_target=True)
-    job = JobFactory().new(workflow.get_rule(rule), DAG(workflow, rules=[]), {})
+    job = asyncio.run(JobFactory().new(workflow.get_rule(rule), DAG(workflow, rules=[]), {}))
     missing = [str(path) for path in job.input if not Path(path).exists()]
     if missing:
         raise PicollmError(f"{missing[0]} is missing: run `snakemake --cores all {missing[0]}` first")

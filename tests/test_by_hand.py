@@ -1,0 +1,32 @@
+"""One rule's script without Snakemake, as a debugger runs it."""
+
+import sys
+
+from test_scenarios import NONE, views, wrong
+
+
+def test_a_script_runs_alone_and_its_run_is_recorded(built, tmp_path):
+    copy = built.copy(tmp_path / "copy")
+    copy.set("report", title="by hand")
+    for rule in ("draw_figures", "final_report"):
+        copy.run(sys.executable, f"workflow_scripts/{rule}.py")
+    assert "told DVC about draw_figures, final_report" in copy.picollm("sync")
+    assert views(copy) == (NONE, NONE) and wrong(copy) == []
+
+
+def test_what_is_missing_is_one_line(built, tmp_path):
+    copy = built.copy(tmp_path / "copy")
+    (copy.path / "data/model/model.safetensors").unlink()
+    text = copy.run(sys.executable, "workflow_scripts/classify_heads.py", ok=False)
+    assert "picollm: data/model/model.safetensors is missing: run `snakemake" in text and "Traceback" not in text
+
+
+def test_it_holds_the_lock_of_a_run(built, tmp_path):
+    copy = built.copy(tmp_path / "copy")
+    (copy.path / "logs/before-final_report.py").write_text(
+        "import os, subprocess, sys\n"
+        "others = {name: value for name, value in os.environ.items() if name != 'PICOLLM_RUN'}\n"
+        "done = subprocess.run([sys.executable, '-m', 'picollm.cli', 'track'], env=others, capture_output=True)\n"
+        "assert b'another run is at work here' in done.stderr, done.stderr\n"
+    )
+    copy.run(sys.executable, "workflow_scripts/final_report.py")
