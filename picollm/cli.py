@@ -190,7 +190,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     model = trained(arguments.checkpoint)
     heads, clusters, arrays = analyse_model(model, sentences, style, folder, **sections, device=device)
     gallery = Gallery(folder / "figures/manifest.json")
-    head_figures(gallery, heads, clusters, arrays)
+    head_figures(gallery, heads, None, clusters, arrays)
     gallery.finish()
     print(heads_line(heads), clusters_line(metrics(clusters)), f"Written: {folder}/", sep="\n")
 

@@ -37,10 +37,10 @@ class Section(BaseModel):
 class Corpus(Section):
     """The text: prepare_corpus, final_report"""
 
-    source: Literal["enwiki-sample", "wikitext-103", "local"] = key(
-        "enwiki-sample (106 articles from a Python package, no network) | wikitext-103 (from the hub) | local"
+    source: Literal["enwiki-sample", "wikitext-103", "local", "grammar"] = key(
+        "enwiki-sample (106 articles from a Python package, no network) | wikitext-103 (from the hub) | local | grammar"
     )
-    path: str | None = key("local only: a folder, archive or file; docs/data.md lists the formats")
+    path: str | None = key("local: a folder, archive or file (docs/data.md lists the formats); grammar: its YAML file")
     hub: str = key("wikitext-103 only: hub repository, or a local copy of it")
     revision: str = key("wikitext-103 only: commit of the hub repository")
     fraction: float = key("share of the training articles to keep: whole articles, in order", gt=0, le=1)
@@ -50,6 +50,8 @@ class Corpus(Section):
     def local_needs_a_path(self) -> Corpus:
         if self.source == "local" and not self.path:
             raise ValueError("corpus.path must name a folder, zip archive or file when corpus.source is local")
+        if self.source == "grammar" and not self.path:
+            raise ValueError("corpus.path must name a YAML file when corpus.source is grammar")
         return self
 
 
@@ -137,7 +139,7 @@ class Heads(Section):
     """Classes of heads: classify_heads, state_findings"""
 
     kappa: float = key("least chance-corrected mass of a diagonal or local head", ge=0, le=1)
-    content: float = key("least content share of a token-specific head", ge=0, le=1)
+    content: float = key("least content share of a content-based head", ge=0, le=1)
     broad: float = key("least broad share of a global head", ge=0, le=1)
     sink: float = key("a head with less non-sink mass is a sink head", ge=0, le=1)
     window: int = key("offsets 1 to window count as local", ge=1, le=64)

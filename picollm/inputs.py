@@ -11,8 +11,8 @@ from picollm.errors import PicollmError
 
 def corpus_source(corpus: dict[str, Any]) -> str | None:
     """The file or folder of the `corpus` section that lies on this machine; None where there is none."""
-    path = {"local": corpus["path"], "wikitext-103": corpus["hub"]}.get(corpus["source"])
-    return path if path and (corpus["source"] == "local" or Path(path).is_dir()) else None
+    path = {"local": corpus["path"], "grammar": corpus["path"], "wikitext-103": corpus["hub"]}.get(corpus["source"])
+    return path if path and (corpus["source"] != "wikitext-103" or Path(path).is_dir()) else None
 
 
 def corpus_dependencies(corpus: dict[str, Any]) -> list[str]:
@@ -29,7 +29,8 @@ def corpus_files(corpus: dict[str, Any]) -> list[str]:
     source = corpus_source(corpus)
     if source is None:
         return []
-    files = [str(file) for file in text_files(Path(source))]
+    one = corpus["source"] == "grammar" and Path(source).is_file()
+    files = [source] if one else [str(file) for file in text_files(Path(source))]
     if not files:
         raise PicollmError(
             f"corpus.path = {source}: no such file or folder, or an empty one; put the text there or change "

@@ -28,7 +28,7 @@ rule extract_attention:
 
 
 rule classify_heads:
-    """Chance-corrected statistics, labels with their confidence, and the null models."""
+    """Chance-corrected statistics, labels with their stability, and the null models."""
     input:
         maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
         weights="data/model/model.safetensors",
@@ -79,6 +79,7 @@ rule state_findings:
         clusters="reports/clusters.json",
         probes="reports/probes.json",
         emergence="reports/emergence.json",
+        ablation="reports/ablation.json",
         training="reports/training.json",
     output:
         report="reports/findings.json",

@@ -71,7 +71,7 @@ rule probe_heads:
     conda:
         "envs/picollm.yaml"
     params:
-        cfg=sections("mechanisms", "compute"),
+        cfg=sections("mechanisms", "attention", "compute"),
         code=fingerprint("probe_heads"),
     script:
         "../workflow_scripts/probe_heads.py"

@@ -14,6 +14,7 @@ rule draw_figures:
         heads="reports/heads.json",
         clusters="reports/clusters.json",
         arrays="data/clusters.npz",
+        mechanisms="reports/mechanisms.json",
         ablation="reports/ablation.json",
         emergence="reports/emergence.json",
         probes="reports/probes.json",

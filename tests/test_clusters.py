@@ -1,14 +1,17 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import cophenet
-from scipy.spatial.distance import jensenshannon, squareform
+from scipy.spatial.distance import jensenshannon, pdist, squareform
 from synthetic import column, content_uniform, offset, random_causal
 
 from picollm.attention.clusters import (
     adjusted_rand,
+    best_cut,
     best_k,
+    by_layer,
     cophenetic_correlation,
     cut,
     describe_clusters,
@@ -16,13 +19,14 @@ from picollm.attention.clusters import (
     metrics,
     principal_coordinates,
     rand_test,
-    resampled_clusters,
+    resampled_distances,
     sentence_divergences,
     silhouette,
     split_half,
     stability,
     tree,
 )
+from picollm.attention.structure import structure
 from picollm.errors import PicollmError
 
 
@@ -165,7 +169,9 @@ def test_three_families_are_found_and_stable():
     assert k == 3 and set(scores) == {2, 3, 4, 5, 6}
     clusters = cut(matrix, k)
     assert adjusted_rand(clusters, np.repeat([0, 1, 2], 4)) == 1
-    assert stability(clusters, resampled_clusters(divergences, 3, replicates=20, seed=0)) == {1: 1.0, 2: 1.0, 3: 1.0}
+    again = np.stack([cut(tree(d), 3) for d in resampled_distances(divergences, replicates=20, seed=0)])
+    found = stability(clusters, again, seed=0)
+    assert [own for own, _ in found.values()] == [1.0] * 3 and all(chance < 0.6 for _, chance in found.values())
 
 
 def test_clusters_of_noise_are_unstable():
@@ -173,8 +179,57 @@ def test_clusters_of_noise_are_unstable():
     divergences = sentence_divergences(maps, [0] * 12)
     (found,) = distances(divergences)
     clusters = cut(tree(found), 4)
-    again = resampled_clusters(divergences, clusters.max(), replicates=20, seed=0)
-    assert min(stability(clusters, again).values()) < 0.75
+    again = np.stack([cut(tree(d), 4) for d in resampled_distances(divergences, replicates=20, seed=0)])
+    assert min(own for own, _ in stability(clusters, again, seed=0).values()) < 0.75
+
+
+def test_a_cluster_of_nearly_all_heads_is_stable_by_chance():
+    clusters = np.array([1] * 55 + [2])
+    own, chance = stability(clusters, np.tile(clusters, (20, 1)), seed=0)[1]
+    assert own == 1 and chance > 0.95
+
+
+def cloud(sizes, apart, seed=0):
+    """Points in ten dimensions, some groups of them `apart` standard deviations from each other."""
+    generator = np.random.default_rng(seed)
+    centres = apart * generator.standard_normal((len(sizes), 10)) / np.sqrt(10)
+    return np.concatenate(
+        [centre + generator.standard_normal((n, 10)) for centre, n in zip(centres, sizes, strict=True)]
+    )
+
+
+def shape_of(points, seed=0):
+    distance_HH = squareform(pdist(points))
+    coordinates, _ = principal_coordinates(distance_HH, len(points))
+    return structure(distance_HH, coordinates, partial(best_cut, max_k=6), seed=seed)
+
+
+def test_no_clusters_is_an_answer():
+    assert shape_of(cloud([20, 18, 18], apart=12))["found"]
+    stretched = cloud([56], apart=0) * np.linspace(6, 0.5, 10)
+    assert not shape_of(stretched)["found"], "a long cloud can be cut in two, and is one all the same"
+    outlier = cloud([56], apart=0)
+    outlier[0] += 30
+    found = shape_of(outlier)
+    assert not found["found"] and any("3 heads or more" in reason for reason in found["because"])
+    p = [shape_of(cloud([30], apart=0, seed=s), seed=s)["p"] for s in range(20)]
+    assert np.mean(np.array(p) < 0.05) <= 0.15, "one cloud is seldom called two"
+
+
+def test_distances_by_layer():
+    layer = np.repeat(np.arange(4), 4)
+    generator = np.random.default_rng(0)
+    points = generator.standard_normal((16, 5))
+    alike = squareform(pdist(points))
+    tied = squareform(pdist(points + 6 * np.eye(5)[layer]))
+    found = {name: by_layer(d, np.stack([d, d]), layer, seed=0) for name, d in (("alike", alike), ("tied", tied))}
+    first, second = np.triu_indices(16, 1)
+    same = layer[first] == layer[second]
+    expected = tied[first, second][same].mean() / tied[first, second][~same].mean()
+    assert found["tied"]["ratio"] == pytest.approx(expected, abs=1e-6) and found["tied"]["p"] == 0.001
+    assert found["alike"]["p"] > 0.05 and found["alike"]["low"] == found["alike"]["ratio"]
+    assert by_layer(alike, alike[None], np.zeros(16), seed=0) is None
+    assert by_layer(alike, alike[None], np.arange(16), seed=0) is None
 
 
 def test_split_half_is_the_difference_of_the_two_halves():

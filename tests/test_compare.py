@@ -44,7 +44,7 @@ def run(root, *, labels, loss, speedup, cpu, picture, lr):
     hardware = {"device": "cpu", "cpu": cpu, "gpu": None, "memory_gib": 4.0, "threads": 2, "packages": {"torch": "2.0"}}
     shares = {label: {"share": labels.count(label) / 3, "low": 0.0, "high": 1.0} for label in ("local", "global")}
     heads = [
-        {"name": f"L0H{i}", "label": label, "confidence": 0.5 + i / 8, "uncertain": i == 0}
+        {"name": f"L0H{i}", "label": label, "stability": 0.5 + i / 8, "unstable": i == 0}
         for i, label in enumerate(labels)
     ]
     write(root, {

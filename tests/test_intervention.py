@@ -8,7 +8,16 @@ from circuits import induction_circuit
 from scipy.stats import permutation_test
 
 from picollm.mechanisms.ablation import effects, group_effect, other_sets, set_loss, summary
-from picollm.mechanisms.intervention import KINDS, baseline, batches, each_head, mean_outputs, outputs, without
+from picollm.mechanisms.intervention import (
+    KINDS,
+    baseline,
+    batches,
+    each_head,
+    each_set,
+    mean_outputs,
+    outputs,
+    without,
+)
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.stats import false_discovery_rate, resampled, sign_flip_p
 
@@ -146,10 +155,27 @@ def residuals(model, ids):
 
 
 def test_effects_of_windows(model, ids, mean):
-    whole_W, more_HW = effects(model, ids.numpy(), "mean", mean, CPU)
-    assert whole_W == pytest.approx(baseline(model, ids).mean(1).numpy(), abs=1e-6)
-    expected = (each_head(model, ids, "mean", mean) - baseline(model, ids)).mean(-1).numpy()
-    assert more_HW == pytest.approx(expected, abs=1e-6)
+    whole_WT, more_HWT = effects(model, ids.numpy(), "mean", mean, CPU)
+    assert whole_WT == pytest.approx(baseline(model, ids).numpy(), abs=1e-6)
+    expected = (each_head(model, ids, "mean", mean) - baseline(model, ids)).numpy()
+    assert more_HWT == pytest.approx(expected, abs=1e-6)
+
+
+def test_sets_of_heads_in_one_go_are_those_alone(model, ids, mean):
+    scored = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
+    scored[:, 1::2] = True
+    shape = mean.shape[:2]
+    masks = [torch.zeros(shape, dtype=torch.bool)]
+    for chosen in ([(0, 1)], [(0, 0), (1, 1)], [(1, 0), (1, 1)]):
+        masks.append(torch.zeros(shape, dtype=torch.bool))
+        for place in chosen:
+            masks[-1][place] = True
+    found = list(each_set(model, ids, masks, mean, scored))
+    assert torch.allclose(found[0], baseline(model, ids) * scored, atol=1e-6)
+    for mask, nats in zip(masks, found, strict=True):
+        assert torch.allclose(nats, without(model, ids, mask, mean) * scored, atol=1e-6)
+    alone = each_head(model, ids, "mean", mean)[1]
+    assert torch.allclose(without(model, ids, masks[1], mean), alone, atol=1e-5)
 
 
 def test_the_circuit_without_its_heads_copies_no_more():
@@ -157,8 +183,8 @@ def test_the_circuit_without_its_heads_copies_no_more():
     generator = np.random.default_rng(0)
     copies = np.stack([generator.permutation(31)[:25] for _ in range(16)])
     ids_WT = np.concatenate([np.full((16, 1), 31), copies, copies], 1)
-    whole_W, more_HW = effects(model, ids_WT, "mean", mean_outputs(model, batches(ids_WT, CPU)), CPU)
-    report = summary(whole_W, more_HW, ["L0H0", "L0H1", "L1H0", "L1H1"], seed=1)
+    whole_WT, more_HWT = effects(model, ids_WT, "mean", mean_outputs(model, batches(ids_WT, CPU)), CPU)
+    report = summary(whole_WT.mean(-1), more_HWT.mean(-1), ["L0H0", "L0H1", "L1H0", "L1H1"], seed=1)
     found = {head["name"]: head for head in report["heads"]}
     for name in ("L0H0", "L1H0"):
         assert found[name]["delta"] > 1 and found[name]["low"] > 1 and found[name]["q"] < 0.01

@@ -11,23 +11,29 @@ from refusals import refusal
 from synthetic import column, content_uniform, offset, random_causal, rotating, uniform
 
 from picollm.attention.analysis import analyse_maps
-from picollm.attention.controls import untrained_models, untrained_values, without_separator
+from picollm.attention.controls import (
+    broad_share,
+    peaked_models,
+    untrained_models,
+    without_separator,
+)
+from picollm.attention.controls import values_of as values_of_models
 from picollm.attention.heads import describe_heads, heads_csv, metrics
-from picollm.attention.key_sets import SETS, key_sets
+from picollm.attention.key_sets import SETS, every_key_set, key_sets
 from picollm.attention.labels import (
     LABELS,
     Thresholds,
     assign,
     assign_raw,
-    confidence,
     counts,
     effective_thresholds,
     margins,
     percentiles_99,
+    stability,
     tags,
 )
-from picollm.attention.maps import CategoryMaps, from_arrays
-from picollm.attention.measures import macro_mean, sentence_sums
+from picollm.attention.maps import CategoryMaps, every_map, from_arrays, numbering
+from picollm.attention.measures import NAMES, macro_mean, sentence_sums
 from picollm.model.transformer import ModelConfig
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +41,7 @@ CONFIGURED = Thresholds(kappa=0.25, content=0.15, broad=0.8, sink=0.1)
 HEADS = {
     "diagonal": lambda n, seed: 0.8 * offset(n, 0) + 0.2 * content_uniform(n),
     "local": lambda n, seed: 0.3 * offset(n, 1) + 0.5 * offset(n, 2) + 0.2 * content_uniform(n),
-    "token-specific": lambda n, seed: 0.8 * rotating(n, seed) + 0.2 * content_uniform(n),
+    "content-based": lambda n, seed: 0.8 * rotating(n, seed) + 0.2 * content_uniform(n),
     "global": lambda n, seed: content_uniform(n, sink=0.2),
     "sink": lambda n, seed: 0.95 * column(n, 0) + 0.05 * offset(n, 1),
 }
@@ -79,25 +85,27 @@ def test_order_of_the_rule_and_its_thresholds():
     cases = {
         "mixed": {},
         "global": dict(broad=0.8),
-        "token-specific": dict(content=0.15, broad=0.8),
+        "token-specific": dict(content=0.15, broad=0.8, kappa_rare=0.1),
+        "content-based": dict(content=0.15, broad=0.8),
         "local": dict(kappa_local=0.25, content=0.15),
         "diagonal": dict(kappa_self=0.25),
         "sink": dict(kappa_self=0.25, non_sink=0.0999),
     }
+    plain |= {f"kappa_{name}": np.nan if name == "coreference" else 0.0 for name in SETS}
     rows = [plain | changes for changes in cases.values()]
     values = {name: np.array([row[name] for row in rows]) for name in plain}
     assert [LABELS[k] for k in assign(values, CONFIGURED)] == list(cases)
     values["kappa_local"] = np.full(len(rows), np.nan)  # no sentence beyond the window: the other kappas decide
-    assert LABELS[assign(values, CONFIGURED)[4]] == "diagonal"
+    assert LABELS[assign(values, CONFIGURED)[5]] == "diagonal"
 
 
 def test_previous_token_tag():
     maps = [np.stack([offset(20, 1), offset(20, 3), offset(20, 0)])] * 2
     values = values_of(maps)
-    assert tags(values, values, assign(values, CONFIGURED), CONFIGURED) == ["previous-token", None, None]
+    assert tags(values, assign(values, CONFIGURED), CONFIGURED) == ["previous-token", None, None]
     values = values_of([offset(5, 1)[None]] * 3)  # too short for a local window
     assert np.isnan(values["kappa_local"]).all()
-    assert tags(values, values, assign(values, CONFIGURED), CONFIGURED) == ["previous-token"]
+    assert tags(values, assign(values, CONFIGURED), CONFIGURED) == ["previous-token"]
 
 
 @pytest.mark.parametrize("band", BANDS)
@@ -107,7 +115,7 @@ def test_a_head_that_is_partly_on_itself_is_diagonal_at_every_length(band):
     values = values_of(maps)
     labels = assign(values, CONFIGURED)
     assert [LABELS[k] for k in labels] == ["diagonal", "diagonal"]
-    assert tags(values, values, labels, CONFIGURED) == [None, None]
+    assert tags(values, labels, CONFIGURED) == [None, None]
 
 
 def test_a_token_specific_head_is_tagged_with_the_set_of_keys_that_it_looks_for():
@@ -120,10 +128,12 @@ def test_a_token_specific_head_is_tagged_with_the_set_of_keys_that_it_looks_for(
     values = {name: value[0] for name, value in values.items()}
     for name, h in zip(wanted, range(4), strict=True):
         assert values[f"kappa_{name}"][h] == pytest.approx(1), name
-    labels = np.full(4, LABELS.index("token-specific"))
-    assert tags(values, values, labels, CONFIGURED) == list(wanted)
-    low = {**values, **{f"kappa_{name}": np.full(4, 0.09) for name in SETS}}
-    assert tags(values, low, labels, CONFIGURED) == [None] * 4, "intervals that begin too low"
+    labels = assign({**values, "kappa_local": np.zeros(4), "content": np.ones(4)}, CONFIGURED)
+    assert [LABELS[k] for k in labels] == ["token-specific"] * 4
+    assert tags(values, labels, CONFIGURED) == list(wanted)
+    low = {**values, **{f"kappa_{name}": np.full(4, 0.09) for name in SETS}, "kappa_local": np.zeros(4)}
+    labels = assign({**low, "content": np.ones(4)}, CONFIGURED)
+    assert [LABELS[k] for k in labels] == ["content-based"] * 4 and tags(low, labels, CONFIGURED) == [None] * 4
 
 
 def looking(set_QK):
@@ -136,6 +146,7 @@ def looking(set_QK):
 
 def test_margins_are_in_standard_deviations_of_the_bootstrap():
     found = dict(kappa_self=[0.45], kappa_prev=[0.0], kappa_local=[0.0], broad=[0.5], content=[0.1], non_sink=[0.9])
+    found |= {f"kappa_{name}": [0.0] for name in SETS}
     drawn = {name: np.array([value, value]) for name, value in found.items()}
     drawn["kappa_self"] = np.array([[0.40], [0.50]])  # a standard deviation of 0.05
     drawn["broad"] = np.array([[0.4], [0.6]])
@@ -146,17 +157,21 @@ def test_margins_are_in_standard_deviations_of_the_bootstrap():
 
 
 def test_thresholds_are_the_larger_of_configured_and_null():
-    null = {"kappa_max": 0.4, "content": 0.01}
-    assert effective_thresholds(CONFIGURED, null, 0.3) == Thresholds(kappa=0.4, content=0.15, broad=0.8, sink=0.1)
-    assert effective_thresholds(CONFIGURED, null, 0.5).kappa == 0.5
-    assert effective_thresholds(CONFIGURED, dict.fromkeys(null, np.nan), 0.1) == CONFIGURED
+    null, none = {"kappa_max": 0.4, "content": 0.01}, dict.fromkeys(NAMES, np.empty((0, 4)))
+    found = effective_thresholds(CONFIGURED, null, none, 0.3)
+    assert found == Thresholds(kappa=0.4, content=0.15, broad=0.8, sink=0.1)
+    assert effective_thresholds(CONFIGURED, null, none, 0.5).kappa == 0.5
+    assert effective_thresholds(CONFIGURED, dict.fromkeys(null, np.nan), none, 0.1) == CONFIGURED
+    peaked = {name: np.full((2, 4), 0.3) for name in NAMES}
+    found = effective_thresholds(CONFIGURED, null, peaked, 0.1)
+    assert found.sets == dict.fromkeys(SETS, pytest.approx(0.3)) and found.content == 0.15 and found.kappa == 0.4
 
 
-def test_confidence_and_counts():
+def test_stability_and_counts():
     labels = np.array([0, 3])
     replicates = np.array([[0, 3], [0, 5], [0, 3], [1, 3]])
-    assert confidence(labels, replicates).tolist() == [0.75, 0.75]
-    assert counts(replicates).tolist()[1] == [1, 0, 0, 0, 0, 1]
+    assert stability(labels, replicates).tolist() == [0.75, 0.75]
+    assert counts(replicates).tolist()[1] == [1, 0, 0, 0, 0, 1, 0]
     assert (counts(replicates).sum(1) == 2).all()
 
 
@@ -168,7 +183,9 @@ def some_ids(seed=0, sentences=12):
 def null_of(ids, category, models=2, seed=1):
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    return untrained_values(config(), ids, category, window=4, models=models, seed=seed, device=device)
+    return values_of_models(
+        untrained_models(config(), models=models, seed=seed), ids, category, window=4, device=device
+    )
 
 
 def test_untrained_heads_are_global_and_leave_the_random_state_alone():
@@ -183,6 +200,35 @@ def test_untrained_heads_are_global_and_leave_the_random_state_alone():
     assert all(np.array_equal(null[name], again[name], equal_nan=True) for name in null)
     first, second = (next(iter(m.parameters())) for m in untrained_models(config(), models=2, seed=1))
     assert not torch.equal(first, second)
+
+
+def test_untrained_heads_as_peaked_as_others_are_content_based_and_nothing_more():
+    """The layers get the broad shares that are asked for; what comes of it has content, and no place or set of keys."""
+    ids, category, device = some_ids(sentences=40), [0, 1] * 20, torch.device("cpu")
+    tokens = [[f"word{i}" if i % 3 else "," for i in sequence] for sequence in ids]
+    keys = [key_sets(*pair) for pair in zip(ids, tokens, strict=True)]
+    wanted = np.repeat([0.3, 0.7], 7)
+    models = list(peaked_models(config(), wanted, ids, models=3, seed=1, device=device))
+    values = values_of_models(models, ids, category, keys=keys, window=4, device=device)
+    assert values["broad"].reshape(3, 2, 7).mean(-1) == pytest.approx(np.tile([0.3, 0.7], (3, 1)), abs=0.06)
+    again = values_of_models(
+        peaked_models(config(), wanted, ids, models=3, seed=2, device=device), ids, category, keys=keys, window=4,
+        device=device,
+    )  # fmt: skip
+    thresholds = effective_thresholds(CONFIGURED, {"kappa_max": 0.0, "content": 0.0}, again, 0.0)
+    labels = counts(assign(values, thresholds).ravel())
+    assert labels[LABELS.index("content-based")] >= 38 and labels[LABELS.index("token-specific")] <= 2
+
+
+def test_the_broad_share_of_logits_is_that_of_the_statistics():
+    generator = np.random.default_rng(0)
+    logits = torch.from_numpy(2 * generator.standard_normal((2, 3, 9, 9)))
+    maps = [m.masked_fill(torch.ones(9, 9).triu(1).bool(), float("-inf")).softmax(-1).numpy() for m in logits]
+    maps[1] = maps[1][:, :6, :6]
+    sums = sentence_sums(maps, [0, 0], window=2)
+    k = NAMES.index("broad")
+    expected = sums.numerator[:, k].sum() / sums.denominator[:, k].sum()
+    assert broad_share(logits, torch.tensor([9, 6])) == pytest.approx(expected)
 
 
 def test_without_the_separator_the_first_word_stands_in_its_place():
@@ -209,22 +255,32 @@ def report():
         ids += found
     null = null_of(ids, [0] * 24 + [1] * 24)
     bare = values_of([weights for category in categories for weights in category.maps])
-    return describe_heads(categories, null=null, bare=bare, configured=CONFIGURED, window=4, bootstraps=200, seed=1)
+    return described(categories, null=null, bare=bare, bootstraps=200)
+
+
+def described(categories, *, null, bare, bootstraps):
+    keys = every_key_set(categories)
+    sums = sentence_sums(every_map(categories), numbering(categories), window=4, keys=keys)
+    return describe_heads(
+        categories, sums, null=null, peaked=None, bare=bare, null_effects=[], configured=CONFIGURED, window=4,
+        bootstraps=bootstraps, seed=1,
+    )  # fmt: skip
 
 
 def test_census(report):
     assert [head["label"] for head in report["heads"]] == list(HEADS)
     assert [head["name"] for head in report["heads"]] == [f"L0H{h}" for h in range(5)]
-    assert all(head["confidence"] == 1 and not head["uncertain"] for head in report["heads"])
+    assert all(head["stability"] == 1 and not head["unstable"] for head in report["heads"])
     assert all(head["categories_agreeing"] == 2 for head in report["heads"])
     found = {label: entry["count"] for label, entry in report["labels"].items()}
-    assert found == dict.fromkeys(HEADS, 1) | {"mixed": 0}
+    assert found == dict.fromkeys(HEADS, 1) | {"mixed": 0, "token-specific": 0}
     assert report["null"]["heads"] == 28 and sum(report["null"]["labels"].values()) == 28
     assert report["sample"]["sentences"] == 48 and report["sample"]["null_models"] == 2
     assert report["thresholds"]["kappa"] == {
         "value": 0.25,
         "configured": 0.25,
         "null_percentile_99": report["null"]["percentile_99"]["kappa_max"],
+        "peaked_percentile_99": None,
         "shuffled_percentile_99": report["thresholds"]["kappa"]["shuffled_percentile_99"],
         "source": "configured",
     }
@@ -239,7 +295,7 @@ def test_table_and_metrics(report):
     assert [row["label"] for row in rows] == list(HEADS)
     assert float(rows[0]["kappa_self"]) == report["heads"][0]["statistics"]["kappa_self"]["value"]
     flat = metrics(report)
-    assert len(flat) <= 20 and all(isinstance(value, int | float) for value in flat.values())
+    assert len(flat) <= 21 and all(isinstance(value, int | float) for value in flat.values())
     assert sum(flat[f"share_{label.replace('-', '_')}"] for label in LABELS) == pytest.approx(1)
 
 
@@ -289,12 +345,12 @@ def test_a_head_of_nothing_but_sink_goes_through_the_whole_study():
     json.dumps([report, families], allow_nan=False)
 
 
-def test_an_unstable_head_is_called_uncertain():
+def test_an_unstable_head_is_called_so():
     """A head at the threshold: its kappa is .255 on average, and sentences differ."""
     shares = np.linspace(0.005, 0.505, 20)
     maps = [(s * offset(20, 1) + (1 - s) * content_uniform(20))[None, None].astype(np.float32) for s in shares]
     ids = [list(range(20))] * 20
     category = CategoryMaps("simple", "Simple", [""] * 20, ids, [["x"] * 20] * 20, [{}] * 20, maps)
     null = {name: np.zeros((1, 4)) for name in values_of([random_causal((1, 9, 9), 0)])}
-    report = describe_heads([category], null=null, bare=None, configured=CONFIGURED, window=4, bootstraps=300, seed=1)
-    assert report["heads"][0]["uncertain"] and 0 < report["heads"][0]["confidence"] < 0.8
+    report = described([category], null=null, bare=None, bootstraps=300)
+    assert report["heads"][0]["unstable"] and 0 < report["heads"][0]["stability"] < 0.8

@@ -1,5 +1,6 @@
 """Probes: items are balanced, chance is chance, and what is there is found."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from refusals import refusal
-from scipy.stats import ttest_1samp
+from scipy.stats import ttest_1samp, ttest_rel
 
 from picollm.data.ngram import NGrams
 from picollm.data.tokenizer import END_OF_TEXT, encoding
@@ -25,9 +26,12 @@ from picollm.mechanisms.coreference import (
 )
 from picollm.mechanisms.intervention import baseline
 from picollm.mechanisms.minimal_pairs import Continuations
+from picollm.mechanisms.model_and_text import ModelAndText
+from picollm.mechanisms.probes import metrics, probe_heads
 from picollm.mechanisms.templates import GENDERS, NOUNS, pairs, references
+from picollm.mechanisms.vocabulary import known_clusters, occurrences, rare_words
 from picollm.model.transformer import ModelConfig, Transformer
-from picollm.stats import accuracy, preferred
+from picollm.stats import above, accuracy, preferred
 
 CPU = torch.device("cpu")
 
@@ -66,7 +70,8 @@ def test_the_pronoun_fits_its_antecedent_alone():
 
 
 def test_rules_without_language_are_at_chance(items):
-    found = baselines(items, np.arange(50257), split_clusters(clusters_of(items), 1))
+    right = baselines(items, np.arange(50257), split_clusters(clusters_of(items), 1))
+    found = {name: accuracy(right_I, clusters_of(items)) for name, right_I in right.items()}
     for name in ("the nearer", "the first", "the subject", "the commoner in the training text"):
         assert found[name]["accuracy"] == 0.5, name
     assert found["uniform attention"]["accuracy"] == pytest.approx(0.5, abs=0.03)
@@ -121,7 +126,8 @@ def test_a_head_that_knows_is_found(items):
     knows = np.random.default_rng(1).random(len(items)) < 0.8
     drawn[:, 7] = np.where((gold == 0) == knows, 1, -1)[:, None] * [1, -1]
     names = [f"H{h}" for h in range(56)]
-    found = coreference(drawn, items, np.arange(50257), names, seed=1)
+    found = coreference(drawn, items, np.arange(50257), names, rivals={"none": np.full(len(items), 0.5)}, seed=1)
+    assert found["p_against_rivals"] < 0.001 and {"none", "the mean of all heads"} <= set(found["baselines"])
     assert found["chosen_on_one_half"]["heads"] == ["H7", "H7"] and found["best_of_all"]["head"] == "H7"
     assert found["chosen_on_one_half"]["accuracy"] == pytest.approx(knows.mean()) and found["best_of_all"]["p"] < 0.001
     assert found["best_of_all"]["best_by_chance_95"] < 0.65
@@ -239,6 +245,42 @@ def test_margins_are_the_likelihoods_of_the_targets_alone():
     many = found.margins(lambda *given: torch.stack([by_text(*given), 2 * by_text(*given)]), CPU)
     assert many.shape == (2, len(chosen)) and many[1] == pytest.approx(2 * many[0])
     assert preferred(np.array([1.0, 0.0, -1.0, 2.0])).tolist() == [1.0, 0.5, 0.0, 1.0]
+
+
+def test_both_texts_of_an_inversion_have_the_same_words():
+    for pair in pairs()["inversion"]:
+        good, bad = (sorted(text.lower().replace("they", "").split()) for text in (pair.good, pair.bad))
+        assert good == bad and pair.target.strip() in pair.words
+
+
+def test_words_are_counted_whole_and_rare_ones_named():
+    text = encoding().encode_ordinary(" The king and the duchess . A king , the king ; kingdom, duchess duchesses")
+    rows = np.array([[END_OF_TEXT, *text]], dtype=np.uint16)
+    assert occurrences(rows, "king") == 3 and occurrences(rows, "duchess") == 3 and occurrences(rows, "queen") == 0
+    rare = rare_words(np.tile(rows, (4, 1)), ["king", "queen", "duchess", "A"])
+    assert rare == {"queen": 0, "A": 4}
+    assert known_clusters({0: ("king", "duchess"), 1: ("king", "queen"), 2: ("A",)}, rare) == [0]
+
+
+def test_probes_of_words_that_the_text_lacks_are_not_tested():
+    torch.manual_seed(0)
+    rows = np.random.default_rng(0).integers(0, 1000, (8, 65)).astype(np.uint16)
+    model = Transformer(ModelConfig(50257, 64, 16, 2, 2, 16, 0.0, True, 1e4, 64)).eval()
+    cfg = {"windows": 4, "mean_windows": 4, "null_models": 1, "seed": 1}
+    report = probe_heads(ModelAndText(model, rows, rows, cfg, CPU), "plain")
+    for entry in (report["coreference"], *report["pairs"].values()):
+        assert not entry["testable"] and not entry["shows"] and "8 are needed" in entry["because"]
+    assert metrics(report) == {"testable": 0}
+    json.dumps(report, allow_nan=False)
+
+
+def test_above_is_a_paired_test():
+    generator = np.random.default_rng(0)
+    rival, cluster = generator.random(60), np.repeat(np.arange(12), 5)
+    own = rival + 0.1 + 0.2 * generator.standard_normal(60)
+    a, b = (x.reshape(12, 5).mean(1) for x in (own, rival))
+    assert above(own, rival, cluster) == pytest.approx(ttest_rel(a, b, alternative="greater").pvalue)
+    assert above(rival, rival, cluster) == 1 and above(rival + 1, rival, cluster) < 1e-9
 
 
 def test_ngrams_see_only_what_they_can():

@@ -24,7 +24,7 @@ from picollm.report.gallery import Gallery, embedded
 from picollm.report.mechanism_figures import mechanism_figures
 from picollm.report.page import render
 from picollm.report.style import LABEL_COLOURS
-from picollm.report.summary import five_lines, lines
+from picollm.report.summary import clusters_line, five_lines, lines
 
 TEMPLATE = Path(html_module.__file__).with_name("template.html.j2")
 CFG = {"report": {"title": "A run"}, "corpus": {"source": "enwiki-sample", "fraction": 0.5}}
@@ -45,14 +45,16 @@ def head(h):
         "head": h % 2,
         "label": label,
         "tag": None,
-        "confidence": 0.5 + h / 10,
+        "looks_at": [{"token": " the", "share": 0.1}],
+        "seen": [],
+        "stability": 0.5 + h / 10,
         "margin": None if h == 3 else 1.5 * h,
         "sink_flag": h == 3,
         "categories_agreeing": h,
         "category_labels": dict.fromkeys(("simple", "negation", "technical"), label),
     }
     value = {"value": None, "low": None, "high": None} if h == 3 else {"value": 0.25, "low": 0.125, "high": 0.5}
-    return row | {"uncertain": h == 1, "raw_label": "mixed", "statistics": dict.fromkeys(STATISTICS, value)}
+    return row | {"unstable": h == 1, "raw_label": "mixed", "statistics": dict.fromkeys(STATISTICS, value)}
 
 
 def speedup(ratio, low, high):
@@ -89,11 +91,12 @@ def chapters():
         "labels": {key: {"count": n, "share": n / 4, "low": 0.0, "high": 0.75} for key, n in labels.items()},
         "null": {"heads": 8, "labels": count | {"global": 6, "sink": 2},
                  "values": {"kappa_max": [0.01, -0.02], "content": [0.0, 0.01]}},
+        "peaked_null": {"heads": 8, "labels": count | {"content-based": 7, "token-specific": 1}},
         "raw_agreement": None, "raw_rule": "raw",
         "sensitivity": {
-            "thresholds": [{"threshold": name, "value": value, "labels": [1, 0, 0, 2, 1, 0]}
+            "thresholds": [{"threshold": name, "value": value, "labels": [1, 0, 0, 0, 2, 1, 0]}
                            for name in ("kappa", "broad") for value in (0.2, 0.4)],
-            "window": [{"window": 2, "labels": [1, 0, 0, 2, 1, 0]}, {"window": 4, "labels": [0, 1, 0, 2, 1, 0]}],
+            "window": [{"window": 2, "labels": [1, 0, 0, 0, 2, 1, 0]}, {"window": 4, "labels": [0, 1, 0, 0, 2, 1, 0]}],
         },
         "separator": {"same_label": 0.75, "means": dict.fromkeys(("non_sink", "broad"), {"with": 0.5, "without": 0.4})},
         "category_effects": {"tested": 40, "significant": [
@@ -101,20 +104,29 @@ def chapters():
         "sample": {"sentences": 6, "tokens": 88, "bootstraps": 100, "null_models": 2, "categories": {"simple": {}}},
         "rule": ["first kappa"], "definitions": {"broad": "share"},
         "thresholds": {"kappa": {"value": 0.25, "configured": 0.25, "null_percentile_99": None,
-                                 "shuffled_percentile_99": 0.03},
+                                 "peaked_percentile_99": 0.1, "shuffled_percentile_99": 0.03},
                        "content": {"value": 0.15, "configured": 0.15, "null_percentile_99": 0.01,
-                                   "shuffled_percentile_99": None}},
+                                   "peaked_percentile_99": None, "shuffled_percentile_99": None}},
     }  # fmt: skip
-    cluster = {"cluster": 1, "size": 2, "mean_distance": 0.1, "stability": 0.9, "stable": True, "labels": {"global": 2}}
+    cluster = {
+        "cluster": 1,
+        "size": 2,
+        "mean_distance": 0.1,
+        "stability": 0.9,
+        "stability_by_chance": 0.4,
+        "stable": True,
+        "labels": {"global": 2},
+    }
     clusters = {
         "distance": "Jensen-Shannon", "method": "average", "cophenetic": {"average": 0.9}, "faithful": True, "k": 2,
+        "structure": {"found": True, "because": [], "p": 0.01, "silhouette_one_cloud_95": 0.2},
         "silhouette": 0.4, "noise": {"mean_absolute_difference": 0.05}, "coordinates_show": 0.6,
         "with_sink": {"rank_correlation": 0.5}, "heads": [{"cluster": c} for c in (1, 1, 2, 2)],
         "clusters": [cluster | {"heads": ["L0H0", "L0H1"]}],
         "agreement": dict.fromkeys(("labels", "layers"), {"adjusted_rand": 0.1, "p": 0.2, "permutations": 99}),
     }  # fmt: skip
-    claim = {"section": "V.A", "claim": "heads are <global>", "test": "an interval", "verdict": "not supported",
-             "numbers": {"share": 0.5, "untrained_models": None}}  # fmt: skip
+    claim = {"section": "A", "claim": "heads are <global>", "test": "an interval", "verdict": "did not hold",
+             "because": "", "p": 0.2, "q": 0.4, "numbers": {"share": 0.5, "untrained_models": None}}  # fmt: skip
     findings = {
         "testable": True,
         "because": "it predicts better than a 4-gram",
@@ -175,14 +187,17 @@ def causes(names):
     ]
     score = {"value": 0.25, "low": 0.125, "high": 0.5}
     row = {"accuracy": 0.75, "low": 0.625, "high": 0.875, "items": 120, "clusters": 12}
-    measures = ("kappa_max", "content", "previous", "duplicate", "induction")
+    measures = ("kappa_max", "kappa_set", "content", "previous", "duplicate", "induction")
     return {
         "ablation": {"mean_tokens": 51_200, "tokens": 8192, "windows": 64, "loss": 6.4, "median_half_width": 0.0012,
                      "heads": ablated},
         "mechanisms": {
             "sequences": 192, "ablated_sequences": 8, "lengths": [25, 50],
             "copies": {"sequences": 64, "first_loss": 9.5, "second_loss": 9.25, "gain": score},
-            "in_context_learning": score | {"early": [13, 20], "late": [107, 127]},
+            "context": {"windows": 300, "targets": 900, "loss": 6.3, "enough": 16,
+                        "curve": [{"tokens": 2**k, "cost": 0.5 / 2**k, "low": 0.4 / 2**k, "high": 0.6 / 2**k}
+                                  for k in range(6)]},
+            "after_layer": [score, score, score],
             "definitions": {"induction": "what followed"}, "null": {"induction": 0.01},
             "best": {"induction": score | {"head": names[3]}},
             "criteria": {"score": 0.3, "copying": 0.5}, "together": None,
@@ -190,18 +205,23 @@ def causes(names):
                        "scores": {"induction": {"50": score}}} for h, name in enumerate(names)],
         },
         "emergence": {
-            "windows": 16, "threshold": dict.fromkeys(measures, 0.25), "median_onset": dict.fromkeys(measures, 2.0),
+            "windows": 16, "context_windows": 64,
+            "threshold": dict.fromkeys(measures, 0.25), "median_onset": dict.fromkeys(measures, 2.0),
             "snapshots": [{"step": step, "loss": 11 - step / 10, "effects": dict.fromkeys(measures, step),
-                           "in_context_learning": -step / 10}
+                           "context_cost": {"1": 0.1 * step, "4": 0.05 * step}}
                           for step in (0, 1, 4)],
         },
         "probes": {
+            "least_count": 10,
             "coreference": {
-                "items": 336, "chosen_on_one_half": row | {"heads": names[:2]}, "mean_of_heads": row, "untrained": row,
-                "baselines": {"the nearer": row}, "shows": False,
+                "testable": True, "p": 0.3,
+                "items": 336, "chosen_on_one_half": row | {"heads": names[:2]},
+                "baselines": {"the nearer": row, "untrained": row}, "shows": False,
                 "best_of_all": row | {"head": names[0], "p": 0.25, "best_by_chance_95": 0.5625},
             },
-            "pairs": {"negation": {"model": row, "baselines": {"bigram": row}, "shows": True}},
+            "pairs": {"negation": {"testable": True, "p": 0.01, "model": row, "baselines": {"bigram": row},
+                                   "shows": True},
+                      "agreement": {"testable": False, "because": "too few words", "shows": False}},
         },
     }  # fmt: skip
 
@@ -222,9 +242,9 @@ def draw(folder):
     gallery.add("training.svg", measurement.loss_curve(curve, found["training"]), "Loss")
     arrays = {"distance": distance, "linkage": average(squareform(distance)), "order": np.array([2, 0, 1, 3]),
               "coordinates": np.array([[0, 0], [0, 1], [1, 0], [2, 2.0]])}  # fmt: skip
-    attention.head_figures(gallery, found["heads"], found["clusters"], arrays)
+    attention.head_figures(gallery, found["heads"], found["ablation"], found["clusters"], arrays)
     labels = [head["label"] for head in found["heads"]["heads"]]
-    mechanism_figures(gallery, found["ablation"], found["emergence"], found["probes"], labels)
+    mechanism_figures(gallery, found, labels)
     gallery.add("benchmark.svg", measurement.latency_bars(found["benchmark"]["results"]), "Latency")
     gallery.add("profile.svg", measurement.step_timeline(found["profile"]), "Steps")
     gallery.add(
@@ -245,7 +265,7 @@ def test_figures_repeat_to_the_byte_and_replace_an_earlier_run(figures, tmp_path
     again = draw(tmp_path)
     first = {path.name: path.read_bytes() for path in figures.parent.iterdir()}
     assert first == {path.name: path.read_bytes() for path in again.parent.iterdir()}
-    assert len(first) == 15 and first["simple-maps.png"].startswith(b"\x89PNG") and b"<svg" in first["grid.svg"]
+    assert len(first) == 17 and first["simple-maps.png"].startswith(b"\x89PNG") and b"<svg" in first["grid.svg"]
 
 
 def test_embedded_figures_are_the_files(figures):
@@ -324,8 +344,13 @@ def test_the_five_lines():
     assert data == "Data: 1,096 articles, 640,000 training tokens, 70,000 for validation, 60,000 for test."
     assert "35.3 M parameters after 61,440 tokens: validation loss 6.25 nats, better than a 4-gram (6.40)" in model
     assert "worse than one that remembers the row (6.20)" in model
-    assert heads == "Heads: of 4, 1 diagonal, 2 global, 1 sink (1 uncertain); in untrained models 75% come out global."
-    assert "Clusters of heads: 4, 3 of them stable" in clusters and "layers 0.12, with classes 0.34" in clusters
+    assert heads == (
+        "Heads: of 4, 1 diagonal, 2 global, 1 sink; in untrained models 75% come out global, in untrained ones that "
+        "are as peaked 12% token-specific."
+    )
+    assert "Families of heads: 4, 3 of them stable" in clusters and "layers 0.12, with classes 0.34" in clusters
+    none = metrics()["clusters"] | {"clusters": 0, "silhouette": 0.14, "structure_p": 0.3}
+    assert "Families of heads: none" in clusters_line(none) and "silhouette 0.14, p = 0.30" in clusters_line(none)
     assert speed == ("Speed, batch 1: openvino-bf16 is 2.50x eager fp32 (95 % 2.25 to 2.75: faster) on CPU & Co <9>; "
                      "TensorRT: not run: no NVIDIA GPU.")  # fmt: skip
     worse, alone = chapters(), chapters()

@@ -15,16 +15,18 @@ from scipy.stats import false_discovery_control
 from workspace import ROOT
 
 from picollm.attention.extraction import attention_maps
-from picollm.attention.labels import strongest_kappa
+from picollm.attention.labels import Thresholds, strongest_kappa
 from picollm.attention.maps import from_arrays
 from picollm.attention.measures import macro_mean, sentence_sums
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.mechanisms import probes
 from picollm.mechanisms.ablation import ablate_heads
+from picollm.mechanisms.attribution import attribution
+from picollm.mechanisms.context import context_curve, target_places
 from picollm.mechanisms.emergence import SAMPLE, STATISTICS, trace_emergence
-from picollm.mechanisms.intervention import KINDS, baseline, each_head
-from picollm.mechanisms.mechanisms import in_context_learning
+from picollm.mechanisms.intervention import KINDS, baseline, each_head, without
 from picollm.mechanisms.model_and_text import ModelAndText, spread
+from picollm.mechanisms.redundancy import interactions
 from picollm.mechanisms.study import by_category, full_study, groups_of
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.report.study_page import study_page
@@ -49,7 +51,7 @@ def open_model_and_text(seed=1):
 def heads_and_clusters():
     labels = ["local", "global", "global", "local"]
     heads = {"heads": [{"label": label} for label in labels]}
-    return heads, {"heads": [{"cluster": c} for c in (1, 1, 1, 2)]}
+    return heads, {"heads": [{"cluster": c} for c in (1, 1, 1, 2)], "structure": {"found": True}}
 
 
 def category(s, name="questions"):
@@ -73,6 +75,7 @@ def fewer_pairs():
     few = {kind: sorted(found, key=lambda pair: pair.cluster)[::6] for kind, found in probes.pairs().items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "pairs", lambda: few)
+        patch.setattr(probes, "rare_words", lambda rows, words: {"album": 0})  # the text here is of random tokens
         yield
 
 
@@ -90,12 +93,18 @@ def test_the_study_has_its_parts_and_does_none_of_them_twice(study, folder, tmp_
     s, found = open_model_and_text(), study
     shutil.copytree(folder / "parts", tmp_path / "parts")
     json.dumps(found, allow_nan=False)
-    assert set(found["kinds"]) == set(KINDS) and found["kinds"]["mean"]["heads"] == ablate_heads(s)["heads"]
+    assert set(found["kinds"]) == set(KINDS)
+    alone = ablate_heads(s)
+    assert found["kinds"]["mean"]["heads"] == [
+        {name: value for name, value in head.items() if name != "on"} for head in alone["heads"]
+    ]
+    assert found["interactions"] == alone["interactions"], "four heads: all of them are among the ten strongest"
+    assert set(found["context"]["tokens"]) == {"1", "4", "all"}
     heads = found["pairs"]["negation"]["heads"]
     assert [head["q"] for head in heads] == pytest.approx(false_discovery_control([head["p"] for head in heads]))
     assert set(found["rank_correlation_with_mean"]) == set(KINDS) - {"mean"}
     assert [row["group"] for row in found["groups"]] == ["class local", "class global", "cluster 1"]
-    assert set(found["pairs"]) == {"agreement", "negation", "questions", "pronouns"}
+    assert set(found["pairs"]) == {"agreement", "negation", "inversion", "pronouns"}
     q = [row["q"] for row in found["groups"] if 3 * row["least_p"] < 0.05]
     tested = [row["p"] for row in found["groups"] if 3 * row["least_p"] < 0.05]
     assert q == (pytest.approx(false_discovery_control(tested)) if tested else [])
@@ -164,13 +173,16 @@ def test_padding_changes_nothing_of_a_sentence():
 def test_emergence_of_no_and_of_one_snapshot():
     s = open_model_and_text()
     null = dict.fromkeys(STATISTICS, 0.0)
-    none = trace_emergence(s, [], [category(s)], null, window=4)
+    labels = Thresholds(0.25, 0.15, 0.8, 0.1)
+    none = trace_emergence(s, [], [category(s)], null, labels, window=4)
     assert none["snapshots"] == [] and none["onset"]["induction"] == [None] * 4
-    one = trace_emergence(s, [(7, s.model)], [category(s)], null | {"kappa_sink": 1.0}, window=4)
+    one = trace_emergence(s, [(7, s.model)], [category(s)], null | {"kappa_sink": 1.0}, labels, window=4)
     json.dumps(one, allow_nan=False)
     (row,) = one["snapshots"]
     assert row["step"] == 7 and row["loss"] == pytest.approx(ablate_heads(s)["loss"], abs=1e-4)
-    assert row["in_context_learning"] == pytest.approx(in_context_learning(s)["value"], abs=1e-4)
+    curve = context_curve(s.model, s.validation, seed=1, device=CPU)
+    costs = {str(found["tokens"]): found["cost"] for found in curve["curve"] if found["tokens"] in (1, 4)}
+    assert row["context_cost"] == pytest.approx(costs, abs=1e-5)
     broad = macro_mean(sentence_sums_of(s))["broad"][0]
     assert sum(row["mean"][name] for name in ("broad", "positional", "content")) == pytest.approx(1, abs=1e-6)
     assert row["mean"]["broad"] == pytest.approx(broad.mean(), abs=1e-6)
@@ -179,12 +191,65 @@ def test_emergence_of_no_and_of_one_snapshot():
     assert row["heads"]["kappa_max"] == pytest.approx(np.nan_to_num(expected), abs=1e-6)
 
 
-def test_in_context_learning_is_late_less_early_loss():
+def test_the_curve_of_context_by_brute_force():
     s = open_model_and_text()
-    found, nats_WT = in_context_learning(s), baseline(s.model, torch.from_numpy(s.windows.astype(np.int64))).numpy()
-    (a, b), (c, d) = found["early"], found["late"]
-    assert 0 < a <= b < c <= d < 16 and found["low"] <= found["value"] <= found["high"]
-    assert found["value"] == pytest.approx(nats_WT[:, c : d + 1].mean() - nats_WT[:, a : b + 1].mean(), abs=1e-5)
+    found = context_curve(s.model, s.validation, seed=3, device=CPU)
+    place_WN = target_places(len(s.validation), 16, 3)
+    assert (place_WN > 11).all() and (place_WN <= 16).all() and found["targets"] == place_WN.size
+    ids = torch.from_numpy(s.validation.astype(np.int64))
+
+    def nats(w, p, start):
+        with torch.no_grad():
+            logits = s.model(ids[w : w + 1, start:p])[0, -1]
+        return (logits.logsumexp(-1) - logits[ids[w, p]]).item()
+
+    whole = np.mean([[nats(w, p, 0) for p in place_WN[w]] for w in range(4)])
+    assert found["loss"] == pytest.approx(whole, abs=1e-5)
+    assert [row["tokens"] for row in found["curve"]] == [1, 2, 4, 8]
+    for row in found["curve"]:
+        kept = np.mean([[nats(w, p, p - row["tokens"]) for p in place_WN[w]] for w in range(4)])
+        assert row["cost"] == pytest.approx(kept - whole, abs=1e-5) and row["low"] <= row["cost"] <= row["high"]
+
+
+def test_interactions_by_brute_force():
+    s = open_model_and_text()
+    found = interactions(s, [0, 1, 3])
+    ids = torch.from_numpy(s.validation.astype(np.int64))
+
+    def loss(*heads):
+        mask = torch.zeros(4, dtype=torch.bool)
+        mask[list(heads)] = True
+        return without(s.model, ids, mask.view(2, 2), s.means)[:, 3::4].double().mean(-1).numpy()
+
+    both = {
+        f"{s.names[a]} {s.names[b]}": (loss(a, b) - loss(a) - loss(b) + loss()).mean()
+        for a, b in ((0, 1), (0, 3), (1, 3))
+    }
+    assert {row["name"]: row["delta"] for row in found["largest"]} == pytest.approx(both, abs=2e-6)
+    assert found["mean"]["value"] == pytest.approx(np.mean(list(both.values())), abs=2e-6) and found["pairs"] == 3
+
+
+def test_the_logit_lens_and_the_direct_parts_by_brute_force():
+    s = open_model_and_text()
+    layers, direct_HW = attribution(s)
+    ids = torch.from_numpy(s.windows.astype(np.int64))
+    assert layers[-1]["value"] == pytest.approx(baseline(s.model, ids)[:, 3::4].mean().item(), abs=1e-5)
+    x, *rotary = s.model.start(ids[:, :-1])
+    first = s.model.logits(s.model.norm(x)).log_softmax(-1).gather(-1, ids[:, 1:, None])[:, 3::4]
+    assert layers[0]["value"] == pytest.approx(-first.mean().item(), abs=1e-5) and len(layers) == 3
+    # Where heads alone write, what they add to the logits is all that the logits are, but for the embedding's part.
+    with torch.no_grad():
+        for block in s.model.blocks:
+            block.mlp.down.weight.zero_()
+    _, direct_HW = attribution(s)
+    hidden = x
+    for block in s.model.blocks:
+        hidden = block(hidden, *rotary)
+    scale = (hidden.var(-1, unbiased=False) + s.model.norm.eps).sqrt()
+    centred = (hidden - x) - (hidden - x).mean(-1, keepdim=True)
+    logits = (centred * s.model.norm.weight) @ s.model.head.weight[:VOCAB_SIZE].T / scale[..., None]
+    own = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.mean(-1)
+    assert direct_HW.sum(0) == pytest.approx(own.mean(-1).detach().numpy(), abs=1e-5)
 
 
 def sentence_sums_of(s):
@@ -210,7 +275,7 @@ def test_a_killed_study_goes_on_from_its_parts(tmp_path):
     child.kill()
     child.wait()
     before = times(tmp_path)
-    assert "mean.json" in before and not (tmp_path / "parts/pairs-questions.json").exists()
+    assert "mean.json" in before and not (tmp_path / "parts/pairs-inversion.json").exists()
     found = run(open_model_and_text(), tmp_path)
     after = times(tmp_path)
     assert {name: after[name] for name in ("mean.json", "zero.json")} == {

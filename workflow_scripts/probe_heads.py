@@ -11,10 +11,12 @@ from picollm.pipeline.job import job
 with job() as rule:
     cfg, inputs = rule.cfg, rule.inputs
     device = set_up(cfg["compute"]["device"], threads=THREADS)
-    report = probe_heads(
-        open_model_and_text(load_model(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device)
-    )
+    examined = open_model_and_text(load_model(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device)
+    report = probe_heads(examined, cfg["attention"]["style"])
     write_json(rule.outputs.report, report)
     numbers = metrics(report)
     write_json(rule.outputs.metrics, numbers)
-    rule.found(f"coreference {numbers['coreference']:.0%} (untrained {numbers['coreference_untrained']:.0%})")
+    learnt = [
+        kind for kind, entry in {"coreference": report["coreference"], **report["pairs"]}.items() if entry["shows"]
+    ]
+    rule.found(f"{', '.join(learnt) or 'nothing'} learnt, of {numbers['testable']} that can be tested")

@@ -1,6 +1,7 @@
 """Mechanistic scores of the trained model's heads, and of the snapshots of its training."""
 
 from picollm.attention.extraction import THREADS
+from picollm.attention.labels import thresholds_of
 from picollm.attention.maps import load_categories
 from picollm.files import read_json, write_json
 from picollm.mechanisms.emergence import thresholds, trace_emergence
@@ -21,6 +22,7 @@ with job() as rule:
         load_snapshots(inputs.snapshots, inputs.config),
         load_categories(inputs.maps),
         threshold=thresholds(heads, report["null"]),
+        labels=thresholds_of(heads),
         window=heads["sample"]["window"],
     )
     write_json(rule.outputs.report, report)

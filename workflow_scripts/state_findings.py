@@ -1,4 +1,4 @@
-"""The original's claims about its heads, one by one: supported, not supported, or not testable with this model."""
+"""The original's claims about its heads, one by one: held, did not hold, can't be tested here, or not comparable."""
 
 from picollm.files import read_json, write_json
 from picollm.pipeline.job import job
@@ -11,10 +11,14 @@ with job() as rule:
         read_json(inputs.clusters),
         read_json(inputs.probes),
         read_json(inputs.emergence),
+        read_json(inputs.ablation),
         read_json(inputs.training),
         seed=rule.cfg["heads"]["seed"],
     )
     write_json(rule.outputs.report, report)
     numbers = metrics(report)
     write_json(rule.outputs.metrics, numbers)
-    rule.found(f"{numbers['supported']} of the original's claims supported, {numbers['not_supported']} not")
+    rule.found(
+        f"of the original's claims {numbers['held']} held, {numbers['did_not_hold']} did not, "
+        f"{numbers['cannot_be_tested']} can't be tested"
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,17 @@ from scipy.special import xlogy
 from scipy.stats import spearmanr
 
 from picollm.attention.maps import CategoryMaps, every_map, numbering
+from picollm.attention.structure import structure
 from picollm.errors import PicollmError
 from picollm.files import atomic_path
 from picollm.stats import bootstrap_counts, interval, number_or_none
 
-FORMAT = 2
+FORMAT = 3
 METHODS = ("average", "single", "complete", "ward")  # the first is the one in use
 DISTANCE = "sqrt of the mean Jensen-Shannon divergence, in bits, of non-sink attention rows; macro-mean over categories"
 PERMUTATIONS = 999
 FAITHFUL = 0.75  # cophenetic correlation from which the dendrogram is taken to show the distances
-STABLE = 0.75  # mean bootstrap Jaccard index from which a cluster is (Hennig 2007)
+STABLE = 0.75  # mean bootstrap Jaccard index (Hennig 2007), corrected for chance, from which a cluster is
 
 
 def cluster_heads(
@@ -65,11 +67,14 @@ def describe_clusters(
     cophenetic = {method: cophenetic_correlation(distance_HH, matrix) for method, matrix in trees.items()}
     k, scores = best_k(distance_HH, linkage_matrix, max_k)
     clusters_H = cut(linkage_matrix, k)
-    resampled_RH = resampled_clusters(divergences, k, replicates=bootstraps, seed=seed)
-    jaccard = stability(clusters_H, resampled_RH)
+    drawn_RHH = resampled_distances(divergences, replicates=bootstraps, seed=seed)
+    resampled_RH = np.stack([cut(tree(drawn_HH), k) for drawn_HH in drawn_RHH])
+    jaccard = stability(clusters_H, resampled_RH, seed=seed)
     difference, correlation = split_half(divergences)
     order = leaves_list(linkage_matrix)
     coordinates, shown = principal_coordinates(distance_HH)
+    every_HD, _ = principal_coordinates(distance_HH, len(distance_HH))
+    layer_H = np.array([head["layer"] for head in heads])
     pairs = np.triu_indices(len(heads), 1)
     report = {
         "format": FORMAT,
@@ -79,6 +84,7 @@ def describe_clusters(
         "faithful": bool(cophenetic[METHODS[0]] >= FAITHFUL),
         "k": k,
         "silhouette": number_or_none(scores[k]),
+        "structure": structure(distance_HH, every_HD, partial(best_cut, max_k=max_k), seed=seed),
         "silhouettes": [{"k": tried, "silhouette": number_or_none(score)} for tried, score in scores.items()],
         "bootstraps": bootstraps,
         "seed": seed,
@@ -89,6 +95,7 @@ def describe_clusters(
             "mean_distance": number_or_none(whole_HH[pairs].mean()),
             "rank_correlation": number_or_none(spearmanr(distance_HH[pairs], whole_HH[pairs]).statistic),
         },
+        "by_layer": by_layer(distance_HH, drawn_RHH, layer_H, seed=seed),
         "coordinates_show": number_or_none(shown),
         "agreement": {
             "labels": _agreement(clusters_H, resampled_RH, [head["label"] for head in heads], seed),
@@ -124,7 +131,9 @@ def _agreement(clusters_H: NDArray, resampled_RH: NDArray, other: Sequence, seed
     }
 
 
-def _cluster(c: int, clusters_H: NDArray, distance_HH: NDArray, heads: Sequence[Mapping], jaccard: float) -> dict:
+def _cluster(
+    c: int, clusters_H: NDArray, distance_HH: NDArray, heads: Sequence[Mapping], jaccard: tuple[float, float]
+) -> dict:
     members = np.flatnonzero(clusters_H == c)
     within = distance_HH[np.ix_(members, members)][np.triu_indices(len(members), 1)]
     return {
@@ -133,8 +142,9 @@ def _cluster(c: int, clusters_H: NDArray, distance_HH: NDArray, heads: Sequence[
         "heads": [heads[h]["name"] for h in members],
         "labels": dict(Counter(heads[h]["label"] for h in members).most_common()),
         "mean_distance": number_or_none(within.mean()) if len(within) else None,
-        "stability": number_or_none(jaccard),
-        "stable": bool(jaccard >= STABLE),
+        "stability": number_or_none(jaccard[0]),
+        "stability_by_chance": number_or_none(jaccard[1]),
+        "stable": bool(jaccard[1] < 1 and (jaccard[0] - jaccard[1]) / (1 - jaccard[1]) >= STABLE),
     }
 
 
@@ -142,7 +152,9 @@ def metrics(report: dict) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`; an undefined one counts as 0."""
     agreement, stabilities = report["agreement"], [c["stability"] for c in report["clusters"]]
     return {
-        "clusters": report["k"],
+        "clusters": report["k"] if report["structure"]["found"] else 0,
+        "structure_p": report["structure"]["p"],
+        "distance_within_layers": report["by_layer"]["ratio"],
         "silhouette": report["silhouette"],
         "cophenetic": report["cophenetic"][report["method"]] or 0.0,
         "mean_distance": report["mean_distance"],
@@ -272,22 +284,52 @@ def silhouette(distance_HH: NDArray, clusters_H: NDArray) -> float:
     return float(np.where(size > 1, score, 0.0).mean())
 
 
-def resampled_clusters(divergences: Divergences, k: int, *, replicates: int, seed: int) -> NDArray[np.int64]:
-    """The k clusters of bootstraps of the sentences within categories, [R, H]."""
+def resampled_distances(divergences: Divergences, *, replicates: int, seed: int) -> NDArray[np.float64]:
+    """The distances from bootstraps of the sentences within categories, [R, H, H]."""
     counts_RS = bootstrap_counts(divergences.category, replicates=replicates, seed=seed)
-    return np.stack([cut(tree(distance_HH), k) for distance_HH in distances(divergences, counts_RS)])
+    return np.stack(list(distances(divergences, counts_RS)))
 
 
-def stability(clusters_H: NDArray, resampled_RH: NDArray) -> dict[int, float]:
-    """Of each cluster, the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig 2007)."""
+def stability(clusters_H: NDArray, resampled_RH: NDArray, *, seed: int) -> dict[int, tuple[float, float]]:
+    """Of each cluster, the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig 2007); and
+    the same where the heads of the resampled clusters change places: a cluster of nearly all heads has it near 1."""
     names = np.unique(clusters_H)
     member = clusters_H == names[:, None]
-    total = np.zeros(len(names))
-    for clusters in resampled_RH:
+    generator = np.random.default_rng(seed)
+
+    def best(clusters: NDArray) -> NDArray:
         again = clusters == names[:, None]
-        overlap = (member[:, None] & again).sum(2) / (member[:, None] | again).sum(2)
-        total += overlap.max(1)
-    return {int(c): float(t) for c, t in zip(names, total / len(resampled_RH), strict=True)}
+        return ((member[:, None] & again).sum(2) / (member[:, None] | again).sum(2)).max(1)
+
+    own = np.mean([best(clusters) for clusters in resampled_RH], axis=0)
+    chance = np.mean([best(generator.permutation(clusters)) for clusters in resampled_RH], axis=0)
+    return {int(c): (float(a), float(b)) for c, a, b in zip(names, own, chance, strict=True)}
+
+
+def by_layer(distance_HH: NDArray, drawn_RHH: NDArray, layer_H: NDArray, *, seed: int) -> dict | None:
+    """Are heads of one layer closer to each other than to heads of other layers? The ratio of the mean distances, its
+    interval over bootstraps of the sentences, and p by permutation of the heads (Mantel 1967); None for one layer, or
+    for layers of one head."""
+    first, second = np.triu_indices(len(layer_H), 1)
+    same = layer_H[first] == layer_H[second]
+    if same.all() or not same.any():
+        return None
+
+    def ratio(d: NDArray) -> float:
+        pairs = d[first, second]
+        return pairs[same].mean() / pairs[~same].mean() if pairs[~same].any() else float("nan")
+
+    generator, observed = np.random.default_rng(seed), ratio(distance_HH)
+    orders = (generator.permutation(len(layer_H)) for _ in range(PERMUTATIONS))
+    drawn = np.array([ratio(distance_HH[np.ix_(order, order)]) for order in orders])
+    low, high = interval(np.array([ratio(d) for d in drawn_RHH]))
+    away = np.abs(drawn - 1) >= abs(observed - 1) - 1e-12
+    return {
+        "ratio": number_or_none(observed),
+        "low": number_or_none(low),
+        "high": number_or_none(high),
+        "p": number_or_none((1 + away.sum()) / (1 + PERMUTATIONS)),
+    }
 
 
 def split_half(divergences: Divergences) -> tuple[float, float]:
@@ -322,6 +364,13 @@ def rand_test(a: NDArray, b: NDArray, *, permutations: int, seed: int) -> tuple[
     generator, observed = np.random.default_rng(seed), adjusted_rand(a, b)
     reached = sum(adjusted_rand(generator.permutation(a), b) >= observed - 1e-12 for _ in range(permutations))
     return observed, (1 + reached) / (1 + permutations)
+
+
+def best_cut(distance_HH: NDArray, max_k: int) -> tuple[NDArray[np.int64], float]:
+    """The cut with the largest silhouette, and that."""
+    linkage_matrix = linkage(squareform(distance_HH, checks=False), method=METHODS[0])
+    k, scores = best_k(distance_HH, linkage_matrix, max_k)
+    return cut(linkage_matrix, k), scores[k]
 
 
 def best_k(distance_HH: NDArray, linkage_matrix: NDArray, max_k: int) -> tuple[int, dict[int, float]]:

@@ -1,16 +1,22 @@
 """Controls of the labels: shuffled rows, untrained models, no separator, other thresholds, permuted categories.
 
-Shape suffixes: S sentence, H head, R permutation.
+Untrained models attend uniformly, since their logits are near 0. So a second kind has W_Q and W_K scaled until each
+layer is as peaked as the trained model's: what such heads do, random projections of random embeddings do.
+
+Shape suffixes: S sentence, H head of a layer (or layers flattened), Q query, K key, L layer, R permutation.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from torch import Tensor
 
 from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import Thresholds, assign, counts
@@ -23,6 +29,8 @@ FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)
 LENGTH_BANDS = 4
 PERMUTATIONS = 20_000  # the least p, times the 560 pairs of a head and a category, must stay below .05
 AT_ONCE = 500
+FITTED = 32  # sentences that the scale of a layer is fitted on
+SCALES = (1e-4, 1e8)  # of a layer's logits, between which one is as peaked as the trained layer
 
 
 def shuffled(maps: Iterable[NDArray], seed: int) -> Iterator[NDArray]:
@@ -87,23 +95,68 @@ def untrained_models(config: ModelConfig, *, models: int, seed: int) -> Iterator
         yield model.eval()
 
 
-def untrained_values(
-    config: ModelConfig,
+@torch.no_grad()
+def peaked(
+    model: Transformer, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device
+) -> Transformer:
+    """The model itself, its W_Q and W_K scaled so that each layer's heads together have this broad share on `ids`."""
+    ids_ST = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)  # padded behind, which changes nothing before
+    for s, sequence in enumerate(ids):
+        ids_ST[s, : len(sequence)] = torch.tensor(sequence)
+    length_S = torch.tensor([len(sequence) for sequence in ids], device=device)
+    x_STD, *rotary = model.to(device).start(ids_ST.to(device))
+    for block, broad in zip(model.blocks, broad_L, strict=True):
+        q, k, _ = block.attention.heads(block.norm_attention(x_STD), *rotary)
+        logits_SHQK = (q @ k.mT / math.sqrt(q.shape[-1])).double()
+
+        def excess(log_scale: float, logits: Tensor = logits_SHQK, broad: float = broad) -> float:
+            return broad_share(logits * math.exp(log_scale), length_S) - broad
+
+        ends = [math.log(scale) for scale in SCALES]
+        signs = [excess(end) > 0 for end in ends]
+        scale = math.exp(brentq(excess, *ends, xtol=1e-3)) if signs == [True, False] else SCALES[signs[1]]
+        block.attention.qkv.weight[: 2 * x_STD.shape[-1]] *= math.sqrt(scale)
+        x_STD = block(x_STD, *rotary)
+    return model
+
+
+def broad_share(logits_SHQK: Tensor, length_S: Tensor) -> float:
+    """`broad` of picollm.attention.measures, of all sentences and heads of a layer together."""
+    T = logits_SHQK.shape[-1]
+    i = torch.arange(T, device=logits_SHQK.device)
+    weights = logits_SHQK.masked_fill(i > i[:, None], float("-inf")).softmax(-1)[..., 2:, 1:]
+    w_SHQ = weights.sum(-1)
+    entropy_SHQ = w_SHQ.xlogy(w_SHQ) - weights.xlogy(weights).sum(-1)
+    there_S1Q = (i[2:] < length_S[:, None])[:, None]
+    return float((entropy_SHQ * there_S1Q).sum() / (w_SHQ * i[2:].log() * there_S1Q).sum())
+
+
+def values_of(
+    models: Iterable[Transformer],
     ids: Sequence[Sequence[int]],
     category: Sequence[int],
     *,
     keys: Sequence[NDArray] | None = None,
     window: int,
-    models: int,
-    seed: int,
     device: torch.device,
 ) -> dict[str, NDArray[np.float64]]:
-    """Each statistic of every head of the untrained models, [models, H]."""
-    rows = []
-    untrained = untrained_models(config, models=models, seed=seed)
-    for model in progress(untrained, total=models, unit=" untrained models"):
-        rows.append(macro_mean(sentence_sums(attention_maps(model, ids, device), category, window=window, keys=keys)))
+    """Each statistic of every head of some models, [models, H]."""
+    rows = [
+        macro_mean(sentence_sums(attention_maps(model, ids, device), category, window=window, keys=keys))
+        for model in progress(models, unit=" untrained models")
+    ]
     return {name: np.concatenate([row[name] for row in rows]) for name in NAMES}
+
+
+def peaked_models(
+    config: ModelConfig, broad_H: NDArray, ids: Sequence[Sequence[int]], *, models: int, seed: int, device: torch.device
+) -> Iterator[Transformer]:
+    """Untrained models as peaked, layer by layer, as the one whose heads have these broad shares on the sentences."""
+    broad_LH = broad_H.reshape(config.n_layers, config.n_heads)
+    broad_L = [float(np.nanmean(row)) if np.isfinite(row).any() else 1.0 for row in broad_LH]
+    some = ids[:: max(1, len(ids) // FITTED)]
+    for model in untrained_models(config, models=models, seed=seed):
+        yield peaked(model, broad_L, some, device)
 
 
 def without_separator(

@@ -14,22 +14,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from picollm.attention.controls import by_threshold, category_effects, shuffled, untrained_values, without_separator
+from picollm.attention.controls import (
+    by_threshold,
+    category_effects,
+    peaked_models,
+    shuffled,
+    untrained_models,
+    values_of,
+    without_separator,
+)
+from picollm.attention.extraction import attention_maps
 from picollm.attention.key_sets import every_key_set
+from picollm.attention.key_tokens import key_tokens
 from picollm.attention.labels import (
-    CONFIDENT,
     LABELS,
     RAW_RULE,
     RULE,
     SINK_FLAG,
+    STABLE,
     Thresholds,
     assign,
     assign_raw,
-    confidence,
     counts,
     effective_thresholds,
     margins,
     percentiles_99,
+    stability,
     strongest_kappa,
     tags,
 )
@@ -37,16 +47,19 @@ from picollm.attention.maps import CategoryMaps, every_map, name_of, numbering
 from picollm.attention.measures import (
     DEFINITIONS,
     NAMES,
+    Sums,
     by_name,
     category_values,
     first_replicate,
+    local_kappa,
     macro_mean,
     sentence_sums,
 )
+from picollm.attention.relations import effects, relations
 from picollm.model.transformer import Transformer
 from picollm.stats import SIGNIFICANT, bootstrap_counts, interval, number_or_none, percentile_99
 
-FORMAT = 2
+FORMAT = 3
 WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
 
 
@@ -69,17 +82,31 @@ def classify_heads(
 
     Without the model there are no untrained ones to compare with, and nothing is said of the separator.
     """
-    null = bare = None
+    number, keys = numbering(categories), list(every_key_set(categories))
+    sums = sentence_sums(every_map(categories), number, window=cfg["window"], keys=keys)
+    null = peaked = bare = None
+    null_effects: list[dict[str, NDArray]] = []
     if model:
         ids = [sequence for category in categories for sequence in category.ids]
-        shared = {"keys": list(every_key_set(categories)), "window": cfg["window"], "device": device}
-        number = numbering(categories)
-        null = untrained_values(model.config, ids, number, models=cfg["null_models"], seed=cfg["seed"], **shared)
+        untrained = {"models": cfg["null_models"], "seed": cfg["seed"]}
+        shared = {"keys": keys, "window": cfg["window"], "device": device}
+        null = values_of(untrained_models(model.config, **untrained), ids, number, **shared)
+        broad_H = first_replicate(macro_mean(sums))["broad"]
+        as_peaked = list(peaked_models(model.config, broad_H, ids, device=device, **untrained))
+        peaked = values_of(as_peaked, ids, number, **shared)
+        which, golds = marked_sentences(categories)
+        some = [ids[k] for k in which]
+        null_effects = (
+            [effects(list(attention_maps(other, some, device)), golds) for other in as_peaked] if some else []
+        )
         bare = without_separator(model, ids, number, **shared)
     return describe_heads(
         categories,
+        sums,
         null=null,
+        peaked=peaked,
         bare=bare,
+        null_effects=null_effects,
         configured=Thresholds(cfg["kappa"], cfg["content"], cfg["broad"], cfg["sink"]),
         window=cfg["window"],
         bootstraps=cfg["bootstraps"],
@@ -89,9 +116,12 @@ def classify_heads(
 
 def describe_heads(
     categories: Sequence[CategoryMaps],
+    sums: Sums,
     *,
     null: Mapping[str, NDArray] | None,
+    peaked: Mapping[str, NDArray] | None,
     bare: Mapping[str, NDArray] | None,
+    null_effects: Sequence[Mapping[str, NDArray]],
     configured: Thresholds,
     window: int,
     bootstraps: int,
@@ -99,18 +129,19 @@ def describe_heads(
 ) -> dict:
     """The content of heads.json.
 
-    `null` is what `untrained_values` returns for the same sentences and window, `bare` what `without_separator` does;
-    maps of one's own may come without them, and the thresholds then stand on the shuffled rows and their configured
-    sizes.
+    `sums` are the categories' own. `null` and `peaked` are what `values_of` returns for the same sentences and window,
+    of untrained models as they are and as peaked as this one, `bare` what `without_separator` does; maps of one's own
+    may come without them, and the thresholds then stand on the shuffled rows and their configured sizes.
+    `null_effects` are those of picollm.attention.relations, one for each of the peaked models.
     Every bootstrap keeps the thresholds and the positional kernels: intervals are over the choice of sentences alone.
     """
     number = numbering(categories)
-    sums = sentence_sums(every_map(categories), number, window=window, keys=every_key_set(categories))
     permuted = first_replicate(macro_mean(sentence_sums(shuffled(every_map(categories), seed), number, window=window)))
     permuted_kappa = percentile_99(strongest_kappa(permuted))
-    null = null or {name: np.empty((0, len(permuted["broad"]))) for name in NAMES}  # of no model
+    of_no_model = {name: np.empty((0, len(permuted["broad"]))) for name in NAMES}
+    null, peaked = null or of_no_model, peaked or of_no_model
     band = percentiles_99(null)
-    thresholds = effective_thresholds(configured, band, permuted_kappa)
+    thresholds = effective_thresholds(configured, band, peaked, permuted_kappa)
     values = first_replicate(macro_mean(sums))
     replicates = macro_mean(sums, bootstrap_counts(sums.category, replicates=bootstraps, seed=seed))
     labels_CH = np.stack([assign(by_name(ratio[0]), thresholds) for ratio in category_values(sums)])
@@ -134,25 +165,48 @@ def describe_heads(
         "definitions": DEFINITIONS,
         "rule": list(RULE),
         "raw_rule": RAW_RULE,
-        "thresholds": _threshold_origins(configured, thresholds, band, permuted_kappa),
-        "null": _null(null, band, thresholds),
+        "thresholds": _threshold_origins(configured, thresholds, band, peaked, permuted_kappa),
+        "null": _null(null, thresholds),
+        "peaked_null": _null(peaked, thresholds),
         "labels": _label_shares(counts(found.labels_H), counts(found.labels_RH)),
         "raw_labels": _by_label(counts(raw)),
         "raw_agreement": number_or_none((found.labels_H == raw).mean()),
         "sensitivity": {
             "thresholds": by_threshold(values, thresholds),
-            "window": _by_window(categories, thresholds),
+            "window": _by_window(categories, values, thresholds),
         },
         "separator": _separator(found, bare),
+        "relations": _relations(categories, n_layers * n_heads, n_heads, null_effects, seed),
         "category_effects": _effects(category_effects(sums, lengths, seed=seed), categories, n_heads),
         "heads": _heads(n_heads, categories, found, raw),
     }
 
 
-def _null(null: Mapping[str, NDArray], band: Mapping[str, float], thresholds: Thresholds) -> dict:
+def marked_sentences(categories: Sequence[CategoryMaps]) -> tuple[list[int], list[dict]]:
+    """The numbers of the sentences with a gold mark, counted through all categories, and their marks."""
+    golds = [gold for category in categories for gold in category.gold]
+    which = [number for number, gold in enumerate(golds) if gold]
+    return which, [golds[number] for number in which]
+
+
+def _relations(
+    categories: Sequence[CategoryMaps],
+    H: int,
+    n_heads: int,
+    null_effects: Sequence[Mapping[str, NDArray]],
+    seed: int,
+) -> dict:
+    which, golds = marked_sentences(categories)
+    maps = [found for number, found in enumerate(every_map(categories)) if number in set(which)]
+    names = [name_of(h, n_heads) for h in range(H)]
+    return relations(maps, golds, names, null_effects, seed=seed)
+
+
+def _null(null: Mapping[str, NDArray], thresholds: Thresholds) -> dict:
     return {
         "heads": null["broad"].size,
-        "percentile_99": {name: number_or_none(value) for name, value in band.items()},
+        "mean_broad": number_or_none(null["broad"].mean()) if null["broad"].size else None,
+        "percentile_99": {name: number_or_none(value) for name, value in percentiles_99(null).items()},
         "values": {
             name: [number_or_none(value) for value in values.ravel()]
             for name, values in (("kappa_max", strongest_kappa(null)), ("content", null["content"]))
@@ -162,11 +216,12 @@ def _null(null: Mapping[str, NDArray], band: Mapping[str, float], thresholds: Th
     }
 
 
-def _by_window(categories: Sequence[CategoryMaps], thresholds: Thresholds) -> list[dict]:
+def _by_window(categories: Sequence[CategoryMaps], values: Mapping[str, NDArray], thresholds: Thresholds) -> list[dict]:
     found = []
     for window in WINDOWS:
-        values = first_replicate(macro_mean(sentence_sums(every_map(categories), numbering(categories), window=window)))
-        found.append({"window": window, "labels": counts(assign(values, thresholds)).tolist()})
+        local = local_kappa(every_map(categories), numbering(categories), window=window)
+        labels = assign({**values, "kappa_local": local}, thresholds)
+        found.append({"window": window, "labels": counts(labels).tolist()})
     return found
 
 
@@ -221,8 +276,9 @@ def _sample(categories: Sequence[CategoryMaps]) -> dict:
 def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatistics, raw: NDArray) -> list[dict]:
     values, labels = found.values, found.labels_H
     bounds = {name: interval(found.replicates[name]) for name in NAMES}
-    sure = confidence(labels, found.labels_RH)
-    tag = tags(values, {name: low for name, (low, _) in bounds.items()}, labels, found.thresholds)
+    stable = stability(labels, found.labels_RH)
+    tag = tags(values, labels, found.thresholds)
+    looked_at = key_tokens(categories, tag)
     margin = margins(values, found.replicates, labels, found.thresholds)
     return [
         {
@@ -231,9 +287,10 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
             "head": h % n_heads,
             "label": LABELS[labels[h]],
             "tag": tag[h],
-            "confidence": number_or_none(sure[h]),
+            **looked_at[h],
+            "stability": number_or_none(stable[h]),
             "margin": number_or_none(margin[h]),
-            "uncertain": bool(sure[h] < CONFIDENT),
+            "unstable": bool(stable[h] < STABLE),
             "sink_flag": bool(values["kappa_sink"][h] >= SINK_FLAG),
             "raw_label": LABELS[raw[h]],
             "category_labels": {
@@ -254,18 +311,31 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
 
 
 def _threshold_origins(
-    configured: Thresholds, used: Thresholds, band: Mapping[str, float], permuted_kappa: float
+    configured: Thresholds,
+    used: Thresholds,
+    band: Mapping[str, float],
+    peaked: Mapping[str, NDArray],
+    permuted_kappa: float,
 ) -> dict:
     null = {"kappa": band["kappa_max"], "content": band["content"]}
-    return {
-        name: {
-            "value": number_or_none(getattr(used, name)),
-            "configured": getattr(configured, name),
+    as_peaked = {"kappa": strongest_kappa(peaked), **{name: peaked[f"kappa_{name}"] for name in used.sets}}
+
+    def row(name: str, value: float, own: float) -> dict:
+        return {
+            "value": number_or_none(value),
+            "configured": own,
             "null_percentile_99": number_or_none(null[name]) if name in null else None,
+            "peaked_percentile_99": number_or_none(percentile_99(as_peaked[name])) if name in as_peaked else None,
             "shuffled_percentile_99": number_or_none(permuted_kappa) if name == "kappa" else None,
-            "source": "configured" if getattr(used, name) == getattr(configured, name) else "null",
+            "source": "configured" if value == own else "null",
         }
-        for name in ("kappa", "content", "broad", "sink")
+
+    return {
+        **{
+            name: row(name, getattr(used, name), getattr(configured, name))
+            for name in ("kappa", "content", "broad", "sink")
+        },
+        **{name: row(name, value, configured.sets[name]) for name, value in used.sets.items()},
     }
 
 
@@ -289,7 +359,7 @@ def _by_label(found: NDArray) -> dict[str, int]:
 
 def heads_csv(report: dict) -> str:
     """heads.csv: one row a head."""
-    plain = [key for key, value in report["heads"][0].items() if not isinstance(value, dict)]
+    plain = [key for key, value in report["heads"][0].items() if not isinstance(value, dict | list)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(plain + [f"{name}{part}" for name in NAMES for part in ("", "_low", "_high")])
@@ -310,7 +380,7 @@ def metrics(report: dict) -> dict[str, float]:
     return {
         "heads": len(heads),
         **{f"share_{label.replace('-', '_')}": report["labels"][label]["share"] for label in LABELS},
-        "share_uncertain": round(sum(h["uncertain"] for h in heads) / len(heads), 6),
+        "share_unstable": round(sum(h["unstable"] for h in heads) / len(heads), 6),
         "raw_agreement": report["raw_agreement"],
         "mean_broad": mean("broad"),
         "mean_positional": mean("positional"),

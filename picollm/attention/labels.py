@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from picollm.attention.key_sets import SETS
-from picollm.stats import percentile_99
+from picollm.stats import percentile, percentile_99
 
-LABELS = ("diagonal", "local", "token-specific", "global", "sink", "mixed")
-DIAGONAL, LOCAL, TOKEN, GLOBAL, SINK, MIXED = range(len(LABELS))
+LABELS = ("diagonal", "local", "token-specific", "content-based", "global", "sink", "mixed")
+DIAGONAL, LOCAL, TOKEN, CONTENT, GLOBAL, SINK, MIXED = range(len(LABELS))
 
 PREVIOUS_SHARE = 0.6  # of kappa_local: a local head is tagged previous-token
-TAG_KAPPA = 0.1  # from which the interval of a set's kappa must begin to give a token-specific head its tag
+SET_KAPPA = 0.1  # least kappa of a set of keys that a token-specific head looks for
 SINK_FLAG = 0.3  # kappa_sink from which a label is said to describe the remainder (Gu et al. 2024, arXiv 2410.10781)
 RAW_MASS = 0.5  # the raw rule's threshold (Clark et al. 2019, arXiv 1906.04341)
-CONFIDENT = 0.8  # share of replicates below which a label is called uncertain
+STABLE = 0.8  # share of replicates below which a label is called unstable
 
 RULE = (
     "sink: non_sink < thresholds.sink",
     "diagonal: else the largest of kappa_self, kappa_prev, kappa_local >= thresholds.kappa, and it is kappa_self",
     "local: else that kappa >= thresholds.kappa;"
     f" tagged previous-token where kappa_prev >= thresholds.kappa and >= {PREVIOUS_SHARE} kappa_local",
-    "token-specific: else content >= thresholds.content;"
-    f" tagged with the set of keys whose kappa's interval begins highest, where that is >= {TAG_KAPPA}",
+    "token-specific: else content >= thresholds.content, and the kappa of a set of keys >= thresholds.sets of it;"
+    " tagged with the set whose kappa is the most times its threshold",
+    "content-based: else content >= thresholds.content: neither uniform nor explained by offsets, as random projections"
+    " of random embeddings are too where their logits are as large",
     "global: else broad >= thresholds.broad",
     "mixed: else",
 )
@@ -38,18 +40,34 @@ RAW_RULE = (
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Of config.yaml's section `heads`: least kappa of a diagonal or local head, least content of a token-specific one,
-    least broad of a global one, and the non-sink mass below which a head is a sink."""
+    """Of config.yaml's section `heads`: least kappa of a diagonal or local head, least content of a content-based one,
+    least broad of a global one, and the non-sink mass below which a head is a sink; `sets` has the least kappa of each
+    set of keys of a token-specific one."""
 
     kappa: float
     content: float
     broad: float
     sink: float
+    sets: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SETS, SET_KAPPA))
+
+
+def thresholds_of(report: Mapping) -> Thresholds:
+    """Those in force in a heads.json."""
+    value = {name: row["value"] for name, row in report["thresholds"].items()}
+    sets = {name: value.pop(name) for name in SETS}
+    return Thresholds(**value, sets=sets)
 
 
 def strongest_kappa(values: Mapping[str, NDArray]) -> NDArray:
     """The largest of the three positional kappas, NaN only where all are."""
     return np.fmax.reduce([values["kappa_self"], values["kappa_prev"], values["kappa_local"]])
+
+
+def strongest_set(values: Mapping[str, NDArray], thresholds: Thresholds) -> tuple[NDArray, NDArray[np.int64]]:
+    """The largest kappa of a set of keys, in multiples of the set's threshold (NaN where none is defined), and the
+    set's index in SETS."""
+    times_N = np.stack([values[f"kappa_{name}"] / thresholds.sets[name] for name in SETS])
+    return np.fmax.reduce(times_N), np.nan_to_num(times_N, nan=-np.inf).argmax(0)
 
 
 def percentiles_99(values: Mapping[str, NDArray]) -> dict[str, float]:
@@ -58,19 +76,31 @@ def percentiles_99(values: Mapping[str, NDArray]) -> dict[str, float]:
     return {name: percentile_99(column) for name, column in values.items()}
 
 
-def effective_thresholds(configured: Thresholds, null: Mapping[str, float], permuted_kappa: float) -> Thresholds:
-    """An effect counts from the larger of its configured size and the 99th percentile of the nulls.
+def effective_thresholds(
+    configured: Thresholds, null: Mapping[str, float], peaked: Mapping[str, NDArray], permuted_kappa: float
+) -> Thresholds:
+    """An effect counts from the larger of its configured size and what chance gives.
 
-    `null` are those of untrained models, `permuted_kappa` that of the strongest kappa where the keys of each row were
-    shuffled. Shuffling makes all that is not broad content, so that it says nothing of `content`. `broad` and `sink`
-    stay as configured: they ask for no evidence against chance, and the null itself is broad.
+    `null` are 99th percentiles of untrained models, `permuted_kappa` that of the strongest kappa where the keys of each
+    row were shuffled. Shuffling makes all that is not broad content, so that it says nothing of `content`. `broad` and
+    `sink` stay as configured: they ask for no evidence against chance, and the null itself is broad. `peaked` are the
+    statistics of untrained heads as peaked as the model's: their kappas bound those of offsets and of the sets of keys,
+    each set at a percentile by which 1 % of the heads exceed any. Their content is large by construction.
     """
+    family = 1 - 0.01 / len(SETS)
     return Thresholds(
-        kappa=float(np.fmax.reduce([configured.kappa, null["kappa_max"], permuted_kappa])),  # NaN: there is no null
+        kappa=float(
+            np.fmax.reduce([
+                configured.kappa, null["kappa_max"], permuted_kappa, percentile(strongest_kappa(peaked), 0.99)
+            ])  # NaN: there is no null
+        ),
         content=float(np.fmax(configured.content, null["content"])),
         broad=configured.broad,
         sink=configured.sink,
-    )
+        sets={
+            name: float(np.fmax(configured.sets[name], percentile(peaked[f"kappa_{name}"], family))) for name in SETS
+        },
+    )  # fmt: skip
 
 
 def assign(values: Mapping[str, NDArray], thresholds: Thresholds) -> NDArray[np.int64]:
@@ -81,10 +111,11 @@ def assign(values: Mapping[str, NDArray], thresholds: Thresholds) -> NDArray[np.
         values["non_sink"] < thresholds.sink,
         positional & (values["kappa_self"] >= strongest),
         positional,
+        (values["content"] >= thresholds.content) & (strongest_set(values, thresholds)[0] >= 1),
         values["content"] >= thresholds.content,
         values["broad"] >= thresholds.broad,
     ]
-    return np.select(conditions, [SINK, DIAGONAL, LOCAL, TOKEN, GLOBAL], default=MIXED)
+    return np.select(conditions, [SINK, DIAGONAL, LOCAL, TOKEN, CONTENT, GLOBAL], default=MIXED)
 
 
 def assign_raw(values: Mapping[str, NDArray]) -> NDArray[np.int64]:
@@ -94,22 +125,16 @@ def assign_raw(values: Mapping[str, NDArray]) -> NDArray[np.int64]:
     return np.select(conditions, [DIAGONAL, GLOBAL, LOCAL], default=TOKEN)
 
 
-def tags(
-    values: Mapping[str, NDArray], low: Mapping[str, NDArray], labels_H: NDArray, thresholds: Thresholds
-) -> list[str | None]:
-    """What is known beyond the label: previous-token of a local head, a set of keys of a token-specific one.
-
-    `low` are the lower ends of the intervals: the sets differ much in how many rows they have.
-    """
+def tags(values: Mapping[str, NDArray], labels_H: NDArray, thresholds: Thresholds) -> list[str | None]:
+    """What is known beyond the label: previous-token of a local head, the set of keys of a token-specific one."""
     least_H = np.fmax(thresholds.kappa, PREVIOUS_SHARE * values["kappa_local"])
     previous_H = values["kappa_prev"] >= least_H
-    kappas_NH = np.nan_to_num(np.stack([low[f"kappa_{name}"] for name in SETS]), nan=-1.0)
-    best_H, names = kappas_NH.argmax(0), list(SETS)
+    best_H, names = strongest_set(values, thresholds)[1], list(SETS)
     found: list[str | None] = []
     for h, label in enumerate(labels_H):
         if label == LOCAL and previous_H[h]:
             found.append("previous-token")
-        elif label == TOKEN and kappas_NH[best_H[h], h] >= TAG_KAPPA:
+        elif label == TOKEN:
             found.append(names[best_H[h]])
         else:
             found.append(None)
@@ -131,7 +156,8 @@ def margins(
     by_label = {
         DIAGONAL: positional,
         LOCAL: positional,
-        TOKEN: distance(values["content"], replicates["content"], thresholds.content, 1),
+        TOKEN: distance(strongest_set(values, thresholds)[0], strongest_set(replicates, thresholds)[0], 1.0, 1),
+        CONTENT: distance(values["content"], replicates["content"], thresholds.content, 1),
         GLOBAL: broad,
         SINK: distance(values["non_sink"], replicates["non_sink"], thresholds.sink, -1),
         MIXED: -broad,
@@ -139,8 +165,11 @@ def margins(
     return np.choose(labels_H, [by_label[k] for k in range(len(LABELS))])
 
 
-def confidence(labels_H: NDArray, replicates_RH: NDArray) -> NDArray[np.float64]:
-    """Share of the bootstrap replicates that give a head its own label, [H]."""
+def stability(labels_H: NDArray, replicates_RH: NDArray) -> NDArray[np.float64]:
+    """Share of the bootstraps of the sentences that give a head its own label, [H].
+
+    Of these sentences and this model alone: another seed of training gives heads other labels.
+    """
     return (replicates_RH == labels_H).mean(0)
 
 

@@ -76,7 +76,7 @@ def sentence_sums(
         {name: np.stack([np.broadcast_to(part[name][k], n_heads) for part in parts]) for name in parts[0]}
         for k in range(2)
     )
-    cross = cross_fitted_entropy(_padded(masses), _padded(weights))
+    cross = cross_fitted_entropy(padded(masses), padded(weights))
     numerator["positional"] = denominator["broad"] - cross
     numerator["content"] = cross - numerator["broad"]
     denominator["positional"] = denominator["content"] = denominator["broad"]
@@ -112,6 +112,16 @@ def _masses(A_HQK: NDArray, i: NDArray, O_HID: NDArray, window: int) -> dict[str
     }
 
 
+def local_kappa(maps: Iterable[NDArray], category: Sequence[int], *, window: int) -> NDArray[np.float64]:
+    """`kappa_local` alone, [H], of another window."""
+    parts = []
+    for found in maps:
+        A_HQK = found.reshape(-1, *found.shape[-2:]).astype(np.float64)
+        parts.append(_masses(A_HQK, *by_offset(A_HQK), window)["kappa_local"])
+    numerator, denominator = (np.stack([part[k] for part in parts])[:, None] for k in range(2))
+    return over_categories(Sums(numerator, denominator, np.asarray(category)))[0, 0]
+
+
 def _sets(A_HQK: NDArray, i: NDArray, sets_NQK: NDArray) -> dict[str, tuple]:
     """Sums for the kappa of each set of keys, over the rows in which the set has some of the keys but not all."""
     sets_NIK = np.broadcast_to(sets_NQK, (len(sets_NQK), *A_HQK.shape[1:]))[:, i]
@@ -125,7 +135,7 @@ def _sets(A_HQK: NDArray, i: NDArray, sets_NQK: NDArray) -> dict[str, tuple]:
     return {f"kappa_{name}": (numerator_NH[n], denominator_NH[n]) for n, name in enumerate(SETS)}
 
 
-def _padded(arrays: Sequence[NDArray]) -> NDArray:
+def padded(arrays: Sequence[NDArray]) -> NDArray:
     """Arrays [H, D] of several lengths as one [S, H, D], zeros behind."""
     longest = max(array.shape[1] for array in arrays)
     return np.stack([np.pad(array, ((0, 0), (0, longest - array.shape[1]))) for array in arrays])
@@ -202,12 +212,17 @@ def category_values(sums: Sums, counts_RS: NDArray | None = None) -> Iterator[ND
         yield np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
 
-def macro_mean(sums: Sums, counts_RS: NDArray | None = None) -> dict[str, NDArray]:
-    """Mean of `category_values`, [R, H] a statistic: a category of long sentences counts no more than one of short."""
+def over_categories(sums: Sums, counts_RS: NDArray | None = None) -> NDArray[np.float64]:
+    """Mean of `category_values`, [R, M, H]: a category of long sentences counts no more than one of short."""
     total = present = 0.0
     for ratio in category_values(sums, counts_RS):
         total, present = total + np.nan_to_num(ratio), present + np.isfinite(ratio)
-    return by_name(np.divide(total, present, out=np.full_like(total, np.nan), where=present > 0))
+    return np.divide(total, present, out=np.full_like(total, np.nan), where=present > 0)
+
+
+def macro_mean(sums: Sums, counts_RS: NDArray | None = None) -> dict[str, NDArray]:
+    """`over_categories` by statistic, [R, H] each."""
+    return by_name(over_categories(sums, counts_RS))
 
 
 def first_replicate(values: Mapping[str, NDArray]) -> dict[str, NDArray]:

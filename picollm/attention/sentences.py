@@ -34,8 +34,14 @@ PARTNERS = {
     "attractor": "subject",
     "negation": "scope",
     "scope": "negation",
+    "article": "noun",
+    "noun": "article",
+    "question": "focus",
+    "focus": "question",
+    "preposition": "governor",
+    "governor": "preposition",
 }
-MARK = re.compile(r"\(([^()]+)\)_([a-z]+)")
+MARK = re.compile(r"\(([^()]+)\)_([a-z]+(?:_[a-z]+)*)")
 REMNANT = re.compile(r"\)[_-]\w+|\w+[_-]\(")
 # WikiText's way of writing: punctuation stands alone, and joins that are no spaces are marked (Merity et al. 2016).
 WIKITEXT = (
@@ -125,20 +131,21 @@ def as_wikitext(line: str) -> str:
 
 
 def parse(line: str) -> Sentence:
-    """A line of the file: its text, and the spans that it marks as `(words)_role`.
+    """A line of the file: its text, and the spans that it marks as `(words)_role` or `(words)_role_role`.
 
     Raises PicollmError for a mark that can't be read, and for a role that is unknown, marked twice, or without its
     partner.
     """
     text, gold, end = "", {}, 0
     for mark in MARK.finditer(line):
-        words, role = mark.groups()
+        words, roles = mark.groups()
         text += line[end : mark.start()]
-        if role not in PARTNERS:
-            raise PicollmError(f"marks ({words}) as {role!r}; the roles are {', '.join(PARTNERS)}")
-        if role in gold:
-            raise PicollmError(f"marks two spans as {role}; a sentence has one of each role")
-        gold[role] = (len(text), len(text) + len(words))
+        for role in roles.split("_"):
+            if role not in PARTNERS:
+                raise PicollmError(f"marks ({words}) as {role!r}; the roles are {', '.join(PARTNERS)}")
+            if role in gold:
+                raise PicollmError(f"marks two spans as {role}; a sentence has one of each role")
+            gold[role] = (len(text), len(text) + len(words))
         text, end = text + words, mark.end()
     for role in gold:
         if PARTNERS[role] not in gold:

@@ -1,8 +1,9 @@
-"""Three sources of text, one form: articles in three splits.
+"""Four sources of text, one form: articles in three splits.
 
 enwiki-sample   106 full English Wikipedia articles (CC BY-SA) that the package gensim carries; no network
 wikitext-103    the hub's `Salesforce/wikitext`, or a local copy of that repository
 local           a folder, a zip archive or a file, in each form of picollm.data.formats
+grammar         text of a known structure that a grammar writes (picollm.data.grammar)
 
 Splits that a corpus has are used as they are: WikiText's, the hub's, files or folders called train, validation (also
 valid, val, dev) and test. Of others, whole articles are held out.
@@ -35,6 +36,7 @@ from picollm.data.formats import (
     read_articles,
     text_articles,
 )
+from picollm.data.grammar import load_grammar
 from picollm.errors import PicollmError, one_line
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,9 @@ class Corpus:
     def whole(self, split: str) -> Iterator[Article]:
         if self.source == "enwiki-sample":
             return held_out(lambda: iter(enwiki_sample()), split, self.held_out_articles)
+        if self.source == "grammar":
+            grammar = load_grammar(Path(self.path or ""))
+            return held_out(grammar.articles, split, self.held_out_articles)
         if self.source == "wikitext-103":
             from picollm.data.hub import fetch  # needs a package that other sources don't
 

@@ -20,36 +20,73 @@ from torch import Tensor
 
 from picollm.mechanisms.intervention import baseline, batches, each_head, without
 from picollm.mechanisms.model_and_text import ModelAndText
+from picollm.mechanisms.redundancy import interactions
+from picollm.mechanisms.targets import KINDS as TARGETS
+from picollm.mechanisms.targets import target_kinds
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
 from picollm.stats import SIGNIFICANT, number_or_none, per_head, resampled
 
-FORMAT = 1
+FORMAT = 2
 RANDOM_SETS = 100
+STRONGEST = 10  # heads whose pairs are ablated in the default run; `make study` takes all
 
 
 def effects(
     model: Transformer, ids_WT: NDArray, kind: str, means_LHK: Tensor, device: torch.device
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean nats of each window of the whole model, [W], and how much more they are without each head, [H, W]."""
+    """Nats of each next token of the whole model, [W, T - 1], and how much more without each head, [H, W, T - 1]."""
     whole, more = [], []
     for ids in progress(batches(ids_WT, device), unit=" batches", desc=f"{kind} ablation"):
-        nats_WT = baseline(model, ids).double()
-        whole.append(nats_WT.mean(-1))
-        more.append((each_head(model, ids, kind, means_LHK).double() - nats_WT).mean(-1))
-    return torch.cat(whole).cpu().numpy(), torch.cat(more, 1).cpu().numpy()
+        nats_WT = baseline(model, ids)
+        whole.append(nats_WT.double().cpu())
+        more.append((each_head(model, ids, kind, means_LHK) - nats_WT).double().cpu())
+    return torch.cat(whole).numpy(), torch.cat(more, 1).numpy()
 
 
 def ablate_heads(s: ModelAndText) -> dict:
     """The content of ablation.json: mean ablation of every head on the validation windows."""
-    whole_W, more_HW = effects(s.model, s.windows, "mean", s.means, s.device)
+    whole_WT, more_HWT = effects(s.model, s.windows, "mean", s.means, s.device)
+    seed, more_HW = s.cfg["seed"], more_HWT.mean(-1)
+    strongest = np.argsort(-np.abs(more_HW.mean(1)), kind="stable")[:STRONGEST]
+    found = summary(whole_WT.mean(-1), more_HW, s.names, seed=seed)
+    kinds, by_head = by_kind(whole_WT, more_HWT, target_kinds(s.windows, s.counts), seed=seed)
     return {
         "format": FORMAT,
         "kind": "mean",
         "tokens": int(s.windows[:, 1:].size),
         "mean_tokens": int(s.mean_windows.size),
-        **summary(whole_W, more_HW, s.names, seed=s.cfg["seed"]),
+        **found,
+        "heads": [{**head, "on": on} for head, on in zip(found["heads"], by_head, strict=True)],
+        "targets": kinds,
+        "interactions": interactions(s, sorted(strongest.tolist())) if len(strongest) > 1 else None,
     }
+
+
+def by_kind(
+    whole_WT: NDArray, more_HWT: NDArray, kinds: Mapping[str, NDArray], *, seed: int
+) -> tuple[dict[str, dict], list[dict]]:
+    """Of each kind of target its share and loss; of each head, what targets of each kind lose without it."""
+    about, columns = {}, {}
+    for kind, there_WT in kinds.items():
+        number_W = there_WT.sum(-1)
+        about[kind] = {
+            "definition": TARGETS[kind],
+            "share": number_or_none(there_WT.mean()),
+            "loss": number_or_none(whole_WT[there_WT].mean()) if number_W.any() else None,
+        }
+        if number_W.any():
+            lost_HW = (more_HWT * there_WT).sum(-1)
+            low_H, high_H = resampled(lost_HW, seed, of_W=number_W)
+            columns[kind] = (lost_HW.sum(-1) / number_W.sum(), low_H, high_H)
+    rows = [
+        {
+            kind: dict(zip(("delta", "low", "high"), (number_or_none(part[h]) for part in column), strict=True))
+            for kind, column in columns.items()
+        }
+        for h in range(len(more_HWT))
+    ]
+    return about, rows
 
 
 def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: int) -> dict:

@@ -10,7 +10,7 @@ Shape suffixes: I item, H head (layers flattened), C candidate, O offset.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from picollm.data.tokenizer import END_OF_TEXT, encoding
 from picollm.errors import PicollmError
 from picollm.mechanisms.templates import Reference
 from picollm.model.transformer import Transformer
-from picollm.stats import accuracy, cluster_means, number_or_none, preferred
+from picollm.stats import above, accuracy, cluster_means, number_or_none, preferred
 
 PERMUTATIONS = 1999
 LEAST_CLUSTERS = 8  # of a half less than 4 no accuracy is worth an interval
@@ -123,8 +123,8 @@ def best_by_chance(right_IH: NDArray, cluster_I: NDArray, *, seed: int) -> NDArr
     return 0.5 + (signs_PC @ above_CH).max(1) / len(above_CH)
 
 
-def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dict[str, dict]:
-    """Accuracies of rules that know nothing of language; the best offset is chosen on the other half."""
+def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dict[str, NDArray[np.float64]]:
+    """Where rules that know nothing of language are right, [I] each; the best offset is chosen on the other half."""
     gold_I = np.array([item.gold for item in items])
     centre_IC = np.array([[(a + b - 1) / 2 for a, b in item.candidates] for item in items])
     pronoun_I = np.array([item.pronoun[0] for item in items])
@@ -141,8 +141,7 @@ def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dic
         "uniform attention": length_IC.astype(float),
     }
     found = {name: prefers_gold(choice, gold_I) for name, choice in rules.items()}
-    found["the best fixed offset"] = best_on_other_half(prefers_gold(-away_IOC, gold_I), first_I)[1]
-    return {name: accuracy(right_I, clusters_of(items)) for name, right_I in found.items()}
+    return found | {"the best fixed offset": best_on_other_half(prefers_gold(-away_IOC, gold_I), first_I)[1]}
 
 
 def clusters_of(items: Sequence[Item]) -> NDArray[np.int64]:
@@ -150,14 +149,26 @@ def clusters_of(items: Sequence[Item]) -> NDArray[np.int64]:
 
 
 def coreference(
-    weights_IHC: NDArray, items: Sequence[Item], counts_V: NDArray, names: Sequence[str], *, seed: int
+    weights_IHC: NDArray,
+    items: Sequence[Item],
+    counts_V: NDArray,
+    names: Sequence[str],
+    *,
+    rivals: Mapping[str, NDArray],
+    seed: int,
 ) -> dict:
-    """The study of one model, from its `candidate_weights`."""
+    """The study of one model, from its `candidate_weights`; `rivals` are right where they say, [I], beside the rules of
+    `baselines`. `p_against_rivals`: the largest of paired tests over the pairs of words."""
     gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
     right_IH, first_I = prefers_gold(weights_IHC, gold_I), split_clusters(cluster_I, seed)
     best, out_of_sample = best_on_other_half(right_IH, first_I)
     chance = best_by_chance(right_IH, cluster_I, seed=seed)
     top = int(right_IH.mean(0).argmax())
+    rivals = {
+        **baselines(items, counts_V, first_I),
+        "the mean of all heads": prefers_gold(weights_IHC.mean(1), gold_I),
+        **rivals,
+    }
     return {
         "items": len(items),
         "chosen_on_one_half": {"heads": [names[h] for h in best], **accuracy(out_of_sample, cluster_I)},
@@ -167,7 +178,7 @@ def coreference(
             "p": number_or_none((1 + (chance >= right_IH[:, top].mean() - 1e-12).sum()) / (1 + len(chance))),
             "best_by_chance_95": number_or_none(np.quantile(chance, 0.95)),
         },
-        "mean_of_heads": accuracy(prefers_gold(weights_IHC.mean(1), gold_I), cluster_I),
-        "baselines": baselines(items, counts_V, first_I),
+        "baselines": {name: accuracy(right_I, cluster_I) for name, right_I in rivals.items()},
+        "p_against_rivals": max(above(out_of_sample, right_I, cluster_I) for right_I in rivals.values()),
         "heads": {name: number_or_none(share) for name, share in zip(names, right_IH.mean(0), strict=True)},
     }

@@ -9,6 +9,7 @@ Shape suffixes: N snapshot, H head (layers flattened), R replicate.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -16,23 +17,26 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.extraction import attention_maps
-from picollm.attention.labels import strongest_kappa
+from picollm.attention.key_sets import key_sets
+from picollm.attention.labels import Thresholds, strongest_kappa, strongest_set
 from picollm.attention.maps import CategoryMaps
 from picollm.attention.measures import first_replicate, macro_mean, sentence_sums
 from picollm.mechanisms import repeats
+from picollm.mechanisms.context import lengths, truncated_nats
 from picollm.mechanisms.intervention import baseline, batches
-from picollm.mechanisms.mechanisms import late_less_early
 from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
 from picollm.stats import bootstrap_counts, interval, number_or_none, resampled
 
-STATISTICS = ("kappa_max", "content", "kappa_sink", *repeats.SCORES)
+STATISTICS = ("kappa_max", "kappa_set", "content", "kappa_sink", *repeats.SCORES)
 SHARES = ("broad", "positional")  # beside content, of a head's entropy; they have no threshold and so no onset
-FORMAT = 2
+FORMAT = 3
 BOOTSTRAPS = 200
 SAMPLE = 4
 WINDOWS = 16  # of the validation split
+CONTEXT_WINDOWS = 64
+CONTEXTS = (1, 4, 16)  # tokens before a target that are kept, to see what longer contexts give
 
 
 def trace_emergence(
@@ -40,22 +44,34 @@ def trace_emergence(
     snapshots: Iterable[tuple[int, Transformer]],
     categories: Sequence[CategoryMaps],
     threshold: Mapping[str, float],
+    labels: Thresholds,
     window: int,
 ) -> dict:
     """Of snapshots in order of steps, on every SAMPLE-th sentence of each category, some repeats and some
-    validation windows; `threshold` as `thresholds` gives it. Without snapshots no head has an onset."""
-    kept = [sequence for category in categories for sequence in category.ids[::SAMPLE]]
-    number = [c for c, category in enumerate(categories) for _ in category.ids[::SAMPLE]]
+    validation windows; `threshold` as `thresholds` gives it, `labels` those of heads.json. Without snapshots no head
+    has an onset."""
+    sample = Sample(
+        ids=[sequence for category in categories for sequence in category.ids[::SAMPLE]],
+        category=[c for c, category in enumerate(categories) for _ in category.ids[::SAMPLE]],
+        keys=[
+            key_sets(*row)
+            for category in categories
+            for row in zip(*(part[::SAMPLE] for part in (category.ids, category.tokens, category.gold)), strict=True)
+        ],
+        window=window,
+        labels=labels,
+    )
     length = max(repeats.lengths(s.model.config.context, s.counts))
     ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
-    windows = spread(s.validation, WINDOWS)
-    steps, nats, found = [], [], []
+    windows, many = spread(s.validation, WINDOWS), spread(s.validation, CONTEXT_WINDOWS)
+    contexts = [k for k in CONTEXTS if k in lengths(many.shape[1] - 1)]
+    steps, nats, truncated, found = [], [], [], []
     for step, model in progress(snapshots, unit=" snapshots"):
         steps.append(step)
         model = model.to(s.device)
         nats.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).double().cpu().numpy())
-        shared = {"window": window, "seed": s.cfg["seed"], "device": s.device}
-        found.append(measured(model, kept, number, ids_ST, **shared))
+        truncated.append(truncated_nats(model, many, [*contexts, None], seed=s.cfg["seed"], device=s.device))
+        found.append(measured(model, sample, ids_ST, seed=s.cfg["seed"], device=s.device))
     H = s.model.config.n_layers * s.model.config.n_heads
     above = {
         name: np.reshape([low[name] for _, low in found], (-1, H)) > threshold[name] for name in STATISTICS
@@ -63,14 +79,17 @@ def trace_emergence(
     onset = {name: [None if n is None else steps[n] for n in onsets(above[name])] for name in STATISTICS}
     return {
         "format": FORMAT,
-        "sentences": len(kept),
+        "sentences": len(sample.ids),
         "windows": len(windows),
+        "context_windows": len(many),
         "threshold": {name: number_or_none(threshold[name]) for name in STATISTICS},
         "snapshots": [
             {
                 "step": step,
                 "loss": number_or_none(nats_WT.mean()),
-                "in_context_learning": number_or_none(late_less_early(nats_WT).mean()),
+                "context_cost": {
+                    str(k): number_or_none((truncated[n][k] - truncated[n][None]).mean()) for k in contexts
+                },
                 "effects": {name: int(above[name][n].sum()) for name in STATISTICS},
                 "mean": {name: number_or_none(values[name].mean()) for name in (*STATISTICS, *SHARES)},
                 "heads": {name: [number_or_none(value) for value in values[name]] for name in STATISTICS},
@@ -91,24 +110,33 @@ def thresholds(heads: Mapping, null: Mapping[str, float]) -> dict[str, float]:
     kappa, content = (heads["thresholds"][name]["value"] for name in ("kappa", "content"))
     sink = max(kappa, heads["null"]["percentile_99"]["kappa_sink"])
     scores = {name: max(repeats.LEAST, null[name]) for name in repeats.SCORES}
-    return {"kappa_max": kappa, "content": content, "kappa_sink": sink, **scores}
+    return {"kappa_max": kappa, "kappa_set": 1.0, "content": content, "kappa_sink": sink, **scores}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some sentences: their ids, categories from 0, sets of keys, and what heads are judged by on them."""
+
+    ids: Sequence[Sequence[int]]
+    category: Sequence[int]
+    keys: Sequence[NDArray]
+    window: int
+    labels: Thresholds
 
 
 def measured(
-    model: Transformer,
-    ids: Sequence[Sequence[int]],
-    category: Sequence[int],
-    ids_ST: NDArray,
-    *,
-    window: int,
-    seed: int,
-    device: torch.device,
+    model: Transformer, sample: Sample, ids_ST: NDArray, *, seed: int, device: torch.device
 ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-    """The values of STATISTICS and SHARES, and the lower ends of the 95 % intervals of STATISTICS, [H] each."""
-    sums = sentence_sums(attention_maps(model, ids, device), category, window=window)
+    """The values of STATISTICS and SHARES, and the lower ends of the 95 % intervals of STATISTICS, [H] each.
+
+    `kappa_set` is the largest kappa of a set of keys, in multiples of its threshold.
+    """
+    maps = attention_maps(model, sample.ids, device)
+    sums = sentence_sums(maps, sample.category, window=sample.window, keys=sample.keys)
     drawn = macro_mean(sums, bootstrap_counts(sums.category, replicates=BOOTSTRAPS, seed=seed))
     values = first_replicate(macro_mean(sums))
-    values["kappa_max"], drawn["kappa_max"] = strongest_kappa(values), strongest_kappa(drawn)
+    for found in (values, drawn):
+        found["kappa_max"], found["kappa_set"] = strongest_kappa(found), strongest_set(found, sample.labels)[0]
     scores = repeats.scores(model, ids_ST, device)
     low = {name: interval(drawn[name])[0] for name in STATISTICS if name not in scores}
     low |= {name: resampled(score_SH.T, seed)[0] for name, score_SH in scores.items()}

@@ -112,13 +112,38 @@ def each_head(
 
 
 @torch.no_grad()
-def without(model: Transformer, ids_BT: Tensor, heads_LH: Tensor, means_LHK: Tensor) -> Tensor:
-    """Nats of each next token with all the heads of a boolean mask [L, H] at their means, [B, T - 1]."""
+def each_set(
+    model: Transformer,
+    ids_BT: Tensor,
+    masks_LH: Iterable[Tensor],
+    means_LHK: Tensor,
+    scored_BT: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Nats of each next token, [B, T - 1], with all the heads of one boolean mask [L, H] after another at their means.
+
+    The layers before a set's first are computed once for all sets.
+    """
     x, *rotary = model.start(ids_BT[:, :-1])
-    for layer, block in enumerate(model.blocks):
-        *_, z_BHTK = outputs(block, x, rotary)
-        x = after(block, x, torch.where(heads_LH[layer, :, None, None], means_LHK[layer, :, None], z_BHTK))
-    return losses(model, x, ids_BT)
+    before = [x]
+    for block in model.blocks:
+        before.append(block(before[-1], *rotary))
+    for mask_LH in masks_LH:
+        changed = mask_LH.any(-1).tolist()
+        first = changed.index(True) if any(changed) else len(changed)
+        x = before[first]
+        for layer in range(first, len(changed)):
+            block = model.blocks[layer]
+            if changed[layer]:
+                *_, z_BHTK = outputs(block, x, rotary)
+                x = after(block, x, torch.where(mask_LH[layer, :, None, None], means_LHK[layer, :, None], z_BHTK))
+            else:
+                x = block(x, *rotary)
+        yield losses(model, x, ids_BT, scored_BT)
+
+
+def without(model: Transformer, ids_BT: Tensor, heads_LH: Tensor, means_LHK: Tensor) -> Tensor:
+    """`each_set` of one mask."""
+    return next(each_set(model, ids_BT, [heads_LH], means_LHK))
 
 
 def batches(ids_WT: NDArray, device: torch.device) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """reports/mechanisms.json: which heads are previous-token, duplicate-token and induction heads, and the evidence.
 
-The scores themselves are in picollm.mechanisms.repeats. In-context learning is measured here too.
+The scores themselves are in picollm.mechanisms.repeats. How much context the model uses, what the layers and each head
+write towards the next token are measured for it too (picollm.mechanisms.context, picollm.mechanisms.attribution).
 
 A head is called an induction head by its score and by what it writes (Olsson et al. 2022): the score is large at every
 length (a head of one offset has it at one) and its interval above the heads of untrained models, and its output favours
@@ -22,15 +23,17 @@ from numpy.typing import NDArray
 from picollm.attention.controls import untrained_models
 from picollm.mechanisms import repeats
 from picollm.mechanisms.ablation import group_effect
+from picollm.mechanisms.attribution import attribution
+from picollm.mechanisms.context import context_curve
 from picollm.mechanisms.intervention import baseline, batches, each_head, without
-from picollm.mechanisms.model_and_text import ModelAndText
+from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.stats import number_or_none, percentile_99, resampled
 
-FORMAT = 3
+FORMAT = 4
 COPYING = 0.5  # share of the other tokens above which its output copies
 OTHER_SETS = 60  # that the induction heads together are held against
 ABLATED = 8  # repeated sequences that every head is ablated on
-EARLY, LATE = (40 / 384, 60 / 384), (320 / 384, 380 / 384)  # of the context, for in-context learning
+CONTEXT_WINDOWS = 10  # times as many windows as heads are ablated on, for the curve of context
 
 
 def score_mechanisms(s: ModelAndText) -> dict:
@@ -40,7 +43,9 @@ def score_mechanisms(s: ModelAndText) -> dict:
     longest = max(found)
     null = null_scores(s, longest)
     ids_ST = repeats.sequences(s.counts, longest, seed=seed)
-    heads = head_rows(s, found, null, ids_ST)
+    after_layer, direct_HW = attribution(s)
+    heads = head_rows(s, found, null, ids_ST, intervals(direct_HW.T, seed))
+    contexts = spread(s.validation, CONTEXT_WINDOWS * s.cfg["windows"])
     return {
         "format": FORMAT,
         "definitions": repeats.SCORES,
@@ -53,14 +58,17 @@ def score_mechanisms(s: ModelAndText) -> dict:
         "copies": copies(s, ids_ST),
         "ablated_sequences": ABLATED,
         "together": together(s, heads, ids_ST[:ABLATED]),
-        "in_context_learning": in_context_learning(s),
+        "context": context_curve(s.model, contexts, seed=seed, device=s.device),
+        "after_layer": after_layer,
         "best": {name: best(heads, name, str(longest)) for name in repeats.SCORES},
         "heads": heads,
     }
 
 
-def head_rows(s: ModelAndText, found: Mapping, null: Mapping[str, float], ids_ST: NDArray) -> list[dict]:
-    """Scores, copying, harm and evidence of each head; `found`: {length: `score_set`}."""
+def head_rows(
+    s: ModelAndText, found: Mapping, null: Mapping[str, float], ids_ST: NDArray, direct_H: Sequence[Mapping]
+) -> list[dict]:
+    """Scores, copying, harm and evidence of each head; `found`: {length: `score_set`}, `direct_H`: direct parts."""
     seed, longest = s.cfg["seed"], max(found)
     copied_H = intervals(repeats.copying(s.model, ids_ST, s.device), seed)
     harm_H = intervals(harm(s, ids_ST[:ABLATED]), seed)
@@ -88,6 +96,7 @@ def head_rows(s: ModelAndText, found: Mapping, null: Mapping[str, float], ids_ST
             "copying": copied_H[h],
             "anti_copying": bool(copied_H[h]["high"] < COPYING),
             "second_copy_harm": harm_H[h],
+            "direct": direct_H[h],
             "evidence": evidence,
             "induction_head": all(evidence.values()),
         })  # fmt: skip
@@ -165,31 +174,6 @@ def copies(s: ModelAndText, ids_ST: NDArray) -> dict:
     }
 
 
-def in_context_learning(s: ModelAndText) -> dict:
-    """Mean loss late in the context less that early in it, in nats: the more below 0, the more context is used."""
-    T = s.windows.shape[1] - 1
-    early, late = parts_of_context(T)
-    scored_T = torch.zeros(T, dtype=torch.bool, device=s.device)
-    scored_T[early] = scored_T[late] = True
-    parts = [baseline(s.model, ids, scored_T.expand(len(ids), T)) for ids in batches(s.windows, s.device)]
-    difference_W = late_less_early(torch.cat(parts).double().cpu().numpy())
-    return {
-        **intervals(difference_W[:, None], s.cfg["seed"])[0],
-        "early": [early.start, early.stop - 1],
-        "late": [late.start, late.stop - 1],
-        "windows": len(difference_W),
-    }
-
-
-def parts_of_context(T: int) -> list[slice]:
-    return [slice(round(a * T), max(round(b * T), round(a * T) + 1)) for a, b in (EARLY, LATE)]
-
-
-def late_less_early(nats_WT: NDArray) -> NDArray[np.float64]:
-    early, late = parts_of_context(nats_WT.shape[1])
-    return nats_WT[:, late].mean(1) - nats_WT[:, early].mean(1)
-
-
 def intervals(values_SH: NDArray, seed: int, level: float = 0.95) -> list[dict[str, float | None]]:
     """Of each head the mean and its interval over sequences."""
     columns = (values_SH.mean(0), *resampled(values_SH.T, seed, level))
@@ -210,5 +194,9 @@ def metrics(report: Mapping) -> dict[str, float]:
         "anti_copying_heads": sum(head["anti_copying"] for head in report["heads"]),
         "first_copy_loss": report["copies"]["first_loss"],
         "second_copy_loss": report["copies"]["second_loss"],
-        "in_context_learning": report["in_context_learning"]["value"],
+        **{
+            f"context_cost_{row['tokens']}": row["cost"]
+            for row in report["context"]["curve"]
+            if row["tokens"] in (1, 4, 16)
+        },
     }

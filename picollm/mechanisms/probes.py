@@ -23,64 +23,111 @@ from picollm.mechanisms.coreference import (
     tokenised,
 )
 from picollm.mechanisms.intervention import baseline, each_head
-from picollm.mechanisms.minimal_pairs import Continuations
+from picollm.mechanisms.minimal_pairs import LEAST_CLUSTERS, Continuations
 from picollm.mechanisms.model_and_text import ModelAndText
-from picollm.mechanisms.templates import pairs, references
+from picollm.mechanisms.templates import GENDERS, Pair, pairs, references
+from picollm.mechanisms.vocabulary import LEAST_COUNT, known_clusters, rare_words
 from picollm.model.transformer import Transformer
-from picollm.stats import SIGNIFICANT, accuracy, cluster_means, per_head, preferred
+from picollm.stats import SIGNIFICANT, above, accuracy, cluster_means, number_or_none, per_head, preferred
 
-FORMAT = 1
+FORMAT = 2
 
 
-def probe_heads(s: ModelAndText) -> dict:
-    """The content of probes.json."""
+def probe_heads(s: ModelAndText, style: str) -> dict:
+    """The content of probes.json; `style` is that of the text, one of picollm.attention.sentences.STYLES."""
     untrained = list(untrained_models(s.model.config, models=s.cfg["null_models"], seed=s.cfg["seed"]))
     ngrams = NGrams(s.train, s.model.config.vocab_size)
+    kinds = pairs()
+    words = [word for pair in GENDERS for word in pair] + [w for kind in kinds.values() for p in kind for w in p.words]
+    rare = rare_words(s.train, words)
     return {
         "format": FORMAT,
-        "coreference": by_attention(s, untrained),
-        "pairs": {kind: by_likelihood(s, kind, untrained, ngrams) for kind in pairs()},
+        "least_count": LEAST_COUNT,
+        "rare_words": rare,
+        "coreference": by_attention(s, untrained, rare, style),
+        "pairs": {name: by_likelihood(s, items, untrained, ngrams, rare) for name, items in kinds.items()},
     }
 
 
-def by_attention(s: ModelAndText, untrained: Sequence[Transformer]) -> dict:
+def untestable(clusters: int, of: int) -> dict:
+    """What stands in a report where the training text has too few of a probe's words."""
+    return {
+        "testable": False,
+        "because": f"of {of} groups of words the training text has {clusters}, each word {LEAST_COUNT} times or more; "
+        f"{LEAST_CLUSTERS} are needed",
+        "clusters": clusters,
+        "of_clusters": of,
+        "shows": False,
+    }
+
+
+def by_attention(s: ModelAndText, untrained: Sequence[Transformer], rare: Mapping[str, int], style: str) -> dict:
     """Coreference; `shows` where the chosen heads are right more often than every rule, the mean of all heads and
-    untrained models, and the best of all is so beyond exchanged pronouns."""
-    items, seed = tokenised(references(), s.model.config.context), s.cfg["seed"]
-    report = coreference(candidate_weights(s.model, items, s.device), items, s.counts, s.names, seed=seed)
+    untrained models (the largest p of paired tests over the pairs of words), and the best of all is so beyond exchanged
+    pronouns."""
+    known = known_clusters(dict(enumerate(GENDERS)), rare)
+    if len(known) < LEAST_CLUSTERS:
+        return untestable(len(known), len(GENDERS))
+    chosen_items = [item for item in references(style) if item.cluster in known]
+    items, seed = tokenised(chosen_items, s.model.config.context), s.cfg["seed"]
     gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
     first_I = split_clusters(cluster_I, seed)
-    chosen = [
-        best_on_other_half(prefers_gold(candidate_weights(other, items, s.device), gold_I), first_I)[1]
-        for other in untrained
-    ]
-    report["untrained"] = accuracy(np.mean(chosen, axis=0), cluster_I)
-    rivals = [*report["baselines"].values(), report["mean_of_heads"], report["untrained"]]
-    above = report["chosen_on_one_half"]["low"] > max(row["accuracy"] for row in rivals)
-    return report | {"shows": bool(above and report["best_of_all"]["p"] < SIGNIFICANT)}
+    right_I = np.mean(
+        [
+            best_on_other_half(prefers_gold(candidate_weights(other, items, s.device), gold_I), first_I)[1]
+            for other in untrained
+        ],
+        axis=0,
+    )
+    weights_IHC = candidate_weights(s.model, items, s.device)
+    report = coreference(weights_IHC, items, s.counts, s.names, rivals={"untrained": right_I}, seed=seed)
+    p = max(report["best_of_all"]["p"], report["p_against_rivals"])
+    return {
+        "testable": True,
+        "of_clusters": len(GENDERS),
+        **report,
+        "p": number_or_none(p),
+        "shows": bool(p < SIGNIFICANT),
+    }
 
 
-def by_likelihood(s: ModelAndText, kind: str, untrained: Sequence[Transformer], ngrams: NGrams) -> dict:
-    """Accuracy of the model, of both n-grams and of untrained models; `shows` where it is above chance and them."""
-    found = Continuations(pairs()[kind])
+def by_likelihood(
+    s: ModelAndText, items: Sequence[Pair], untrained: Sequence[Transformer], ngrams: NGrams, rare: Mapping[str, int]
+) -> dict:
+    """Accuracy of the model, of both n-grams and of untrained models; `shows` where it is above chance and them, by the
+    largest p of paired tests over clusters."""
+    words = {pair.cluster: pair.words for pair in items}
+    known = known_clusters(words, rare)
+    if len(known) < LEAST_CLUSTERS:
+        return untestable(len(known), len(words))
+    found = Continuations([pair for pair in items if pair.cluster in known])
 
     def right_of(model: Transformer) -> NDArray:
         return preferred(found.margins(partial(baseline, model.to(s.device)), s.device))
 
-    others = {name: preferred(margin_P) for name, margin_P in found.by_ngrams(ngrams).items()}
-    others["untrained"] = np.mean([right_of(other) for other in untrained], axis=0)
-    own, *rivals = (accuracy(right_P, found.cluster_P) for right_P in (right_of(s.model), *others.values()))
-    strongest = max(0.5, *(row["accuracy"] for row in rivals))
+    own = right_of(s.model)
+    rivals = {name: preferred(margin_P) for name, margin_P in found.by_ngrams(ngrams).items()}
+    rivals["untrained"] = np.mean([right_of(other) for other in untrained], axis=0)
+    p = max(above(own, rival, found.cluster_P) for rival in (np.full_like(own, 0.5), *rivals.values()))
     return {
-        "model": own,
-        "baselines": dict(zip(others, rivals, strict=True)),
-        "shows": bool(own["low"] > strongest),
+        "testable": True,
+        "of_clusters": len(words),
+        "model": accuracy(own, found.cluster_P),
+        "baselines": {name: accuracy(rival, found.cluster_P) for name, rival in rivals.items()},
+        "p": number_or_none(p),
+        "shows": bool(p < SIGNIFICANT),
     }
 
 
-def head_effects(s: ModelAndText, kind: str) -> dict:
-    """What a kind of pair loses without each head: nats of the margin, and the accuracy that remains."""
-    found, seed = Continuations(pairs()[kind]), s.cfg["seed"]
+def head_effects(s: ModelAndText, kind: str) -> dict | None:
+    """What a kind of pair loses without each head: nats of the margin, and the accuracy that remains; None where the
+    training text has too few of its words."""
+    items = pairs()[kind]
+    words = {pair.cluster: pair.words for pair in items}
+    known = known_clusters(words, rare_words(s.train, (word for own in words.values() for word in own)))
+    if len(known) < LEAST_CLUSTERS:
+        return None
+    found, seed = Continuations([pair for pair in items if pair.cluster in known]), s.cfg["seed"]
     whole_P = found.margins(partial(baseline, s.model), s.device)
     margin_HP = found.margins(lambda ids, scored: each_head(s.model, ids, "mean", s.means, scored), s.device)
     heads = per_head(cluster_means(whole_P - margin_HP, found.cluster_P), s.names, seed=seed)
@@ -94,12 +141,21 @@ def head_effects(s: ModelAndText, kind: str) -> dict:
 
 
 def metrics(report: Mapping) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`."""
+    """Flat scalars with stable names for `dvc metrics diff`; of what can be tested."""
     found = report["coreference"]
+    coreference = (
+        {
+            "coreference": found["chosen_on_one_half"]["accuracy"],
+            "coreference_best_p": found["best_of_all"]["p"],
+            "coreference_untrained": found["baselines"]["untrained"]["accuracy"],
+        }
+        if found["testable"]
+        else {}
+    )
+    pairs = {kind: entry for kind, entry in report["pairs"].items() if entry["testable"]}
     return {
-        "coreference": found["chosen_on_one_half"]["accuracy"],
-        "coreference_best_p": found["best_of_all"]["p"],
-        "coreference_untrained": found["untrained"]["accuracy"],
-        **{kind: entry["model"]["accuracy"] for kind, entry in report["pairs"].items()},
-        **{f"{kind}_bigram": entry["baselines"]["bigram"]["accuracy"] for kind, entry in report["pairs"].items()},
+        "testable": int(found["testable"]) + len(pairs),
+        **coreference,
+        **{kind: entry["model"]["accuracy"] for kind, entry in pairs.items()},
+        **{f"{kind}_bigram": entry["baselines"]["bigram"]["accuracy"] for kind, entry in pairs.items()},
     }

@@ -15,20 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from picollm.attention.maps import CategoryMaps
 from picollm.data.tokenizer import END_OF_TEXT
 from picollm.files import read_json, write_json
 from picollm.mechanisms.ablation import RANDOM_SETS, agreement, effects, group_effect, set_loss, summary
+from picollm.mechanisms.context import lengths, truncated_nats
+from picollm.mechanisms.emergence import CONTEXT_WINDOWS, CONTEXTS
 from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, baseline, each_head
 from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.mechanisms.probes import head_effects
+from picollm.mechanisms.redundancy import interactions
 from picollm.mechanisms.templates import pairs
+from picollm.model.transformer import Transformer
 from picollm.model.weights import weights
 from picollm.progress import progress
 from picollm.stats import SIGNIFICANT, false_discovery_rate, number_or_none, per_head
 
-FORMAT = 2
+FORMAT = 3
 GROUP_WINDOWS = 16  # validation windows that whole classes and clusters, and their random rivals, are ablated on
 SETS_A_GROUP = 20  # other sets, for each group that there is: where there are so many, one group can have q < .05
 
@@ -84,6 +89,26 @@ def full_study(
             for c in progress(categories, unit=" categories")
         },
         "pairs": {kind: part(f"pairs {kind}", partial(head_effects, s, kind)) for kind in pairs()},
+        "interactions": part("interactions", partial(interactions, s, range(len(s.names)))),
+        "context": part("context", partial(by_context, s)),
+    }
+
+
+def by_context(s: ModelAndText) -> dict:
+    """What a target loses without each head where only the last tokens before it are read, and where all are."""
+    windows = spread(s.validation, CONTEXT_WINDOWS)
+    kept = [k for k in CONTEXTS if k in lengths(windows.shape[1] - 1)]
+
+    def lost(model: Transformer, ids: Tensor, scored: Tensor) -> Tensor:
+        return each_head(model, ids, "mean", s.means, scored) - baseline(model, ids, scored)
+
+    found = truncated_nats(s.model, windows, [*kept, None], seed=s.cfg["seed"], device=s.device, losses=lost)
+    return {
+        "windows": len(windows),
+        "tokens": {
+            "all" if k is None else str(k): per_head(more_HW, s.names, seed=s.cfg["seed"])
+            for k, more_HW in found.items()
+        },
     }
 
 
@@ -105,8 +130,8 @@ def key_of(s: ModelAndText, rest: object) -> str:
 
 
 def ablated(s: ModelAndText, kind: str) -> dict:
-    whole_W, more_HW = effects(s.model, s.windows, kind, s.means, s.device)
-    return summary(whole_W, more_HW, s.names, seed=s.cfg["seed"])
+    whole_WT, more_HWT = effects(s.model, s.windows, kind, s.means, s.device)
+    return summary(whole_WT.mean(-1), more_HWT.mean(-1), s.names, seed=s.cfg["seed"])
 
 
 def groups_of(s: ModelAndText, heads: Mapping, clusters: Mapping) -> dict[str, NDArray[np.bool_]]:
@@ -115,7 +140,8 @@ def groups_of(s: ModelAndText, heads: Mapping, clusters: Mapping) -> dict[str, N
     labels = [head["label"] for head in heads["heads"]]
     members = [head["cluster"] for head in clusters["heads"]]
     found = {f"class {name}": np.array(labels) == name for name in dict.fromkeys(labels)}
-    found |= {f"cluster {number}": np.array(members) == number for number in sorted(set(members))}
+    if clusters["structure"]["found"]:
+        found |= {f"cluster {number}": np.array(members) == number for number in sorted(set(members))}
     return {name: mask.reshape(shape) for name, mask in found.items() if 1 < mask.sum() < mask.size}
 
 

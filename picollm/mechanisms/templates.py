@@ -1,4 +1,4 @@
-"""The items of the linguistic probes, generated from templates of this project's own, in WikiText's style.
+"""The items of the linguistic probes, generated from templates of this project's own.
 
 Everything that could be read off without language is balanced: which candidate comes first, which number a subject
 has, which of two texts fits, whether the negated one does. Items that share words are one cluster, as large as every
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+
+from picollm.attention.sentences import as_wikitext
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class Pair:
     """A model is right where the target is likelier after the good text than after the bad one.
 
     One target after two texts, not two after one (BLiMP's two-prefix method): how common a word is cancels out, which a
-    model of few words would otherwise answer by.
+    model of few words would otherwise answer by. `words` are those that all pairs of the cluster are about.
     """
 
     cluster: int
     good: str
     bad: str
     target: str
+    words: tuple[str, ...]
 
 
 # No number cues: "they" can mean both candidates together.
@@ -50,19 +53,20 @@ GENDERS = [
 ]  # fmt: skip
 # {0} and {1} are the candidates in order of mention; the second field says which of them is the first clause's subject.
 FRAMES = [
-    ("The {0} met the {1} in London , and then {p} left the city", 0),
+    ("The {0} met the {1} in London, and then {p} left the city", 0),
     ("The {0} saw the {1} near the river before {p} went home", 0),
-    ("The {0} wrote to the {1} for many years , although {p} was ill", 0),
-    ("After the {0} had found the {1} , {p} moved to France", 0),
-    ("In the house of the {0} , the {1} read a book before {p} died", 1),
-    ("With the help of the {0} , the {1} built a church , and later {p} lived there", 1),
+    ("The {0} wrote to the {1} for many years, although {p} was ill", 0),
+    ("After the {0} had found the {1}, {p} moved to France", 0),
+    ("In the house of the {0}, the {1} read a book before {p} died", 1),
+    ("With the help of the {0}, the {1} built a church, and later {p} lived there", 1),
 ]
 
 
-def references() -> list[Reference]:
-    """Of each pair of words both orders with both pronouns, in every frame."""
+def references(style: str = "plain") -> list[Reference]:
+    """Of each pair of words both orders with both pronouns, in every frame, written as the training text is."""
     found = []
     for (cluster, pair), (text, subject) in product(enumerate(GENDERS), FRAMES):
+        text = as_wikitext(text) if style == "wikitext" else text
         for order, cue in product((0, 1), (0, 1)):
             mentioned = (pair[order], pair[1 - order])
             gold = cue if order == 0 else 1 - cue
@@ -98,7 +102,7 @@ def agreement() -> Iterator[Pair]:
     """The verb agrees with the subject, not with a noun of the other number that stands nearer."""
     for between, verbs, (n, noun), number in product(BETWEEN, VERBS, enumerate(NOUNS), (0, 1)):
         good, bad = (between.format(s=noun[k], a=NOUNS[n ^ 1][1 - k]) for k in (number, 1 - number))
-        yield Pair(n // 2, good, bad, " " + verbs[number])
+        yield Pair(n // 2, good, bad, " " + verbs[number], NOUNS[n & ~1] + NOUNS[n | 1])
 
 
 PEOPLE = ["man", "king", "author", "player", "officer", "woman"]
@@ -123,9 +127,10 @@ POLARITY = [
 def negation() -> Iterator[Pair]:
     """A negative polarity item is likelier in the scope of a negation; a positive one, outside of it."""
     for (cluster, (negative, positive, contexts)), n in product(enumerate(POLARITY), PEOPLE):
+        words = (negative.strip(), positive.strip())
         for negated, plain in ((a.format(n=n), b.format(n=n)) for a, b in contexts):
-            yield Pair(cluster, negated, plain, negative)
-            yield Pair(cluster, plain, negated, positive)
+            yield Pair(cluster, negated, plain, negative, words)
+            yield Pair(cluster, plain, negated, positive, words)
 
 
 VERB_FORMS = [
@@ -134,19 +139,19 @@ VERB_FORMS = [
     ("arrive", "arrived"),
 ]  # fmt: skip
 SUBJECTS = ["he", "she", "the king"]
-ASKED = [("When did {s}", "Last year {s}"), ("Where did {s}", "In the city {s}")]
+ASKED = [("When did {s}", "They did when {s}"), ("Where did {s}", "They did where {s}")]
 
 
-def questions() -> Iterator[Pair]:
-    """After an inverted `did` the verb has no ending, without one it has.
+def inversion() -> Iterator[Pair]:
+    """After an inverted `did` the verb has no ending, without one it has; both texts are of the same words.
 
     Nothing of the question mark: it would be one target for all clusters, and a model's liking for it right or wrong in
     all of them at once.
     """
     for (cluster, (base, past)), subject, (asked, told) in product(enumerate(VERB_FORMS), SUBJECTS, ASKED):
         asked, told = asked.format(s=subject), told.format(s=subject)
-        yield Pair(cluster, asked, told, " " + base)
-        yield Pair(cluster, told, asked, " " + past)
+        yield Pair(cluster, asked, told, " " + base, (base, past))
+        yield Pair(cluster, told, asked, " " + past, (base, past))
 
 
 BEFORE_PRONOUN = [
@@ -159,10 +164,10 @@ def pronouns() -> Iterator[Pair]:
     """A pronoun has the gender of the one before it that it can mean."""
     for (cluster, words), text, gender in product(enumerate(GENDERS), BEFORE_PRONOUN, (0, 1)):
         good, bad = (text.format(n=words[k]) for k in (gender, 1 - gender))
-        yield Pair(cluster, good, bad, (" he", " she")[gender])
+        yield Pair(cluster, good, bad, (" he", " she")[gender], words)
 
 
 def pairs() -> dict[str, list[Pair]]:
     """At least 100 of each kind, without repeats."""
-    kinds = (agreement, negation, questions, pronouns)
+    kinds = (agreement, negation, inversion, pronouns)
     return {kind.__name__: list(kind()) for kind in kinds}

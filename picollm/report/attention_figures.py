@@ -23,7 +23,10 @@ FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many time
 TILE_MARGIN = 0.25  # between the maps of two heads, in widths of a map
 LINE = 110  # characters of a heading
 FLOW_EDGES = 2  # ... and among the strongest of its query
-LETTERS = {"diagonal": "D", "local": "L", "token-specific": "T", "global": "G", "sink": "S", "mixed": "M"}
+LETTERS = {
+    "diagonal": "D", "local": "L", "token-specific": "T", "content-based": "C", "global": "G", "sink": "S",
+    "mixed": "M",
+}  # fmt: skip
 
 
 def readable(text: str) -> str:
@@ -122,12 +125,12 @@ def class_pie(labels: dict[str, dict]) -> Figure:
 
 
 def class_grid(heads: list[dict]) -> Figure:
-    """Layers x heads, coloured by label; pale where the label is uncertain; the number is its confidence."""
+    """Layers x heads, coloured by label; pale where the label is unstable; the number is its stability."""
     frame = pd.DataFrame(heads)
     frame["colour"] = [
-        list(LABEL_COLOURS).index(head["label"]) + 0.5 * head["uncertain"] for head in heads
+        list(LABEL_COLOURS).index(head["label"]) + 0.5 * head["unstable"] for head in heads
     ]  # of a label the full colour, then the pale one
-    frame["text"] = [f"{LETTERS[head['label']]} {head['confidence']:.2f}" for head in heads]
+    frame["text"] = [f"{LETTERS[head['label']]} {head['stability']:.2f}" for head in heads]
     shades = [shade for colour in LABEL_COLOURS.values() for shade in (colour, sns.light_palette(colour, 3)[1])]
     grid, text = (frame.pivot(index="layer", columns="head", values=column) for column in ("colour", "text"))
     figure, axis = plt.subplots(figsize=(0.85 * grid.shape[1] + 1.4, 0.5 * grid.shape[0] + 0.9))
@@ -140,6 +143,35 @@ def class_grid(heads: list[dict]) -> Figure:
     keys = [Rectangle((0, 0), 1, 1, color=LABEL_COLOURS[label]) for label in used]
     names = [f"{LETTERS[label]}  {label}" for label in used]
     figure.legend(keys, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
+    return figure
+
+
+def plane_figure(report: dict, ablation: dict | None) -> Figure:
+    """Every head by what explains its attention: the offset (positional share) or what the key is (content share); the
+    rest is uniform. The area is what the loss loses without it, where that is known."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.8))
+    frame = pd.DataFrame(
+        {
+            "content": [head["statistics"]["content"]["value"] for head in report["heads"]],
+            "positional": [head["statistics"]["positional"]["value"] for head in report["heads"]],
+            "label": [head["label"] for head in report["heads"]],
+            "loss": [max(0.0, head["delta"]) for head in ablation["heads"]] if ablation else 0.0,
+        }
+    )
+    area = 12 + 400 * np.sqrt(frame["loss"] / max(frame["loss"].max(), 1e-9))
+    for label, colour in LABEL_COLOURS.items():
+        chosen = (frame["label"] == label) & frame["content"].notna()
+        if chosen.any():
+            axis.scatter(
+                frame["positional"][chosen], frame["content"][chosen], s=area[chosen], color=colour, alpha=0.75,
+                edgecolor="white", linewidth=0.8, label=label,
+            )  # fmt: skip
+    axis.plot([0, 1], [1, 0], color=MUTED, linewidth=0.8, linestyle=":")
+    axis.text(0.03, 0.03, "uniform", color=MUTED, fontsize=8)
+    axis.set(xlim=(-0.06, 1), ylim=(-0.04, 1), xlabel="positional share", ylabel="content share")
+    axis.legend(frameon=False, fontsize=8, markerscale=0.6)
+    for _, head in frame.assign(name=[head["name"] for head in report["heads"]]).nlargest(6, "loss").iterrows():
+        axis.annotate(head["name"], (head["positional"], head["content"]), fontsize=7, ha="center", va="center")
     return figure
 
 
@@ -213,12 +245,19 @@ def map_of_heads(coordinates: NDArray, heads: list[dict], clusters: list[int], s
     return figure
 
 
-def head_figures(gallery: Gallery, report: dict, clusters: dict, arrays: Mapping[str, NDArray]) -> None:
+def head_figures(gallery: Gallery, report: dict, ablation: dict, clusters: dict, arrays: Mapping[str, NDArray]) -> None:
     """The pictures of the chapters on heads and on their clusters."""
     heads = report["heads"]
     names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
+    gallery.add(
+        "plane.svg",
+        plane_figure(report, ablation),
+        "Heads by what explains their attention; a larger disc costs more to remove, the colour is the class",
+    )
     gallery.add("classes.svg", class_pie(report["labels"]), "Share of each class of heads, with intervals")
-    gallery.add("grid.svg", class_grid(heads), "Class and confidence of every head; pale means uncertain")
+    gallery.add(
+        "grid.svg", class_grid(heads), "Class of every head and its stability over sentences; pale where below 80 %"
+    )
     gallery.add(
         "evidence.svg",
         evidence_figure(report),

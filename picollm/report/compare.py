@@ -172,7 +172,7 @@ def chapter_of(old: Revision, new: Revision, name: str) -> dict:
 
 
 def labels(data: bytes) -> dict[str, dict]:
-    keys = ("name", "label", "confidence", "uncertain")
+    keys = ("name", "label", "stability", "unstable")
     return {head["name"]: {key: head[key] for key in keys} for head in json.loads(data)["heads"]}
 
 

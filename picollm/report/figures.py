@@ -15,7 +15,7 @@ from picollm.report import measurement_figures as measurement
 from picollm.report.gallery import Gallery
 from picollm.report.mechanism_figures import mechanism_figures
 
-REPORTS = ("training", "heads", "clusters", "ablation", "emergence", "probes", "benchmark", "profile")
+REPORTS = ("training", "heads", "clusters", "mechanisms", "ablation", "emergence", "probes", "benchmark", "profile")
 
 
 def draw_figures(
@@ -31,9 +31,9 @@ def draw_figures(
     curve = pd.read_csv(inputs["curve"])
     if len(curve):  # there is none of an imported model
         gallery.add("training.svg", measurement.loss_curve(curve, report["training"]), "Loss over tokens")
-    attention.head_figures(gallery, report["heads"], report["clusters"], np.load(inputs["arrays"]))
+    attention.head_figures(gallery, report["heads"], report["ablation"], report["clusters"], np.load(inputs["arrays"]))
     labels = [head["label"] for head in report["heads"]["heads"]]
-    mechanism_figures(gallery, report["ablation"], report["emergence"], report["probes"], labels)
+    mechanism_figures(gallery, report, labels)
     latency = measurement.latency_bars(report["benchmark"]["results"])
     gallery.add("benchmark.svg", latency, "Latency by backend and batch")
     gallery.add("profile.svg", measurement.step_timeline(report["profile"]), "The first profiled training steps")

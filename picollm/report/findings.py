@@ -1,207 +1,332 @@
 """The claims that the original made of its heads, each held against this run's numbers: a verdict, never a sentence.
 
-Three verdicts: supported, not supported, not testable here. A 4-gram sees the last three tokens; with a model that
-predicts no better nothing is testable, because attention to anything further back did not pay.
+Four verdicts. *held*, *did not hold*: the test decided. *can't be tested here*: it has no power, as where the text has
+too few of the words. *not comparable*: the number depends on what the claim does not say, as the recipe of training.
+A 4-gram sees the last three tokens; with a model that predicts no better nothing can be tested, because attention to
+anything further back did not pay. The p of all claims share one false discovery rate.
+
+The original counts layers and heads from 1, this project from 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
-from picollm.stats import number_or_none
+from picollm.attention.key_sets import SETS
+from picollm.stats import false_discovery_rate, number_or_none
 
-FORMAT = 1
-SUPPORTED, NOT_SUPPORTED, NOT_TESTABLE = "supported", "not supported", "not testable here"
-ORIGINAL_GLOBAL = number_or_none(48 / 56)  # "85.7 % of heads are global"; rounded as what it is compared with
+FORMAT = 2
+HELD, FAILED, UNTESTABLE, INCOMPARABLE = "held", "did not hold", "can't be tested here", "not comparable"
+VERDICTS = (HELD, FAILED, UNTESTABLE, INCOMPARABLE)
+ORIGINAL_SHARES = {"global": 48 / 56, "diagonal": 5 / 56, "local": 2 / 56, "token-specific": 1 / 56}
+ORIGINAL_HEADS = {"diagonal": (5, 2), "local": (4, 2), "token-specific": (7, 2)}  # its L6H3, L5H3, L8H3
 ALPHA = 0.05
-NARROW = 0.2  # width of an interval from which a share is known well enough to agree with
-NEGLIGIBLE = 0.1  # adjusted Rand index
+ALIKE = 0.1  # a ratio of distances within and between layers this near to 1 is none
+EMERGED = 0.05  # share of the heads from which an effect has come in training
 PERMUTATIONS = 9999
 
 
 def state_findings(
-    heads: Mapping, clusters: Mapping, probes: Mapping, over_time: Mapping, training: Mapping, *, seed: int
+    heads: Mapping,
+    clusters: Mapping,
+    probes: Mapping,
+    over_time: Mapping,
+    ablation: Mapping,
+    training: Mapping,
+    *,
+    seed: int,
 ) -> dict:
-    """The content of findings.json, from heads.json, clusters.json, probes.json, emergence.json and training.json."""
+    """The content of findings.json, from the reports of the same names."""
     margin, beyond_cache = (
         training[name] - training["validation_loss"] for name in ("four_gram_loss", "four_gram_cache_loss")
     )
     testable = margin > 0
     claims = [
         *overall_shares(heads),
-        *by_layer(heads, seed),
-        *by_category(probes),
-        *redundancy(heads, clusters),
-        *specialisation(over_time),
+        *by_layer(heads, ablation, seed),
+        *by_category(heads, probes),
+        *redundancy(clusters, ablation),
+        *conclusions(heads, ablation, over_time, seed),
     ]
-    if not testable:
-        claims = [claim | {"verdict": NOT_TESTABLE} for claim in claims]
     return {
         "format": FORMAT,
         "testable": testable,
         "because": f"the model predicts {'better' if testable else 'no better'} than a 4-gram",
         "nats_below_a_4_gram": number_or_none(margin),
-        "nats_below_a_4_gram_with_cache": number_or_none(
-            training["four_gram_cache_loss"] - training["validation_loss"]
-        ),
-        "claims": claims,
+        "nats_below_a_4_gram_with_cache": number_or_none(beyond_cache),
+        "claims": decided(claims if testable else [row | untestable(row) for row in claims]),
     }
 
 
-def claim(section: str, text: str, test: str, holds: bool | None, **numbers: float | None) -> dict:
-    """`holds` is None where the numbers can't decide."""
-    verdict = {True: SUPPORTED, False: NOT_SUPPORTED, None: NOT_TESTABLE}[holds]
-    return {"section": section, "claim": text, "test": test, "verdict": verdict, "numbers": numbers}
+def claim(
+    section: str,
+    text: str,
+    test: str,
+    *,
+    p: float | None = None,
+    verdict: str | None = None,
+    because: str = "",
+    **numbers: float | str | None,
+) -> dict:
+    """Without a `verdict`, `p` decides, after it is corrected for the number of claims."""
+    return {
+        "section": section, "claim": text, "test": test, "verdict": verdict, "because": because,
+        "p": None if p is None else number_or_none(p), "numbers": numbers,
+    }  # fmt: skip
+
+
+def untestable(row: Mapping) -> dict:
+    """What a model that predicts no better than a 4-gram leaves of a claim."""
+    if row["verdict"] == INCOMPARABLE:
+        return {}
+    return {"verdict": UNTESTABLE, "because": "the model predicts no better than a 4-gram"}
+
+
+def decided(claims: Sequence[dict]) -> list[dict]:
+    """The claims with q, and the verdicts that q gives."""
+    open_claims = [row["verdict"] is None for row in claims]
+    p = [row["p"] if is_open else math.nan for row, is_open in zip(claims, open_claims, strict=True)]
+    found = []
+    for row, q, is_open in zip(claims, false_discovery_rate(np.array(p, dtype=float)), open_claims, strict=True):
+        verdict = (HELD if q < ALPHA else FAILED) if is_open else row["verdict"]
+        found.append(row | {"q": number_or_none(q), "verdict": verdict})
+    return found
 
 
 def overall_shares(heads: Mapping) -> list[dict]:
-    share, null = heads["labels"]["global"], heads["null"]
-    inside = share["low"] <= ORIGINAL_GLOBAL <= share["high"]
-    narrow = share["high"] - share["low"] <= NARROW
-    return [
+    null, peaked, by_name = heads["null"], heads["peaked_null"], {head["name"]: head for head in heads["heads"]}
+    why = "the share depends on the recipe of training more than on anything else: see docs/training.md"
+    found = [
         claim(
-            "V.A",
-            "85.7 % of the heads are global",
-            f"the interval of the share holds 85.7 %; not testable where it does and is wider than {NARROW}",
-            (narrow or None) if inside else False,
-            share=share["share"], low=share["low"], high=share["high"],
-            raw_rule=number_or_none(heads["raw_labels"]["global"] / len(heads["heads"])),
-            untrained_models=number_or_none(null["labels"]["global"] / null["heads"]) if null["heads"] else None,
+            "A",
+            f"{share:.1%} of the heads are {label}".replace("%", " %"),
+            "none: this model's share, its interval over sentences, the uncorrected rule, untrained models beside it",
+            verdict=INCOMPARABLE,
+            because=why,
+            share=heads["labels"][label]["share"],
+            low=heads["labels"][label]["low"],
+            high=heads["labels"][label]["high"],
+            raw_rule=number_or_none(heads["raw_labels"][label] / len(heads["heads"])),
+            untrained_models=number_or_none(null["labels"][label] / null["heads"]) if null["heads"] else None,
+            untrained_as_peaked=number_or_none(peaked["labels"][label] / peaked["heads"]) if peaked["heads"] else None,
         )
-    ]  # fmt: skip
-
-
-def by_layer(heads: Mapping, seed: int) -> list[dict]:
-    """Whether layers differ in how broad and how positional their heads are."""
-    found = []
-    for name in ("broad", "positional"):
-        known = [head for head in heads["heads"] if head["statistics"][name]["value"] is not None]
-        layers = np.array([head["layer"] for head in known])
-        values = np.array([head["statistics"][name]["value"] for head in known])
-        share, p = variance_between(values, layers, seed=seed)
-        slope = np.corrcoef(layers, values)[0, 1] if np.ptp(values) > 0 and np.ptp(layers) > 0 else float("nan")
+        for label, share in ORIGINAL_SHARES.items()
+    ]
+    for label, (layer, number) in ORIGINAL_HEADS.items():
+        here = by_name.get(f"L{layer}H{number}")
         found.append(
             claim(
-                "V.B",
-                f"heads behave differently from layer to layer ({name} share)",
-                f"layers explain more of the variance of {name} than of shuffled heads: p < {ALPHA}",
-                p < ALPHA,
-                variance_explained=number_or_none(share), p=number_or_none(p),
-                correlation_with_depth=number_or_none(slope),
+                "A",
+                f"its L{layer + 1}H{number + 1} is a {label} head (ours: L{layer}H{number})",
+                "none: heads of two trainings have nothing in common but their numbers",
+                verdict=INCOMPARABLE,
+                because="another training gives the same number another role",
+                class_here=here["label"] if here else None,
             )
-        )  # fmt: skip
+        )
     return found
 
 
-def variance_between(values: NDArray, groups: NDArray, *, seed: int) -> tuple[float, float]:
-    """Share of the variance that group means explain (eta squared), and p by permutations of the values."""
-    member = (groups == np.unique(groups)[:, None]) / np.bincount(groups)[np.unique(groups), None]
-    sizes = np.bincount(groups)[np.unique(groups)]
-    total = ((values - values.mean()) ** 2).sum()
-    if total == 0:
-        return 0.0, 1.0
-
-    def explained(columns: NDArray) -> NDArray:
-        return (sizes[:, None] * (member @ columns - values.mean()) ** 2).sum(0) / total
-
-    generator = np.random.default_rng(seed)
-    shuffled = generator.permuted(np.repeat(values[:, None], PERMUTATIONS, axis=1), axis=0)
-    observed = explained(values[:, None])[0]
-    return float(observed), float((1 + (explained(shuffled) >= observed - 1e-12).sum()) / (1 + PERMUTATIONS))
+def parts_of(n_layers: int) -> NDArray[np.int64]:
+    """Of each layer 0, 1 or 2: early (the first quarter), middle, late (the last quarter)."""
+    quarter = max(1, n_layers // 4)
+    part = np.ones(n_layers, dtype=np.int64)
+    part[:quarter], part[n_layers - quarter :] = 0, 2
+    return part
 
 
-def by_category(probes: Mapping) -> list[dict]:
-    """Whether heads, or the model that they serve, treat linguistic categories as language does."""
-    found = probes["coreference"]
-    chosen, top = found["chosen_on_one_half"], found["best_of_all"]
-    rules = {name: row["accuracy"] for name, row in found["baselines"].items()}
-    return [
-        claim(
-            "V.C",
-            "heads follow coreference",
-            "the head that is best on one half of the word pairs is right on the other more often than rules without"
-            " language, the mean of all heads and untrained heads (95 % interval), and the best of all more often than"
-            f" where pronouns are exchanged, p < {ALPHA}",
-            found["shows"],
-            accuracy=chosen["accuracy"], low=chosen["low"], high=chosen["high"],
-            best_of_all=top["accuracy"], p=top["p"],
-            best_rule=max(rules.values()), untrained_models=found["untrained"]["accuracy"],
-        ),
-        *(
-            claim(
-                "V.C",
-                f"the model has learnt {kind}",
-                "a word is likelier where it fits than where it doesn't, in more minimal pairs than chance, n-grams and"
-                " untrained models give (95 % interval)",
-                entry["shows"],
-                accuracy=entry["model"]["accuracy"], low=entry["model"]["low"], high=entry["model"]["high"],
-                pairs=entry["model"]["items"],
-                **{name: row["accuracy"] for name, row in entry["baselines"].items()},
-            )
-            for kind, entry in probes["pairs"].items()
-        ),
-    ]  # fmt: skip
-
-
-def specialisation(over_time: Mapping) -> list[dict]:
-    """Whether training makes heads that untrained models have not."""
-    snapshots = over_time["snapshots"]
+def by_layer(heads: Mapping, ablation: Mapping, seed: int) -> list[dict]:
+    """The original's picture of early, middle and late layers, as directional contrasts."""
+    early, middle, late = ((0,), (1, 2)), ((1,), (0, 2)), ((2,), (0, 1))
+    statistic = {name: values_of(heads, name) for name in ("kappa_self", "kappa_local", "distance", "broad")}
+    statistic["kappa_set"] = strongest_sets(heads)
+    statistic["loss"] = np.array([head["delta"] for head in ablation["heads"]])
+    rows = [
+        ("early layers attend to the token itself", "kappa_self", early, 1),
+        ("early layers attend to neighbours", "kappa_local", early, 1),
+        ("early layers look less far back", "distance", early, -1),
+        ("middle layers are dominated by broad attention", "broad", middle, 1),
+        ("late layers return to the token itself", "kappa_self", ((2,), (1,)), 1),
+        ("late layers look for particular tokens", "kappa_set", late, 1),
+        ("early layers matter most for the loss", "loss", early, 1),
+    ]
+    layer_H = np.array([head["layer"] for head in heads["heads"]])
+    part_H = parts_of(heads["n_layers"])[layer_H]
     found = []
-    for name, what in (("kappa_max", "positional"), ("content", "token-specific"), ("induction", "induction")):
-        text = f"{what} heads emerge in training"
+    for text, name, (these, those), sign in rows:
         test = (
-            "at the last snapshot, and not at the first, more heads than 1 % with an effect (larger than 99 % of"
-            f" untrained heads and than the least size that counts), binomial p < {ALPHA}"
+            f"mean {name.replace('_', ' ')} of these layers against the others, heads shuffled over layers, p < {ALPHA}"
         )
-        if len(snapshots) < 2:
-            found.append(claim("emergence", text, test, None, snapshots=len(snapshots)))
+        if heads["n_layers"] < 3 or heads["n_heads"] < 2:
+            why = "it takes three layers of two heads or more"
+            found.append(claim("B", text, test, verdict=UNTESTABLE, because=why))
             continue
-        heads = len(snapshots[-1]["heads"][name])
-        first, last = (snapshots[k]["effects"][name] for k in (0, -1))
-        p_first, p_last = (binomtest(k, heads, 0.01, alternative="greater").pvalue for k in (first, last))
+        means, p = contrast(sign * statistic[name], np.isin(part_H, these), np.isin(part_H, those), seed=seed)
         found.append(
             claim(
-                "emergence", text, test, bool(p_last < ALPHA <= p_first),
-                heads_at_first=first, heads_at_last=last, p=number_or_none(p_last),
-                median_onset_step=over_time["median_onset"][name],
+                "B",
+                text,
+                test,
+                p=p,
+                these_layers=number_or_none(sign * means[0]),
+                others=number_or_none(sign * means[1]),
             )
-        )  # fmt: skip
+        )
     return found
 
 
-def redundancy(heads: Mapping, clusters: Mapping) -> list[dict]:
-    layers, apart = clusters["agreement"]["layers"], clusters["mean_distance"]
-    families = [cluster for cluster in clusters["clusters"] if cluster["stable"] and cluster["size"] > 1]
-    tight = [cluster for cluster in families if cluster["mean_distance"] < apart / 2]
-    inside = sum(cluster["size"] for cluster in tight)
-    independent = None
-    if len(families) > 1 and layers["high"] < NEGLIGIBLE:
-        independent = True
-    elif len(families) > 1 and layers["p"] < ALPHA:
-        independent = False
-    return [
+def values_of(heads: Mapping, name: str) -> NDArray[np.float64]:
+    return np.array([head["statistics"][name]["value"] for head in heads["heads"]], dtype=float)
+
+
+def strongest_sets(heads: Mapping) -> NDArray[np.float64]:
+    """Of each head the largest kappa of a set of keys, in multiples of its threshold."""
+    times = [values_of(heads, f"kappa_{name}") / heads["thresholds"][name]["value"] for name in SETS]
+    return np.fmax.reduce(times)
+
+
+def contrast(values_H: NDArray, these_H: NDArray, those_H: NDArray, *, seed: int) -> tuple[tuple[float, float], float]:
+    """The means of two groups of heads, and the one-sided p of so large a difference where the values of both are
+    dealt anew; heads without a value are in neither."""
+    known_H = np.isfinite(values_H)
+    these, those = values_H[these_H & known_H], values_H[those_H & known_H]
+    if not len(these) or not len(those):
+        return (float("nan"), float("nan")), 1.0
+    pooled = np.concatenate([these, those])
+    generator = np.random.default_rng(seed)
+    drawn = generator.permuted(np.tile(pooled, (PERMUTATIONS, 1)), axis=1)
+    observed = these.mean() - those.mean()
+    differences = drawn[:, : len(these)].mean(1) - drawn[:, len(these) :].mean(1)
+    p = (1 + (differences >= observed - 1e-12).sum()) / (1 + PERMUTATIONS)
+    return (float(these.mean()), float(those.mean())), float(p)
+
+
+def by_category(heads: Mapping, probes: Mapping) -> list[dict]:
+    """Whether heads, or the model that they serve, treat linguistic categories as language does."""
+    found = []
+    for kind, row in heads["relations"].items():
+        text, test = (
+            f"a head connects {kind}",
+            "the later word attends to the earlier one more than its offset explains, and more than other positions do:"
+            f" the best of all heads, largest of sign-flipped sentences, p < {ALPHA}",
+        )
+        if row["p"] is None:
+            why = f"{row['sentences']} sentences have these marks"
+            found.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
+            continue
+        keep = ("sentences", "head", "effect", "low", "high", "null_best", "null_p")
+        found.append(claim("C", text, test, p=row["p"], **{name: row[name] for name in keep}))
+    return found + [
+        probe_claim(name, entry) for name, entry in {"coreference": probes["coreference"], **probes["pairs"]}.items()
+    ]
+
+
+PROBES = {
+    "coreference": "a head looks from a pronoun to the one of two nouns that it means",
+    "agreement": "the model expects a verb in the number of its subject, not of a nearer noun",
+    "negation": "the model expects words that only a negation allows where there is one",
+    "inversion": "the model expects the base form of a verb after an inverted did",
+    "pronouns": "the model expects the pronoun of the gender that was mentioned",
+}
+
+
+def probe_claim(name: str, entry: Mapping) -> dict:
+    test = (
+        f"more often right than chance, rules without language and untrained models, paired over clusters, p < {ALPHA}"
+    )
+    if not entry["testable"]:
+        return claim("C", PROBES[name], test, verdict=UNTESTABLE, because=entry["because"], clusters=entry["clusters"])
+    own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
+    rivals = {rival: row["accuracy"] for rival, row in entry["baselines"].items()}
+    return claim(
+        "C", PROBES[name], test, p=entry["p"],
+        accuracy=own["accuracy"], low=own["low"], high=own["high"], clusters=own["clusters"],
+        best_rival=max(rivals.values()),
+    )  # fmt: skip
+
+
+def redundancy(clusters: Mapping, ablation: Mapping) -> list[dict]:
+    shape, layers, pairs = clusters["structure"], clusters["by_layer"], ablation["interactions"]
+    found = [
         claim(
-            "V.D",
-            "heads are redundant: they come in families that attend alike",
-            "most heads are in two or more stable clusters, half as far apart as heads in general or less",
-            len(tight) > 1 and inside > len(heads["heads"]) / 2,
-            heads_in_such_clusters=inside, such_clusters=len(tight), clusters=clusters["k"], mean_distance=apart,
-            noise_floor=clusters["noise"]["mean_absolute_difference"],
-        ),
-        claim(
-            "V.D",
-            "families do not depend on the layer",
-            "of two or more stable clusters of several heads, the 95 % interval of the agreement with layers lies below"
-            f" {NEGLIGIBLE}; not supported if it is beyond chance, p < {ALPHA}; else not testable",
-            independent,
-            families=len(families),
-            adjusted_rand=layers["adjusted_rand"], low=layers["low"], high=layers["high"], p=layers["p"],
-        ),
-    ]  # fmt: skip
+            "D",
+            "heads come in families that attend alike",
+            "clusters that one cloud without clusters does not give, of three heads or more, with a silhouette of .25",
+            verdict=HELD if shape["found"] else FAILED,
+            because="; ".join(shape["because"]),
+            clusters=clusters["k"] if shape["found"] else 0,
+            silhouette=clusters["silhouette"],
+            silhouette_of_one_cloud=shape["silhouette_one_cloud_95"],
+            p_of_one_cloud=shape["p"],
+        )
+    ]
+    text, test = (
+        "heads stand in for each other",
+        f"pairs of heads cost more together than one by one: mean interaction above 0, p < {ALPHA}",
+    )
+    if pairs is None:
+        found.append(claim("D", text, test, verdict=UNTESTABLE, because="the model has one head"))
+    else:
+        mean = pairs["mean"]
+        p = mean["p"] if mean["value"] > 0 else 1.0
+        numbers = {"pairs": pairs["pairs"], "redundant": pairs["redundant"], "serial": pairs["serial"]}
+        found.append(claim("D", text, test, p=p, mean=mean["value"], low=mean["low"], high=mean["high"], **numbers))
+    text, test = (
+        "similarity is not tied to the layer",
+        f"distances within layers are those between layers: the interval of their ratio is within {ALIKE} of 1; it did"
+        f" not hold where heads shuffled over layers give no such ratio, p < {ALPHA}",
+    )
+    if layers is None:
+        found.append(claim("D", text, test, verdict=UNTESTABLE, because="it takes two layers of two heads or more"))
+        return found
+    alike = 1 - ALIKE < layers["low"] and layers["high"] < 1 + ALIKE
+    verdict = FAILED if layers["p"] < ALPHA else HELD if alike else UNTESTABLE
+    why = "" if verdict != UNTESTABLE else "the interval is too wide to say that there is no difference"
+    return [*found, claim("D", text, test, verdict=verdict, because=why, **layers)]
+
+
+def conclusions(heads: Mapping, ablation: Mapping, over_time: Mapping, seed: int) -> list[dict]:
+    """What the original concluded: specialists are crucial; roles emerge from data."""
+    special = np.isin([head["label"] for head in heads["heads"]], ["diagonal", "local", "token-specific"])
+    text, test = (
+        "the minority of specialised heads is crucial",
+        f"a diagonal, local or token-specific head costs more than another: mean loss without it, p < {ALPHA}",
+    )
+    if special.all() or not special.any():
+        found = [
+            claim("conclusions", text, test, verdict=UNTESTABLE, because="all heads are of one kind in this sense")
+        ]
+    else:
+        loss_H = np.array([head["delta"] for head in ablation["heads"]])
+        means, p = contrast(loss_H, special, ~special, seed=seed)
+        numbers = {"specialised": int(special.sum()), "their_mean": number_or_none(means[0])}
+        found = [claim("conclusions", text, test, p=p, **numbers, mean_of_others=number_or_none(means[1]))]
+    return [*found, *emerged(over_time)]
+
+
+def emerged(over_time: Mapping) -> list[dict]:
+    """Whether training makes heads that untrained models have not."""
+    snapshots, found = over_time["snapshots"], []
+    for name, what in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
+        text = f"{what} heads emerge in training"
+        test = f"at the last snapshot {EMERGED:.0%} of the heads or more have the effect, at the first fewer"
+        if len(snapshots) < 2:
+            found.append(claim("conclusions", text, test, verdict=UNTESTABLE, because="the training kept no snapshots"))
+            continue
+        least = max(1, math.ceil(EMERGED * len(snapshots[-1]["heads"][name])))
+        first, last = (snapshots[k]["effects"][name] for k in (0, -1))
+        verdict = HELD if first < least <= last else FAILED
+        found.append(
+            claim(
+                "conclusions", text, test, verdict=verdict,
+                heads_at_first=first, heads_at_last=last, median_onset_step=over_time["median_onset"][name],
+            )
+        )  # fmt: skip
+    return found
 
 
 def metrics(report: Mapping[str, Sequence]) -> dict[str, float]:
@@ -211,7 +336,8 @@ def metrics(report: Mapping[str, Sequence]) -> dict[str, float]:
         "testable": int(report["testable"]),
         "nats_below_a_4_gram": report["nats_below_a_4_gram"],
         "nats_below_a_4_gram_with_cache": report["nats_below_a_4_gram_with_cache"],
-        "supported": verdicts.count(SUPPORTED),
-        "not_supported": verdicts.count(NOT_SUPPORTED),
-        "not_testable": verdicts.count(NOT_TESTABLE),
+        "held": verdicts.count(HELD),
+        "did_not_hold": verdicts.count(FAILED),
+        "cannot_be_tested": verdicts.count(UNTESTABLE),
+        "not_comparable": verdicts.count(INCOMPARABLE),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -10,7 +12,7 @@ from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, SECOND, plt
 
 CURVES = {
     "kappa_max": "positional (kappa)",
-    "content": "token-specific (content)",
+    "kappa_set": "token-specific",
     "previous": "previous token",
     "duplicate": "duplicate token",
     "induction": "induction",
@@ -51,11 +53,17 @@ def emergence_curves(emergence: dict) -> Figure:
     return figure
 
 
+def probes_that_can_be_tested(probes: Mapping) -> dict[str, dict]:
+    entries = {"coreference": probes["coreference"], **probes["pairs"]}
+    return {name: entry for name, entry in entries.items() if entry["testable"]}
+
+
 def probe_bars(probes: dict) -> Figure:
     """Accuracy of the model on every probe, with its interval, beside the strongest and the other rivals."""
-    found = probes["coreference"]
-    rows = {"coreference": (found["chosen_on_one_half"], {**found["baselines"], "untrained": found["untrained"]})}
-    rows |= {kind: (entry["model"], entry["baselines"]) for kind, entry in probes["pairs"].items()}
+    rows = {
+        name: (entry["chosen_on_one_half"] if name == "coreference" else entry["model"], entry["baselines"])
+        for name, entry in probes_that_can_be_tested(probes).items()
+    }
     figure, axis = plt.subplots(figsize=(6.4, 0.6 * len(rows) + 1))
     for y, (own, rivals) in enumerate(rows.values()):
         arms = [[max(0, own["accuracy"] - own["low"])], [max(0, own["high"] - own["accuracy"])]]
@@ -67,8 +75,43 @@ def probe_bars(probes: dict) -> Figure:
     return figure
 
 
-def mechanism_figures(gallery: Gallery, ablation: dict, emergence: dict, probes: dict, labels: list[str]) -> None:
-    gallery.add("ablation.svg", ablation_bars(ablation, labels), "The loss without each head; colour: its class")
-    if emergence["snapshots"]:
-        gallery.add("emergence.svg", emergence_curves(emergence), "Heads with an effect, and the loss, by step")
-    gallery.add("probes.svg", probe_bars(probes), "Probes: the model (dot, 95 %) and its rivals (strokes)")
+def context_figure(mechanisms: dict) -> Figure:
+    """Left: what is lost where only the last tokens are read. Right: the loss after each layer (logit lens)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+    curve, layers = mechanisms["context"]["curve"], mechanisms["after_layer"]
+    for axis, x, rows, name in (
+        (left, [row["tokens"] for row in curve], curve, "cost"),
+        (right, range(len(layers)), layers, "value"),
+    ):
+        middle = np.array([row[name] for row in rows])
+        arms = [
+            np.maximum(0, middle - [row["low"] for row in rows]),
+            np.maximum(0, [row["high"] for row in rows] - middle),
+        ]
+        axis.errorbar(x, middle, yerr=arms, marker="o", markersize=4, color=ACCENT, elinewidth=0.8)
+    left.axhline(0, color=MUTED, linewidth=0.6)
+    left.set_xscale("log", base=2)
+    left.set_xticks([row["tokens"] for row in curve], [str(row["tokens"]) for row in curve])
+    left.set(xlabel="tokens that are read", ylabel="nats lost")
+    right.set_xticks(range(len(layers)), ["input", *map(str, range(len(layers) - 1))])
+    right.set(xlabel="read out after layer", ylabel="loss, nats")
+    return figure
+
+
+def mechanism_figures(gallery: Gallery, report: Mapping[str, dict], labels: list[str]) -> None:
+    gallery.add(
+        "ablation.svg", ablation_bars(report["ablation"], labels), "The loss without each head; colour: its class"
+    )
+    gallery.add(
+        "context.svg",
+        context_figure(report["mechanisms"]),
+        "What is lost where only the last tokens are read, and the loss when the model is read out after each layer",
+    )
+    if report["emergence"]["snapshots"]:
+        gallery.add(
+            "emergence.svg", emergence_curves(report["emergence"]), "Heads with an effect, and the loss, by step"
+        )
+    if probes_that_can_be_tested(report["probes"]):
+        gallery.add(
+            "probes.svg", probe_bars(report["probes"]), "Probes: the model (dot, 95 %) and its rivals (strokes)"
+        )

@@ -21,6 +21,7 @@ LABEL_COLOURS = {
     "diagonal": "#D55E00",
     "local": "#E69F00",
     "token-specific": "#009E73",
+    "content-based": "#8FD3BE",
     "global": "#56B4E9",
     "sink": "#999999",
     "mixed": "#CC79A7",

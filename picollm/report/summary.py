@@ -38,8 +38,13 @@ def training_line(training: dict) -> str:
 
 
 def clusters_line(clusters: dict) -> str:
+    if not clusters["clusters"]:
+        return (
+            "Families of heads: none; the best cut of their distances is no better than that of one cloud without "
+            f"clusters, or too weak (silhouette {clusters['silhouette']:.2f}, p = {clusters['structure_p']:.2f})."
+        )
     return (
-        f"Clusters of heads: {clusters['clusters']}, {clusters['stable_clusters']} of them stable under resampled "
+        f"Families of heads: {clusters['clusters']}, {clusters['stable_clusters']} of them stable under resampled "
         f"sentences; agreement with layers {clusters['rand_layers']:.2f}, with classes {clusters['rand_labels']:.2f} "
         "(adjusted Rand index)."
     )
@@ -49,10 +54,10 @@ def heads_line(heads: dict) -> str:
     found = {label: row for label, row in heads["labels"].items() if row["count"]}
     shares = ", ".join(f"{row['count']} {label}" for label, row in found.items())
     null = heads["null"]["labels"]["global"] / heads["null"]["heads"]
-    uncertain = sum(head["uncertain"] for head in heads["heads"])
+    peaked = heads["peaked_null"]["labels"]["token-specific"] / heads["peaked_null"]["heads"]
     return (
-        f"Heads: of {len(heads['heads'])}, {shares} ({uncertain} uncertain); "
-        f"in untrained models {null:.0%} come out global."
+        f"Heads: of {len(heads['heads'])}, {shares}; in untrained models {null:.0%} come out global, in untrained ones "
+        f"that are as peaked {peaked:.0%} token-specific."
     )
 
 

@@ -1,0 +1,140 @@
+"""Do heads connect the words that grammar connects? The marked pairs of words, beyond position and beyond the words.
+
+The later word of a pair attends to the earlier one. What a head gives it is held against two rivals: what the offset
+alone explains (the head's positional kernel: a head of the previous token connects "importance" and "of" for no reason
+of language), and what the same word gets from the other positions after it (a head that likes nouns gives to all).
+
+    e[i, j] = A[i, j] - w_i q_i(j)                     beyond the kernel, in the notation of picollm.attention.measures
+    effect  = mean over later i, sum over earlier j, of e[i, j] - mean over the other rows i' > j of e[i', j]
+
+Shape suffixes: S sentence, H head (layers flattened), Q query, K key, D offset, R replicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from picollm.attention.measures import by_offset, fit_kernel, padded
+from picollm.stats import number_or_none, resampled
+
+KINDS = {
+    "article and noun": ("article", "noun"),
+    "subject and verb": ("subject", "verb"),
+    "negation and scope": ("negation", "scope"),
+    "of and its noun": ("preposition", "governor"),
+    "pronoun and antecedent": ("pronoun", "antecedent"),
+    "question word and focus": ("question", "focus"),
+}
+LEAST_SENTENCES = 8  # with a mark; fewer can't be tested
+SIGN_FLIPS = 9999
+
+
+def marked(golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, dict[int, tuple[range, range]]]:
+    """Of each kind the sentences that have it: number to the positions of the later and of the earlier words."""
+    found: dict[str, dict[int, tuple[range, range]]] = {kind: {} for kind in KINDS}
+    for number, gold in enumerate(golds):
+        for kind, roles in KINDS.items():
+            if not set(roles) <= set(gold):
+                continue
+            earlier, later = sorted((range(*gold[role]) for role in roles), key=lambda span: span.start)
+            if earlier.stop <= later.start:
+                found[kind][number] = (later, earlier)
+    return found
+
+
+def effects(maps: Sequence[NDArray], golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, NDArray[np.float64]]:
+    """The effect of each head in each sentence of a kind, [H, S]; the kernels are those of all the maps."""
+    if not maps:
+        return {kind: np.empty((0, 0)) for kind in KINDS}
+    kernel_HD = kernel(maps)
+    rows: dict[str, list[NDArray]] = {kind: [] for kind in KINDS}
+    for kind, sentences in marked(golds).items():
+        for number, (later, earlier) in sentences.items():
+            rows[kind].append(effect(flat(maps[number]), kernel_HD, later, earlier))
+    return {
+        kind: np.stack(columns, axis=1) if columns else np.empty((len(kernel_HD), 0)) for kind, columns in rows.items()
+    }
+
+
+def flat(weights: NDArray) -> NDArray[np.float64]:
+    """A map with its layers flattened into heads, [H, Q, K]."""
+    return weights.reshape(-1, *weights.shape[-2:]).astype(np.float64)
+
+
+def kernel(maps: Iterable[NDArray]) -> NDArray[np.float64]:
+    """The positional kernel of each head over all maps, [H, D]."""
+    masses, rows = [], []
+    for weights in maps:
+        _, O_HID = by_offset(flat(weights))
+        masses.append(np.pad(O_HID.sum(1), ((0, 0), (0, 1))))
+        rows.append(np.pad(O_HID.sum(2), ((0, 0), (2, 0))))
+    return fit_kernel(padded(masses).sum(0), padded(rows).sum(0))
+
+
+def beyond_kernel(A_HQK: NDArray, kernel_HD: NDArray) -> NDArray[np.float64]:
+    """e of the rows 2 ... n-1 and the keys 1 ... n-1, [H, n-2, n-1]."""
+    n = A_HQK.shape[-1]
+    offset = np.arange(2, n)[:, None] - np.arange(1, n)
+    q_HIK = np.where(offset >= 0, kernel_HD[:, np.maximum(offset, 0)], 0.0)
+    A_HIK = A_HQK[:, 2:, 1:]
+    return A_HIK - A_HIK.sum(-1, keepdims=True) * q_HIK / q_HIK.sum(-1, keepdims=True)
+
+
+def effect(A_HQK: NDArray, kernel_HD: NDArray, later: range, earlier: range) -> NDArray[np.float64]:
+    """Of one pair of spans, [H]. The later one begins at 2 at least, since the separator and a word stand before it."""
+    given_HQ = beyond_kernel(A_HQK, kernel_HD)[:, :, earlier.start - 1 : earlier.stop - 1].sum(-1)
+    own = np.zeros(given_HQ.shape[1], dtype=bool)
+    own[later.start - 2 : later.stop - 2] = True
+    others = ~own & (np.arange(len(own)) + 2 >= earlier.stop)
+    of_others_H = given_HQ[:, others].mean(1) if others.any() else 0.0
+    return given_HQ[:, own].mean(1) - of_others_H
+
+
+def relations(
+    maps: Sequence[NDArray],
+    golds: Sequence[Mapping[str, Sequence[int]]],
+    names: Sequence[str],
+    null: Sequence[Mapping[str, NDArray]],
+    *,
+    seed: int,
+) -> dict[str, dict]:
+    """Of each kind the head that does it best, and whether it does: p over all heads and kinds of sign flips.
+
+    `null` are the `effects` of untrained models on the same sentences; their best head stands beside.
+    """
+    return {kind: describe(more_HS, names, [other[kind] for other in null], seed=seed)
+            for kind, more_HS in effects(maps, golds).items()}  # fmt: skip
+
+
+def describe(more_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *, seed: int) -> dict:
+    sentences = more_HS.shape[1]
+    if sentences < LEAST_SENTENCES:
+        return {"sentences": sentences, "head": None, "p": None, "null_best": None}
+    best, p = best_head(more_HS, seed=seed)
+    (low,), (high,) = resampled(more_HS[best : best + 1], seed)
+    others = [other[best_head(other, seed=seed)[0]].mean() for other in null]
+    return {
+        "sentences": sentences,
+        "head": names[best],
+        "effect": number_or_none(more_HS[best].mean()),
+        "low": number_or_none(low),
+        "high": number_or_none(high),
+        "p": number_or_none(p),
+        "null_best": number_or_none(max(others)) if others else None,
+        "null_p": number_or_none(min(best_head(other, seed=seed)[1] for other in null)) if null else None,
+    }
+
+
+def best_head(more_HS: NDArray, *, seed: int) -> tuple[int, float]:
+    """The head with the largest mean, in units of its own spread over sentences; p of so large a largest where each
+    sentence's effects could as well have the other sign, all heads' together (max-T, Westfall & Young 1993)."""
+    spread_H = np.sqrt((more_HS**2).mean(1))
+    unit_HS = np.divide(more_HS, spread_H[:, None], out=np.zeros_like(more_HS), where=spread_H[:, None] > 0)
+    observed = unit_HS.mean(1)
+    signs_RS = np.random.default_rng(seed).choice((-1.0, 1.0), (SIGN_FLIPS, more_HS.shape[1]))
+    drawn_R = (signs_RS @ unit_HS.T / more_HS.shape[1]).max(1)
+    best = int(observed.argmax())
+    return best, float((1 + (drawn_R >= observed[best] - 1e-12).sum()) / (1 + SIGN_FLIPS))

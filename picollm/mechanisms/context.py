@@ -1,0 +1,86 @@
+"""How much context the model uses: the same targets, predicted from the last 1, 2, 4, ... tokens before them alone.
+
+Shape suffixes: W window, N target (TARGETS of each window), T position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from picollm.mechanisms.intervention import baseline, batches
+from picollm.model.transformer import Transformer
+from picollm.stats import number_or_none, resampled
+
+TARGETS = 3  # of each window, in its last quarter, so that all have a long context
+
+
+def target_places(windows: int, T: int, seed: int) -> NDArray[np.int64]:
+    """[W, TARGETS] positions of targets in rows of T + 1 ids, or fewer where the last quarter has not as many."""
+    late = np.arange(max(1, T - T // 4), T + 1)
+    generator = np.random.default_rng(seed)
+    return np.stack([generator.choice(late, min(TARGETS, len(late)), replace=False) for _ in range(windows)])
+
+
+def lengths(T: int) -> list[int]:
+    """Powers of 2 up to the shortest whole context of a target."""
+    longest = max(1, T - T // 4)
+    return [2**n for n in range(longest.bit_length()) if 2**n <= longest]
+
+
+def truncated_nats(
+    model: Transformer,
+    windows_WT: NDArray,
+    tokens: Sequence[int | None],
+    *,
+    seed: int,
+    device: torch.device,
+    losses: Callable[[Transformer, Tensor, Tensor], Tensor] = baseline,
+) -> dict[int | None, NDArray[np.float64]]:
+    """Nats of the targets, mean over each window, [..., W], by how many tokens before them are read: all where None.
+
+    `losses` of a model, ids [B, T + 1] and a mask of the targets [B, T] are [..., B, T], 0 outside of the mask.
+    """
+    W, T = windows_WT.shape[0], windows_WT.shape[1] - 1
+    place_WN = target_places(W, T, seed)
+    N, found = place_WN.shape[1], {}
+    for k in tokens:
+        if k is None:
+            rows, target_WN, each = windows_WT, place_WN, 1
+        else:
+            rows = np.stack([windows_WT[w, p - k : p + 1] for w in range(W) for p in place_WN[w]])
+            target_WN, each = np.full((W * N, 1), k), N
+        scored = np.zeros((len(rows), rows.shape[1] - 1), dtype=bool)
+        np.put_along_axis(scored, target_WN - 1, True, axis=1)
+        parts = batches(rows, device)
+        masks = torch.from_numpy(scored).to(device).split(len(parts[0]))
+        nats = [losses(model, *pair).double().sum(-1).cpu().numpy() for pair in zip(parts, masks, strict=True)]
+        total = np.concatenate(nats, axis=-1)
+        found[k] = total.reshape(*total.shape[:-1], W, each).sum(-1) / N
+    return found
+
+
+def context_curve(model: Transformer, windows_WT: NDArray, *, seed: int, device: torch.device) -> dict:
+    """Of each number of tokens, what the targets cost beyond the whole context, with intervals over windows.
+
+    `enough` is the smallest number from which on nothing more can be seen to be gained: no interval lies above 0.
+    """
+    tokens = lengths(windows_WT.shape[1] - 1)
+    nats = truncated_nats(model, windows_WT, [*tokens, None], seed=seed, device=device)
+    cost_KW = np.stack([nats[k] for k in tokens]) - nats[None]
+    low, high = resampled(cost_KW, seed)
+    costly = [k for k, value in zip(tokens, low, strict=True) if value > 0]
+    return {
+        "windows": len(windows_WT),
+        "targets": target_places(len(windows_WT), windows_WT.shape[1] - 1, seed).size,
+        "loss": number_or_none(nats[None].mean()),
+        "curve": [
+            {"tokens": k, **dict(zip(("cost", "low", "high"), map(number_or_none, row), strict=True))}
+            for k, *row in zip(tokens, cost_KW.mean(1), low, high, strict=True)
+        ],
+        "enough": 2 * max(costly) if costly and 2 * max(costly) in tokens else (None if costly else 1),
+    }

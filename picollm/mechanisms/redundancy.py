@@ -1,0 +1,69 @@
+"""Do heads stand in for each other? What a pair costs together, beyond what its two heads cost one by one.
+
+The interaction of a pair is D(a, b) - D(a) - D(b), D the loss that a set of heads costs under mean ablation. Above 0
+each hides the loss of the other: redundant. Below 0 they work in series: without one, the other is of less use.
+
+Shape suffixes: P pair, W window, T position, L layer, H head of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from picollm.mechanisms.intervention import batches, each_set
+from picollm.mechanisms.model_and_text import ModelAndText, spread
+from picollm.progress import progress
+from picollm.stats import SIGNIFICANT, number_or_none, per_head, resampled, sign_flip_p
+
+WINDOWS = 16  # of the validation split
+EVERY = 4  # one target of so many is scored: the vocabulary head is what costs
+
+
+def interactions(s: ModelAndText, heads: Sequence[int]) -> dict:
+    """Of all pairs among some heads (numbers as in `s.names`): each interaction, and their mean, with intervals over
+    windows; `redundant` and `serial` count the pairs above and below 0 at a false discovery rate of SIGNIFICANT."""
+    chosen = list(combinations(heads, 2))
+    windows = spread(s.validation, WINDOWS)
+    more_W = {tuple(members): row for members, row in cost_of(s, windows, [*((h,) for h in heads), *chosen])}
+    both_PW = np.stack([more_W[pair] - more_W[pair[:1]] - more_W[pair[1:]] for pair in chosen])
+    rows = per_head(both_PW, [f"{s.names[a]} {s.names[b]}" for a, b in chosen], seed=s.cfg["seed"])
+    (low,), (high,) = resampled(both_PW.mean(0, keepdims=True), s.cfg["seed"])
+    certain = [row for row in rows if row["q"] < SIGNIFICANT]
+    return {
+        "heads": [s.names[h] for h in heads],
+        "pairs": len(chosen),
+        "windows": len(windows),
+        "tokens": len(windows) * len(range(EVERY - 1, windows.shape[1] - 1, EVERY)),
+        "mean": {
+            "value": number_or_none(both_PW.mean()), "low": number_or_none(low), "high": number_or_none(high),
+            "p": number_or_none(sign_flip_p(both_PW.mean(0, keepdims=True), s.cfg["seed"])[0]),
+        },
+        "redundant": sum(row["delta"] > 0 for row in certain),
+        "serial": sum(row["delta"] < 0 for row in certain),
+        "largest": sorted(rows, key=lambda row: -abs(row["delta"]))[:20],
+    }  # fmt: skip
+
+
+def cost_of(s: ModelAndText, windows: NDArray, sets: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], NDArray]]:
+    """Each set with what the windows lose without its heads, [W]."""
+    config = s.model.config
+    masks = []
+    for members in sets:
+        mask = torch.zeros(config.n_layers * config.n_heads, dtype=torch.bool, device=s.device)
+        mask[list(members)] = True
+        masks.append(mask.view(config.n_layers, config.n_heads))
+    none = torch.zeros_like(masks[0])
+    parts = []
+    for ids in progress(batches(windows, s.device), unit=" batches", desc="pairs of heads"):
+        scored = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
+        scored[:, EVERY - 1 :: EVERY] = True
+        whole, *without = (
+            nats.double().sum(-1) / scored.sum(-1) for nats in each_set(s.model, ids, [none, *masks], s.means, scored)
+        )
+        parts.append(torch.stack(without) - whole)
+    return list(zip(sets, torch.cat(parts, dim=1).cpu().numpy(), strict=True))

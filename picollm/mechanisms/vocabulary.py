@@ -1,0 +1,34 @@
+"""Which words of the probes the training text has: nothing can be known of a word that was hardly ever read.
+
+Shape suffixes: N token of the training stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from numpy.typing import NDArray
+
+from picollm.data.tokenizer import encoding
+
+LEAST_COUNT = 10  # of each word of a cluster of items
+
+
+def occurrences(rows: NDArray, word: str) -> int:
+    """How often a word stands in rows of ids, with a space before it."""
+    ids = encoding().encode_ordinary(" " + word)
+    found = rows[:, : rows.shape[1] - len(ids) + 1] == ids[0]
+    for k, token in enumerate(ids[1:], start=1):
+        found &= rows[:, k : rows.shape[1] - len(ids) + 1 + k] == token
+    return int(found.sum())
+
+
+def rare_words(rows: NDArray, words: Iterable[str]) -> dict[str, int]:
+    """The words with less than LEAST_COUNT occurrences, and how many each has."""
+    counts = {word: occurrences(rows, word) for word in dict.fromkeys(words)}
+    return {word: number for word, number in counts.items() if number < LEAST_COUNT}
+
+
+def known_clusters(words: Mapping[int, Sequence[str]], rare: Mapping[str, int]) -> list[int]:
+    """The clusters whose every word the training text has; `words`: of each cluster those that it is about."""
+    return [cluster for cluster, own in words.items() if not set(own) & set(rare)]
