@@ -7,8 +7,7 @@
 A recipe is a set of edits to config.yaml, or to the preset that --config names. Needed: a run's tokens
 (`snakemake --cores all data/tokens/manifest.json`). Without --steps its speed is measured first, in this run, and gives
 its number of steps; a run's own time is printed beside its results. Printed: the best loss over the whole validation
-split beside a unigram and a Witten-Bell bigram, and how many of the last model's heads leave the class `global`, in
-which all heads of an untrained model are.
+split, and how many of the last model's heads are in each class.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from picollm.attention.controls import untrained_values
-from picollm.attention.extraction import attention_maps
+from picollm.attention.controls import peaked_models, untrained_models, values_of
+from picollm.attention.extraction import gpt2_tokens
+from picollm.attention.key_sets import key_sets
 from picollm.attention.labels import LABELS, Thresholds, assign, effective_thresholds, percentiles_99
-from picollm.attention.measures import first_replicate, macro_mean, sentence_sums
 from picollm.attention.sentences import load_sentences
 from picollm.data.loading import open_manifest, open_split
 from picollm.data.ngram import ngram_losses
 from picollm.data.packing import windows
-from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
+from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model.device import set_up
 from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig
@@ -39,10 +38,14 @@ from picollm.yaml12 import read_yaml
 
 MANIFEST = "data/tokens/manifest.json"
 WHOLE = {"head_sampled": 0, "head_common": 0}
+DECAY = {"weight_decay": 1.0, "muon_weight_decay": 1.0}
 RECIPES: dict[str, dict[str, dict]] = {
     "shipped": {},
     "muon .02, adamw .02": {"pretrain": {"muon_lr": 0.02}},
     "muon .02, adamw .01": {"pretrain": {"muon_lr": 0.02, "lr": 0.01}},
+    "muon .02, adamw .01, decay 1": {
+        "pretrain": {"muon_lr": 0.02, "lr": 0.01, "weight_decay": 1.0, "muon_weight_decay": 1.0}
+    },
     "adamw .004": {"pretrain": {"optimizer": "adamw", "lr": 0.004}},
     "adamw .004, whole head": {"pretrain": {"optimizer": "adamw", "lr": 0.004, **WHOLE}},
     "8 rows": {"pretrain": {"batch_rows": 8}},
@@ -128,35 +131,38 @@ def cut(split: str, context: int) -> np.ndarray:
 
 
 def heads(trainer: Trainer, config: dict[str, dict], device) -> dict[str, int]:
-    """Heads by label, by the pipeline's rule and thresholds, with one untrained model as the null."""
-    encode, ids, number = encoding().encode_ordinary, [], []
-    for c, category in enumerate(load_sentences(**config["attention"]).values()):
-        ids += [[END_OF_TEXT, *encode(sentence.text)] for sentence in category.sentences]
-        number += [c] * len(category.sentences)
-    heads = config["heads"]
-    maps = list(attention_maps(trainer.model.eval(), ids, device))
-    values = first_replicate(macro_mean(sentence_sums(maps, number, window=heads["window"])))
-    null = untrained_values(trainer.model.config, ids, number, window=heads["window"], models=1, seed=1, device=device)
-    names = ("kappa", "content", "broad", "sink")
-    thresholds = effective_thresholds(
-        Thresholds(*(heads[name] for name in names)), percentiles_99(null), permuted_kappa=0.0
-    )
-    labels = assign(values, thresholds)
+    """Heads by label, by the pipeline's rule and thresholds, with one untrained model of each kind as the null."""
+    found = [
+        (c, gpt2_tokens(sentence))
+        for c, category in enumerate(load_sentences(**config["attention"]).values())
+        for sentence in category.sentences
+    ]
+    number, ids = [c for c, _ in found], [tokens.ids for _, tokens in found]
+    keys = [key_sets(tokens.ids, tokens.strings, tokens.gold) for _, tokens in found]
+    section, shape = config["heads"], trainer.model.config
+    shared = {"keys": keys, "window": section["window"], "device": device}
+    own = values_of([trainer.model.eval()], ids, number, **shared)
+    values = {name: value[0] for name, value in own.items()}
+    null = values_of(untrained_models(shape, models=1, seed=1), ids, number, **shared)
+    as_peaked = peaked_models(shape, values["broad"], ids, models=1, seed=1, device=device)
+    peaked = values_of(as_peaked, ids, number, **shared)
+    configured = Thresholds(*(section[name] for name in ("kappa", "content", "broad", "sink")))
+    labels = assign(values, effective_thresholds(configured, percentiles_99(null), peaked, permuted_kappa=0.0))
     return {LABELS[k]: int((labels == k).sum()) for k in range(len(LABELS))}
 
 
 def table(found: dict[str, list[dict]]) -> str:
-    """Markdown: mean, and the smallest and largest of the seeds."""
+    """Markdown: of the loss and of the number of heads in each class the mean, and the smallest and largest of the
+    seeds."""
+    classes = ("global", "diagonal", "local", "token-specific", "content-based")
     lines = [
-        "| recipe | steps | validation loss | less than a bigram's | heads that are not global |",
-        "|---|---|---|---|---|",
+        f"| recipe | steps | validation loss | {' | '.join(classes)} |",
+        "|" + "---|" * (3 + len(classes)),
     ]
     for name, runs in sorted(found.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
-        loss = [run["loss"] for run in runs]
-        gain = [run["bigram"] - run["loss"] for run in runs]
-        left = [sum(run[label] for label in LABELS) - run["global"] for run in runs]
-        steps = [run["steps"] for run in runs]
-        lines.append(f"| {name} | {spread(steps, 0)} | {spread(loss, 3)} | {spread(gain, 3)} | {spread(left, 0)} |")
+        columns = [spread([run[label] for run in runs], 0) for label in classes]
+        steps, loss = spread([run["steps"] for run in runs], 0), spread([run["loss"] for run in runs], 3)
+        lines.append(f"| {name} | {steps} | {loss} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 

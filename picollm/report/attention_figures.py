@@ -245,7 +245,9 @@ def map_of_heads(coordinates: NDArray, heads: list[dict], clusters: list[int], s
     return figure
 
 
-def head_figures(gallery: Gallery, report: dict, ablation: dict, clusters: dict, arrays: Mapping[str, NDArray]) -> None:
+def head_figures(
+    gallery: Gallery, report: dict, ablation: dict | None, clusters: dict, arrays: Mapping[str, NDArray]
+) -> None:
     """The pictures of the chapters on heads and on their clusters."""
     heads = report["heads"]
     names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
