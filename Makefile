@@ -22,7 +22,7 @@ PYTEST := python -m pytest -n 2 --dist worksteal
 # Commands in .venv name the folder that they were installed in: a clone that was moved or copied needs them anew.
 MOVED := $(shell test -s $(VENV)/ready && test "$$(cat $(VENV)/ready)" != "$$(pwd -P)" && echo moved)
 
-.PHONY: report study bench-full gpu setup-nsys test-tensorrt check test test-slow test-walk test-all lint format setup clean moved
+.PHONY: report study bench-full gpu setup-nsys setup-browser test-tensorrt check test test-slow test-walk test-all lint format setup clean moved
 
 report: setup
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
@@ -44,6 +44,10 @@ gpu:
 # Nsight Systems from Debian's packages; needs root.
 setup-nsys:
 	@.ci/install-nsys
+
+# Chromium from Debian's packages, for tests of the report's page; needs root.
+setup-browser:
+	@apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium
 
 # About 5 GB: PyTorch's CUDA build with torch-tensorrt-rtx. No GPU needed.
 test-tensorrt:

@@ -187,7 +187,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     sentences, style = arguments.sentences or config["attention"]["sentences"], config["attention"]["style"]
     device = set_up(config["compute"]["device"], threads=THREADS)
     sections = {name: config[name] for name in ("heads", "clusters")}
-    model = trained(arguments.checkpoint)
+    model = trained(arguments.model)
     heads, clusters, arrays = analyse_model(model, sentences, style, folder, **sections, device=device)
     gallery = Gallery(folder / "figures/manifest.json")
     head_figures(gallery, heads, None, clusters, arrays)
@@ -209,7 +209,7 @@ def optimize(arguments: argparse.Namespace) -> None:
     writable(folder)
     if arguments.full:
         config["engine"]["grid"] = "full"
-    report = optimize(Path(arguments.checkpoint), Path(TOKENS), folder, config)
+    report = optimize(Path(arguments.model), Path(TOKENS), folder, config)
     print(*lines(report), f"Written: {folder}/", sep="\n")
 
 
@@ -230,7 +230,7 @@ def bench(arguments: argparse.Namespace) -> None:
         config[section] |= {name: value for name, value in values.items() if value is not None}
     config = check(config, "picollm bench")
     writable(Path(arguments.output or ".").parent)
-    report, _ = measure(Path(arguments.checkpoint), Path(TOKENS), Path(arguments.engine), config)
+    report, _ = measure(Path(arguments.model), Path(TOKENS), Path(arguments.engine), config)
     print(*lines(report), sep="\n")
     if arguments.output:
         write_json(arguments.output, report)
@@ -248,6 +248,36 @@ def profile(arguments: argparse.Namespace) -> None:
     print(*lines(report), f"Written: {arguments.output}/", sep="\n")
 
 
+def open_report(arguments: argparse.Namespace) -> None:
+    """Open the report in a browser."""
+    import webbrowser
+
+    report = Path("reports/final.html")
+    if not report.exists():
+        raise PicollmError(f"{report} is missing: run `make report` first")
+    if not webbrowser.open(report.resolve().as_uri()):
+        print(f"No browser here: open {report.resolve()} in one")
+
+
+def bundle(arguments: argparse.Namespace) -> None:
+    """One zip to hand on: report, figures, numbers, model and where they come from."""
+    from picollm.report.bundle import bundle
+
+    output = Path(arguments.output)
+    writable(output.parent)
+    number = bundle(Path.cwd(), output)
+    print(f"{output}: {number} files, {output.stat().st_size / 1e6:.1f} MB")
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """What is there, what the next run would make, the last numbers, and what to type next."""
+    from picollm.status import menu, status
+
+    print(status())
+    if arguments.command is None and sys.stdin.isatty() and sys.stdout.isatty() and (chosen := menu()):
+        sys.exit(subprocess.run(chosen, shell=True).returncode)
+
+
 def summary(arguments: argparse.Namespace) -> None:
     """What the last run learned, in five lines."""
     from picollm.report.summary import five_lines
@@ -257,7 +287,9 @@ def summary(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="picollm", description=__doc__)
-    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    verbs = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.usage, parser.epilog = "picollm [COMMAND ...]", grouped()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     options = {}
     for name, function in COMMANDS.items():
         first = function.__doc__.splitlines()[0]
@@ -274,7 +306,7 @@ def parser() -> argparse.ArgumentParser:
     add = options["data"].add_argument
     add("action", choices=("inspect", "verify"))
     add("path", nargs="?", default="data/tokens", help="data/tokens, a file in it, or a corpus (%(default)s)")
-    for name in ("generate", "evaluate", "export"):
+    for name in ("generate", "evaluate", "export", "analyze", "optimize", "bench"):
         options[name].add_argument(
             "--model", default="data/model", help="a model's folder, also an exported one (%(default)s)"
         )
@@ -290,11 +322,9 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="as JSON, with all digits")
     options["export"].add_argument("folder", help="written into it: model.safetensors, config.json")
     add = options["analyze"].add_argument
-    add("--checkpoint", default="data/model", help="a model's folder, also an exported one (%(default)s)")
     add("--sentences", help="a YAML file like the one in attention.sentences, which it takes the place of")
     add("-o", "--output", default="analysis", help="the folder to write into (%(default)s)")
     add = options["optimize"].add_argument
-    add("--checkpoint", default="data/model", help="a model's folder, also an exported one (%(default)s)")
     add("--full", action="store_true", help="every backend, output and batch size, and the whole validation split")
     add("-o", "--output", default="optimized", help="the folder to write into (%(default)s)")
     add = options["bench"].add_argument
@@ -302,13 +332,13 @@ def parser() -> argparse.ArgumentParser:
     add("--outputs", type=lambda text: text.split(","), help="of last, full, loss")
     add("--batches", type=lambda text: [int(x) for x in text.split(",")], help="sizes, with commas between")
     add("--rounds", type=int, help="interleaved ones")
-    add("--checkpoint", default="data/model", help="the model that the engines were built from (%(default)s)")
     add("--engine", default="data/engine", help="the folder of the engines (%(default)s)")
     add("-o", "--output", help="a JSON file to write")
     add = options["profile"].add_argument
     add("--tool", choices=("auto", "nsys", "torch.profiler"), help="instead of profile.tool")
     add("--steps", type=int, help="instead of profile.steps")
     add("-o", "--output", default="profile", help="the folder to write into (%(default)s)")
+    options["bundle"].add_argument("-o", "--output", default="picollm.zip", help="the zip to write (%(default)s)")
     add = options["compare"].add_argument
     add("old", help="a commit, tag or branch")
     add("new", help="another one, or `workspace` for the files as they lie here")
@@ -316,12 +346,31 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = {
-    "preset": preset, "config-docs": config_docs, "dvc-yaml": dvc_yaml,
-    "track": track, "sync": sync, "verify": verify, "show": show, "compare": compare,
-    "data": data, "generate": generate, "evaluate": evaluate, "export": export, "analyze": analyze,
-    "optimize": optimize, "bench": bench, "profile": profile, "summary": summary,
+def grouped() -> str:
+    """The commands by what they are for, with an example of each group."""
+    lines = []
+    for title, (example, commands) in GROUPS.items():
+        lines += [f"{title}   (e.g. {example})"]
+        lines += [f"  {name:12} {function.__doc__.splitlines()[0]}" for name, function in commands.items()]
+        lines += [""]
+    return "\n".join([*lines, "picollm COMMAND --help says more; picollm alone says where things stand."])
+
+
+GROUPS = {
+    "Report": ("picollm open", {
+        "status": status, "open": open_report, "summary": summary, "compare": compare, "bundle": bundle,
+    }),
+    "Pipeline": ("picollm show reports/heads.json", {
+        "preset": preset, "sync": sync, "track": track, "verify": verify, "show": show, "dvc-yaml": dvc_yaml,
+        "config-docs": config_docs,
+    }),
+    "Model": ('picollm generate --prompt "The city"', {
+        "generate": generate, "evaluate": evaluate, "export": export, "analyze": analyze,
+    }),
+    "Data": ("picollm data inspect", {"data": data}),
+    "Measure": ("picollm optimize --full", {"optimize": optimize, "bench": bench, "profile": profile}),
 }  # fmt: skip
+COMMANDS = {name: function for _, commands in GROUPS.values() for name, function in commands.items()}
 
 
 def main() -> None:
@@ -329,7 +378,7 @@ def main() -> None:
     try:
         if not Path("Snakefile").exists():
             raise PicollmError(f"{Path.cwd()} has no Snakefile: run picollm in the repository's top folder")
-        COMMANDS[arguments.command](arguments)
+        COMMANDS[arguments.command or "status"](arguments)
         sys.stdout.flush()
     except PicollmError as error:
         sys.exit(f"picollm: {error}")

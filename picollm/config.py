@@ -129,7 +129,7 @@ class Pretrain(Section):
 
 
 class Attention(Section):
-    """Test sentences: extract_attention"""
+    """Test sentences: extract_attention, probe_heads"""
 
     sentences: str = key("YAML or JSON file with the ten categories; edit it, or name your own")
     style: Literal["plain", "wikitext"] = key("plain | wikitext (spaced punctuation, @-@ joins, as in that corpus)")
@@ -208,6 +208,7 @@ class Report(Section):
     """The report: draw_figures, final_report"""
 
     title: str = key("title of the page")
+    sentences: int = key("sentences of each category in the page's explorer, as many as fit into it", ge=0)
     examples: int = key("sentences per category shown as heat maps", ge=1, le=20)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +47,10 @@ def accuracy(right_I: NDArray, cluster_I: NDArray) -> dict[str, float | int | No
 
 def above(right_I: NDArray, rival_I: NDArray, cluster_I: NDArray) -> float:
     """One-sided p that the first is right more often than the rival on the same items, paired over clusters: Student's
-    t of the differences; 1 where they are all the same and not above 0."""
+    t of the differences; where they are all the same, that of signs: 2 to the power of minus the clusters, or 1."""
     difference_C = cluster_means(right_I, cluster_I) - cluster_means(rival_I, cluster_I)
     if np.ptp(difference_C) < 1e-12:
-        return 0.0 if difference_C[0] > 0 else 1.0
+        return 0.5 ** len(difference_C) if difference_C[0] > 0 else 1.0
     return float(ttest_1samp(difference_C, 0, alternative="greater").pvalue)
 
 
@@ -86,10 +87,10 @@ def false_discovery_rate(p: NDArray) -> NDArray:
     return out
 
 
-def percentile(values: NDArray, share: float) -> float:
+def percentile(values: NDArray, share: float, method: Literal["linear", "higher"] = "linear") -> float:
     """The value that this share of the defined ones stays below; NaN where none is defined."""
     defined = values[np.isfinite(values)]
-    return float(np.quantile(defined, share)) if defined.size else float("nan")
+    return float(np.quantile(defined, share, method=method)) if defined.size else float("nan")
 
 
 def percentile_99(values: NDArray) -> float:

@@ -39,7 +39,8 @@ rule final_report:
     """One HTML file that needs no network."""
     input:
         figures="reports/figures/manifest.json",
-        template="picollm/report/template.html.j2",
+        page=sorted(str(path) for path in Path("picollm/report/html").iterdir()),
+        maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
         data="data/tokens/manifest.json",
         training="reports/training.json",
         heads="reports/heads.json",

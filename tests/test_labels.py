@@ -85,7 +85,7 @@ def test_order_of_the_rule_and_its_thresholds():
     cases = {
         "mixed": {},
         "global": dict(broad=0.8),
-        "token-specific": dict(content=0.15, broad=0.8, kappa_rare=0.1),
+        "token-specific": dict(content=0.15, broad=0.8, kappa_rare=0.11),
         "content-based": dict(content=0.15, broad=0.8),
         "local": dict(kappa_local=0.25, content=0.15),
         "diagonal": dict(kappa_self=0.25),

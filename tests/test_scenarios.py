@@ -232,7 +232,7 @@ ROWS = [
     Row("the config's schema", write("picollm/config.py", append), NONE),
     Row("the command line", write("picollm/cli.py", append), NONE),
     Row("a script", write("workflow_scripts/final_report.py", append), {"final_report"}),
-    Row("the report's template", write("picollm/report/template.html.j2", append), {"final_report"}),
+    Row("the report's template", write("picollm/report/html/data.html.j2", append), {"final_report"}),
     Row("all code touched", run("bash", "-c", "find picollm rules workflow_scripts -type f -exec touch {} +"), NONE),
     Row("code of another branch and back", steps(checkout("other"), checkout("main")), NONE),
     # 15: git and DVC

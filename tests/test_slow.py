@@ -192,7 +192,7 @@ def test_one_command_makes_a_model_fast(tmp_path):
     project.snakemake("pretrain")
     project.picollm("export", "elsewhere")
     project.set("engine", backends=["eager-bf16", "onnxruntime-int8", "tensorrt-fp16"], outputs=["last", "loss"])
-    text = project.picollm("optimize", "--checkpoint", "elsewhere", "-o", "fast")
+    text = project.picollm("optimize", "--model", "elsewhere", "-o", "fast")
     report = json.loads((project.path / "fast/benchmark.json").read_text())
     sizes = {name: (row["artefact"] or {}).get("bytes") for name, row in report["backends"].items()}
     weights = project.path / "elsewhere/model.safetensors"
@@ -201,5 +201,5 @@ def test_one_command_makes_a_model_fast(tmp_path):
     manifest = json.loads((project.path / "fast/engine/manifest.json").read_text())
     assert {f"{graph}.int8.onnx" for graph in ("logits", "nats")} <= {entry["file"] for entry in manifest["files"]}
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-    refused = project.picollm("bench", "--checkpoint", "elsewhere", "--engine", "fast/engine", ok=False)
+    refused = project.picollm("bench", "--model", "elsewhere", "--engine", "fast/engine", ok=False)
     assert "was built from other weights than elsewhere/model.safetensors: run trt_compile again" in refused

@@ -37,7 +37,7 @@ OUTPUTS = (
     "reports/train.json", "reports/metrics/train.json", "reports/heads.json", "reports/metrics/heads.json",
     "reports/clusters.json", "data/clusters.npz", "reports/final.html",
 )  # fmt: skip
-SOURCES = ("corpus.txt", "picollm/attention/sentences.yaml", "picollm/report/template.html.j2")
+SOURCES = ("corpus.txt", "picollm/attention/sentences.yaml", "picollm/report/html/data.html.j2")
 CODE = ("picollm/attention/heads.py", "picollm/report/page.py", "workflow_scripts/train.py", "workflow_scripts/page.py")
 IMPORTS = {"heads": "picollm.attention.heads", "page": "picollm.report.page"}
 TARGETS = ("reports/heads.json", "reports/clusters.json", "data/weights.bin")

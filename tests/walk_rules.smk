@@ -66,7 +66,7 @@ rule page:
     input:
         train="reports/train.json",
         clusters="reports/clusters.json",
-        template="picollm/report/template.html.j2",
+        template="picollm/report/html/data.html.j2",
     output:
         report="reports/final.html",
     log:

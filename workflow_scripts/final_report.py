@@ -3,16 +3,16 @@
 import logging
 from pathlib import Path
 
+from picollm.attention.maps import load_categories
 from picollm.files import read_json, write_text
 from picollm.pipeline.job import job
 from picollm.report.page import render
 
 with job() as rule:
     inputs = rule.inputs
-    read = set(inputs.keys()) - {"figures", "template", "metrics"}
+    read = set(inputs.keys()) - {"figures", "page", "maps", "metrics"}
     chapters = {name: read_json(inputs[name]) for name in sorted(read)}
-    metrics = {Path(path).stem: read_json(path) for path in inputs.metrics}
-    html = render(Path(inputs.template), Path(inputs.figures), chapters, metrics, rule.cfg)
+    html = render(Path(inputs.figures), chapters, load_categories(inputs.maps), rule.cfg)
     write_text(rule.outputs.report, html)
     what = f"{rule.outputs.report}, {len(html) / 1e6:.1f} MB"
     logging.info("%s", what)

@@ -61,6 +61,7 @@ from picollm.stats import SIGNIFICANT, bootstrap_counts, interval, number_or_non
 
 FORMAT = 3
 WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
+BY_CATEGORY = ("kappa_self", "kappa_prev", "kappa_local", "broad", "content")  # told for each category
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class HeadStatistics:
     labels_H: NDArray
     labels_RH: NDArray
     labels_CH: NDArray
+    by_category: Sequence[Mapping[str, NDArray]]  # of BY_CATEGORY: value, low and high, [3, H]
 
 
 def classify_heads(
@@ -143,11 +145,11 @@ def describe_heads(
     band = percentiles_99(null)
     thresholds = effective_thresholds(configured, band, peaked, permuted_kappa)
     values = first_replicate(macro_mean(sums))
-    replicates = macro_mean(sums, bootstrap_counts(sums.category, replicates=bootstraps, seed=seed))
     labels_CH = np.stack([assign(by_name(ratio[0]), thresholds) for ratio in category_values(sums)])
-    found = HeadStatistics(
-        values, replicates, thresholds, assign(values, thresholds), assign(replicates, thresholds), labels_CH
-    )
+    counts_RS = bootstrap_counts(sums.category, replicates=bootstraps, seed=seed)
+    replicates = macro_mean(sums, counts_RS)
+    labels = assign(values, thresholds), assign(replicates, thresholds), labels_CH
+    found = HeadStatistics(values, replicates, thresholds, *labels, by_category(sums, counts_RS))
     n_layers, n_heads = categories[0].maps[0].shape[:2]
     lengths = [len(ids) for category in categories for ids in category.ids]
     raw = assign_raw(values)
@@ -180,6 +182,15 @@ def describe_heads(
         "category_effects": _effects(category_effects(sums, lengths, seed=seed), categories, n_heads),
         "heads": _heads(n_heads, categories, found, raw),
     }
+
+
+def by_category(sums: Sums, counts_RS: NDArray) -> list[dict[str, NDArray]]:
+    """Of each category and statistic of BY_CATEGORY the value and its interval, [3, H]."""
+    found = []
+    for own, drawn in zip(category_values(sums), category_values(sums, counts_RS), strict=True):
+        ratio, replicates = by_name(own[0]), by_name(drawn)
+        found.append({name: np.stack([ratio[name], *interval(replicates[name])]) for name in BY_CATEGORY})
+    return found
 
 
 def marked_sentences(categories: Sequence[CategoryMaps]) -> tuple[list[int], list[dict]]:
@@ -295,6 +306,10 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
             "raw_label": LABELS[raw[h]],
             "category_labels": {
                 c.category: LABELS[label] for c, label in zip(categories, found.labels_CH[:, h], strict=True)
+            },
+            "by_category": {
+                c.category: {name: [number_or_none(x) for x in rows[name][:, h]] for name in BY_CATEGORY}
+                for c, rows in zip(categories, found.by_category, strict=True)
             },
             "categories_agreeing": int((found.labels_CH[:, h] == labels[h]).sum()),
             "statistics": {

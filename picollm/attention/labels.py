@@ -25,7 +25,7 @@ RULE = (
     "diagonal: else the largest of kappa_self, kappa_prev, kappa_local >= thresholds.kappa, and it is kappa_self",
     "local: else that kappa >= thresholds.kappa;"
     f" tagged previous-token where kappa_prev >= thresholds.kappa and >= {PREVIOUS_SHARE} kappa_local",
-    "token-specific: else content >= thresholds.content, and the kappa of a set of keys >= thresholds.sets of it;"
+    "token-specific: else content >= thresholds.content, and the kappa of a set of keys > thresholds.sets of it;"
     " tagged with the set whose kappa is the most times its threshold",
     "content-based: else content >= thresholds.content: neither uniform nor explained by offsets, as random projections"
     " of random embeddings are too where their logits are as large",
@@ -87,7 +87,7 @@ def effective_thresholds(
     statistics of untrained heads as peaked as the model's: their kappas bound those of offsets and of the sets of keys,
     each set at a percentile by which 1 % of the heads exceed any. Their content is large by construction.
     """
-    family = 1 - 0.01 / len(SETS)
+    family = 1 - 0.01 / len(SETS)  # of few heads that is the largest
     return Thresholds(
         kappa=float(
             np.fmax.reduce([
@@ -98,7 +98,8 @@ def effective_thresholds(
         broad=configured.broad,
         sink=configured.sink,
         sets={
-            name: float(np.fmax(configured.sets[name], percentile(peaked[f"kappa_{name}"], family))) for name in SETS
+            name: float(np.fmax(configured.sets[name], percentile(peaked[f"kappa_{name}"], family, method="higher")))
+            for name in SETS
         },
     )  # fmt: skip
 
@@ -111,7 +112,7 @@ def assign(values: Mapping[str, NDArray], thresholds: Thresholds) -> NDArray[np.
         values["non_sink"] < thresholds.sink,
         positional & (values["kappa_self"] >= strongest),
         positional,
-        (values["content"] >= thresholds.content) & (strongest_set(values, thresholds)[0] >= 1),
+        (values["content"] >= thresholds.content) & (strongest_set(values, thresholds)[0] > 1),
         values["content"] >= thresholds.content,
         values["broad"] >= thresholds.broad,
     ]

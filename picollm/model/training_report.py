@@ -19,10 +19,7 @@ from picollm.model.perplexity import per_word_and_byte
 from picollm.model.pretraining import Result, Run
 from picollm.model.training import TrainingConfig
 
-ONLY_IN_REPORT = (
-    "first_loss", "gemm_flop_per_second", "unigram_loss", "test_bigram_loss", "test_four_gram_loss",
-    "test_four_gram_cache_loss",
-)  # fmt: skip
+ONLY_IN_REPORT = ("first_loss", "gemm_flop_per_second", "unigram_loss", "test_bigram_loss", "last_validation_loss")
 
 
 def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> dict:

@@ -17,16 +17,12 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from picollm.report.gallery import Gallery
-from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, SECOND, legible, plt
+from picollm.report.style import ACCENT, INK, LABEL_COLOURS, LETTERS, MUTED, SECOND, legible, plt
 
 FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
 TILE_MARGIN = 0.25  # between the maps of two heads, in widths of a map
 LINE = 110  # characters of a heading
 FLOW_EDGES = 2  # ... and among the strongest of its query
-LETTERS = {
-    "diagonal": "D", "local": "L", "token-specific": "T", "content-based": "C", "global": "G", "sink": "S",
-    "mixed": "M",
-}  # fmt: skip
 
 
 def readable(text: str) -> str:

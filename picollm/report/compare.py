@@ -277,8 +277,7 @@ def compare(root: Path, old: str, new: str, output: Path) -> Path:
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["scalar"] = scalar
-    report = (TEMPLATES / "template.html.j2").read_text(encoding="utf-8")  # its style sheet: one look
-    style = Markup(report.split("<style>")[1].split("</style>")[0])
+    style = Markup((TEMPLATES / "html/style.css").read_text(encoding="utf-8"))  # the report's: one look
     template = environment.from_string((TEMPLATES / "compare.html.j2").read_text(encoding="utf-8"))
     html = template.render(page, lines=overview(page), style=style, colours=LABEL_COLOURS, chips=(SECOND, ACCENT))
     try:

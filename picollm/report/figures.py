@@ -14,6 +14,7 @@ from picollm.report import attention_figures as attention
 from picollm.report import measurement_figures as measurement
 from picollm.report.gallery import Gallery
 from picollm.report.mechanism_figures import mechanism_figures
+from picollm.report.style import LETTERS
 
 REPORTS = ("training", "heads", "clusters", "mechanisms", "ablation", "emergence", "probes", "benchmark", "profile")
 
@@ -46,7 +47,7 @@ def draw_figures(
 def add_examples(gallery: Gallery, category: CategoryMaps, heads: dict, examples: int) -> None:
     """The maps and the flow of sentences of middle length: neither trivial nor crowded."""
     names = [
-        [f"{head['name']} {attention.LETTERS[head['label']]}" for head in heads["heads"] if head["layer"] == layer]
+        [f"{head['name']} {LETTERS[head['label']]}" for head in heads["heads"] if head["layer"] == layer]
         for layer in range(heads["n_layers"])
     ]
     by_length = sorted(range(len(category.ids)), key=lambda sentence: len(category.ids[sentence]))

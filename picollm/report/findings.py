@@ -212,14 +212,17 @@ def by_category(heads: Mapping, probes: Mapping) -> list[dict]:
         text, test = (
             f"a head connects {kind}",
             "the later word attends to the earlier one more than its offset explains, and more than other positions do:"
-            f" the best of all heads, largest of sign-flipped sentences, p < {ALPHA}",
+            f" the best of all heads, largest of sign-flipped sentences, p < {ALPHA}, and its interval above the best"
+            " untrained head as peaked",
         )
         if row["p"] is None:
             why = f"{row['sentences']} sentences have these marks"
             found.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
             continue
         keep = ("sentences", "head", "effect", "low", "high", "null_best", "null_p")
-        found.append(claim("C", text, test, p=row["p"], **{name: row[name] for name in keep}))
+        beyond = row["null_best"] is None or row["low"] > row["null_best"]
+        p = row["p"] if beyond else 1.0
+        found.append(claim("C", text, test, p=p, **{name: row[name] for name in keep}))
     return found + [
         probe_claim(name, entry) for name, entry in {"coreference": probes["coreference"], **probes["pairs"]}.items()
     ]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from picollm.report.gallery import Gallery
 from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, SECOND, plt
 
+LINEAR = 0.005  # nats up to which the axis of the ablation is linear: one layer would squeeze the others to nothing
 CURVES = {
     "kappa_max": "positional (kappa)",
     "kappa_set": "token-specific",
@@ -31,6 +32,8 @@ def ablation_bars(ablation: dict, labels: list[str]) -> Figure:
     axis.bar(x, delta, color=[LABEL_COLOURS[label] for label in labels], yerr=arms, error_kw={"elinewidth": 0.7})
     axis.axhline(0, color=INK, linewidth=0.6)
     axis.set_xticks(x, [head["name"] for head in heads], rotation=90, fontsize=6)
+    axis.set_yscale("symlog", linthresh=LINEAR)
+    axis.yaxis.set_major_formatter(lambda nats, _: f"{nats:g}")
     axis.set_ylabel("nats per token")
     return figure
 
@@ -78,7 +81,7 @@ def probe_bars(probes: dict) -> Figure:
 def context_figure(mechanisms: dict) -> Figure:
     """Left: what is lost where only the last tokens are read. Right: the loss after each layer (logit lens)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
-    curve, layers = mechanisms["context"]["curve"], mechanisms["after_layer"]
+    curve, layers = mechanisms["context"]["curve"], mechanisms["after_layer"][1:]  # the embedding alone says nothing
     for axis, x, rows, name in (
         (left, [row["tokens"] for row in curve], curve, "cost"),
         (right, range(len(layers)), layers, "value"),
@@ -93,7 +96,7 @@ def context_figure(mechanisms: dict) -> Figure:
     left.set_xscale("log", base=2)
     left.set_xticks([row["tokens"] for row in curve], [str(row["tokens"]) for row in curve])
     left.set(xlabel="tokens that are read", ylabel="nats lost")
-    right.set_xticks(range(len(layers)), ["input", *map(str, range(len(layers) - 1))])
+    right.set_xticks(range(len(layers)))
     right.set(xlabel="read out after layer", ylabel="loss, nats")
     return figure
 

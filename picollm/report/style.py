@@ -1,4 +1,4 @@
-"""One look for all figures: colours that colour-blind readers tell apart (Okabe & Ito 2008), and bytes that repeat."""
+"""One look for all figures: colours that colour-blind readers tell apart, those of the page, and bytes that repeat."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 LABEL_COLOURS = {
-    "diagonal": "#D55E00",
-    "local": "#E69F00",
-    "token-specific": "#009E73",
-    "content-based": "#8FD3BE",
-    "global": "#56B4E9",
-    "sink": "#999999",
-    "mixed": "#CC79A7",
+    "diagonal": "#C65200",
+    "local": "#02629C",
+    "token-specific": "#05A388",
+    "content-based": "#7D62A8",
+    "global": "#4A4946",
+    "sink": "#9A7400",
+    "mixed": "#AD4F7C",
 }
+LETTERS = {
+    "diagonal": "D", "local": "L", "token-specific": "T", "content-based": "C", "global": "G", "sink": "S",
+    "mixed": "M",
+}  # fmt: skip
 INK, MUTED, ACCENT, SECOND = "#1b1f24", "#6b7280", "#0072B2", "#D55E00"
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a fallback may have no regular weight

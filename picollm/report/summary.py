@@ -28,10 +28,10 @@ def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
 
 
 def training_line(training: dict) -> str:
-    loss, four_gram, cache = (training[name] for name in ("validation_loss", "four_gram_loss", "four_gram_cache_loss"))
+    loss, four_gram, cache = (training[f"test_{name}"] for name in ("loss", "four_gram_loss", "four_gram_cache_loss"))
     trained = f"after {training['tokens']:,} tokens" if training["steps"] else "from elsewhere"
     return (
-        f"Model: {training['parameters'] / 1e6:.1f} M parameters {trained}: validation loss {loss:.2f} nats, "
+        f"Model: {training['parameters'] / 1e6:.1f} M parameters {trained}: test loss {loss:.2f} nats, "
         f"{'better' if loss < four_gram else 'worse'} than a 4-gram ({four_gram:.2f}), "
         f"{'better' if loss < cache else 'worse'} than one that remembers the row ({cache:.2f})."
     )

@@ -1,0 +1,112 @@
+"""What the report's explorer shows: attention maps in a byte a weight, and the facts of each head.
+
+A map is the lower triangle of its weights, row by row, head after head: round(255 sqrt(p)), so that a weight comes back
+with an error of .004 at most, and small ones with a smaller one. A sentence's maps are one block of base64, which the
+page decodes when the sentence is asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from picollm.attention.key_sets import SETS
+from picollm.attention.maps import CategoryMaps
+
+BUDGET = 5_000_000  # bytes of base64 for all maps: the page stays below 8 MB with its figures
+KAPPAS = ("self", "prev", "local", "sink", *SETS)
+
+
+def encoded(weights_LHQK: NDArray) -> str:
+    """Base64 of the lower triangles of all heads."""
+    maps_HQK = weights_LHQK.reshape(-1, *weights_LHQK.shape[-2:])
+    row, key = np.tril_indices(maps_HQK.shape[-1])
+    return base64.b64encode(np.rint(255 * np.sqrt(maps_HQK[:, row, key])).astype(np.uint8).tobytes()).decode()
+
+
+def decoded(text: str, heads: int) -> NDArray[np.float64]:
+    """What the page makes of `encoded`, [H, Q, K]: for tests."""
+    packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(heads, -1)
+    n = int((np.sqrt(8 * packed.shape[1] + 1) - 1) / 2)
+    maps = np.zeros((heads, n, n))
+    maps[:, *np.tril_indices(n)] = (packed / 255) ** 2
+    return maps
+
+
+def size_of(tokens: int, heads: int) -> int:
+    """Bytes of base64 that a sentence takes."""
+    return 4 * -(-heads * tokens * (tokens + 1) // 2 // 3)
+
+
+def chosen(categories: Sequence[CategoryMaps], heads: int, most: int, budget: int = BUDGET) -> list[list[int]]:
+    """Of each category the numbers of the sentences that are shown: its first, at most `most`, as the budget allows.
+    The first of all categories are taken before the second of any, and so on; one that does not fit is passed over."""
+    taken: list[list[int]] = [[] for _ in categories]
+    for round_ in zip_longest(*(range(min(most, len(category.ids))) for category in categories)):
+        for category, number in enumerate(round_):
+            if number is None:
+                continue
+            size = size_of(len(categories[category].ids[number]), heads)
+            if size <= budget:
+                budget -= size
+                taken[category].append(number)
+    return taken
+
+
+def sentences(categories: Sequence[CategoryMaps], heads: int, most: int) -> tuple[list[dict], list[str]]:
+    """The categories with their sentences as tokens, and the maps of all sentences in order."""
+    found, maps = [], []
+    for category, numbers in zip(categories, chosen(categories, heads, most), strict=True):
+        rows = []
+        for number in numbers:
+            rows.append({"text": category.texts[number], "tokens": category.tokens[number], "maps": len(maps)})
+            maps.append(encoded(category.maps[number]))
+        found.append({"name": category.category, "title": category.title, "of": len(category.ids), "sentences": rows})
+    return found, maps
+
+
+def facts(heads: Mapping, mechanisms: Mapping, ablation: Mapping, emergence: Mapping) -> list[dict]:
+    """Of each head what its page says."""
+    longest = str(max(mechanisms["lengths"]))
+    found = []
+    for number, head in enumerate(heads["heads"]):
+        ablated, scored = ablation["heads"][number], mechanisms["heads"][number]
+        found.append({
+            "name": head["name"],
+            "original": f"L{head['layer'] + 1}H{head['head'] + 1}",
+            "label": head["label"],
+            "tag": head["tag"],
+            "seen": head["seen"],
+            "stability": head["stability"],
+            "sink": head["sink_flag"],
+            "looks_at": [[row["token"], row["share"]] for row in head["looks_at"]],
+            "kappas": {name: triple(head["statistics"][f"kappa_{name}"]) for name in KAPPAS},
+            "shares": {name: triple(head["statistics"][name]) for name in ("broad", "positional", "content")},
+            "categories": head["category_labels"],
+            "by_category": head["by_category"],
+            "loss": {name: ablated[name] for name in ("delta", "low", "high", "q")},
+            "on": {kind: row["delta"] for kind, row in ablated["on"].items()},
+            "scores": {name: triple(by_length[longest]) for name, by_length in scored["scores"].items()},
+            "copying": triple(scored["copying"]),
+            "induction": scored["induction_head"],
+            "direct": triple(scored["direct"]),
+            "over_time": {
+                name: [row["heads"][name][number] for row in emergence["snapshots"]]
+                for name in ("kappa_max", "kappa_set", "content", "induction")
+            },
+        })  # fmt: skip
+    return found
+
+
+def triple(row: Mapping) -> list[float | None]:
+    return [row["value"], row["low"], row["high"]]
+
+
+def thresholds(heads: Mapping) -> dict[str, float | None]:
+    """From which each kappa is an effect: the null band of a head's page."""
+    value = {name: row["value"] for name, row in heads["thresholds"].items()}
+    return {name: value[name if name in value else "kappa"] for name in KAPPAS}

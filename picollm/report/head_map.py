@@ -1,0 +1,50 @@
+"""The map of all heads on the report's first screen: where they are, what they are, what it costs to remove them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from picollm.report.style import LETTERS
+from picollm.stats import SIGNIFICANT
+
+STEP, GAP = 71.0, 4.0  # of a cell, in the units of the drawing
+LEFT, TOP = 48.0, 20.0
+LARGEST = 0.46  # radius of the costliest head, in cells
+SMALLEST = 1.8
+
+
+def head_map(heads: Mapping, ablation: Mapping) -> dict:
+    """Cells in layers from left to right and heads from top to bottom. The AREA of a disc is what the loss loses; a
+    hollow one has no effect that is certain, a barred one is in the way; a dashed cell has an unstable label."""
+    n_layers, n_heads = heads["n_layers"], heads["n_heads"]
+    step = min(STEP, 568 / n_layers)
+    most = max(max(abs(head["delta"]) for head in ablation["heads"]), 1e-9)
+    high, cells = step * 0.87, []
+    for head, ablated in zip(heads["heads"], ablation["heads"], strict=True):
+        column = head["layer"]
+        row = head["head"]
+        certain = ablated["q"] < SIGNIFICANT
+        radius = max(SMALLEST, LARGEST * (high - GAP) * math.sqrt(abs(ablated["delta"]) / most))
+        cells.append({
+            "name": head["name"], "label": head["label"], "letter": LETTERS[head["label"]],
+            "x": round(LEFT + column * step, 1), "y": round(TOP + row * high, 1),
+            "width": round(step - GAP, 1), "height": round(high - GAP, 1),
+            "radius": round(radius, 2),
+            "hollow": not certain, "barred": certain and ablated["delta"] < 0, "dashed": head["unstable"],
+            "title": f"{head['name']}: {head['label']}"
+            + (f" ({head['tag']})" if head["tag"] else "")
+            + f"; without it {ablated['delta']:+.4f} nats ({ablated['low']:+.4f} to {ablated['high']:+.4f})",
+        })  # fmt: skip
+    return {
+        "cells": cells,
+        "width": round(LEFT + n_layers * step, 1),
+        "height": round(TOP + n_heads * high, 1),
+        "columns": [
+            {"text": str(n) if n else "layer 0", "x": round(LEFT + (n + 0.47) * step, 1)} for n in range(n_layers)
+        ],
+        "rows": [
+            {"text": str(n) if n else "head 0", "y": round(TOP + (n + 0.47) * high + 4, 1)} for n in range(n_heads)
+        ],
+        "largest": f"{most:.2g}",
+    }

@@ -1,0 +1,68 @@
+// Arcs over the text: from each word to where one head looks, above twice chance; a click on a word shows its row alone.
+
+import { DATA, shown, weights } from "./data.js";
+import { sentence, state } from "./state.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const CHARACTER = 8.2; // pixels of 13 px type, wide enough for any font
+const GAP = 13;
+const LEAST = 2; // times uniform
+const MOST = 3; // arcs a word
+
+function node(name, attributes, text) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+export function paint(place, choose) {
+  const { tokens } = sentence();
+  const words = tokens.map(shown);
+  let x = 10;
+  const middle = words.map((word) => {
+    const width = Math.max(1, word.length) * CHARACTER;
+    const at = x + width / 2;
+    x += width + GAP;
+    return at;
+  });
+  const heads = state.pin === null ? [state.head] : [state.head, state.pin];
+  const reach = Math.min(120, 22 + x / 14);
+  const height = reach + 26 + (heads.length > 1 ? reach : 0);
+  const svg = node("svg", { width: x, height, viewBox: `0 0 ${x} ${height}`, role: "group", "aria-label": "Sentence" });
+  const base = reach + 4;
+  heads.forEach((head, side) => {
+    const colour = `var(--${DATA.facts[head].label})`;
+    for (const [query, key, weight] of edges(head, tokens.length)) {
+      const up = side === 0 ? -1 : 1;
+      const y = side === 0 ? base : base + 20;
+      const [a, b] = [middle[key], middle[query]];
+      const rise = Math.min(reach - 6, 10 + Math.abs(b - a) * 0.22);
+      const path = a === b
+        ? `M ${a - 5} ${y} a 5 5 0 1 ${side === 0 ? 1 : 0} 10 0`
+        : `M ${a} ${y} C ${a} ${y + up * rise * 1.3}, ${b} ${y + up * rise * 1.3}, ${b} ${y}`;
+      svg.append(node("path", { d: path, fill: "none", stroke: colour, "stroke-width": (0.6 + 4 * weight).toFixed(2), "stroke-opacity": (0.35 + 0.6 * weight).toFixed(2) }));
+    }
+  });
+  words.forEach((word, k) => {
+    const label = node("text", { x: middle[k], y: base + 14, "text-anchor": "middle", class: state.word === k ? "on" : "", tabindex: 0, role: "button", "aria-pressed": state.word === k }, word);
+    label.addEventListener("click", () => choose(k));
+    label.addEventListener("keydown", (event) => event.key === "Enter" && choose(k));
+    svg.append(label);
+  });
+  place.replaceChildren(svg);
+}
+
+// [query, key, weight] of the strongest arcs of each word.
+function edges(head, n) {
+  const weight = weights(sentence(), head);
+  const found = [];
+  for (let query = 1; query < n; query++) {
+    if (state.word !== null && state.word !== query) continue;
+    const row = Array.from({ length: query + 1 }, (_, key) => [query, key, weight(query, key)]);
+    row.sort((a, b) => b[2] - a[2]);
+    const least = state.word === null ? LEAST / (query + 1) : 0.02;
+    found.push(...row.filter((edge) => edge[2] >= least).slice(0, state.word === null ? MOST : n));
+  }
+  return found;
+}

@@ -1,0 +1,151 @@
+// Ties the explorer together: controls, keys, theme, and what is painted when.
+
+import { DATA } from "./data.js";
+import { ramp, repaint } from "./colour.js";
+import { SCALES, VIEWS, read, sentence, sentences, state, write } from "./state.js";
+import * as tiles from "./tiles.js";
+import * as heat from "./heat.js";
+import * as arcs from "./arcs.js";
+import * as facts from "./facts.js";
+
+const at = (id) => document.getElementById(id);
+
+// Everything that a change touches; `maps` where the small maps change too.
+function show({ maps = false, hash = true } = {}) {
+  if (maps) {
+    tiles.paint();
+    const { background, ends } = ramp(state.view, state.scale);
+    const bar = document.createElement("i");
+    bar.className = "ramp";
+    bar.style.background = background;
+    at("ramp").replaceChildren(`${ends[0]} `, bar, ` ${ends[1]}`);
+  }
+  tiles.mark();
+  at("panes").classList.toggle("pinned", state.pin !== null);
+  arcs.paint(at("arcs"), chooseWord);
+  heat.paint(at("heat"), state.head, chooseWord);
+  at("heat2").hidden = state.pin === null;
+  if (state.pin !== null) heat.paint(at("heat2"), state.pin, chooseWord);
+  facts.paint(at("facts"));
+  at("pin").textContent = state.pin === null ? "Compare with another head" : "Stop comparing";
+  for (const [id, value] of [["view", state.view], ["scale", state.scale]]) {
+    for (const button of at(id).children) button.setAttribute("aria-pressed", button.value === value);
+  }
+  if (hash) write();
+}
+
+function choose(head) {
+  state.head = head;
+  show();
+}
+
+function chooseWord(word) {
+  state.word = state.word === word ? null : word;
+  show();
+}
+
+function chooseSentence(category, number) {
+  Object.assign(state, { category, sentence: number, word: null });
+  fill();
+  show({ maps: true });
+}
+
+function fill() {
+  at("category").value = state.category;
+  const options = sentences().map((row, k) => new Option(`${k + 1}. ${row.text.length > 90 ? `${row.text.slice(0, 88)}…` : row.text}`, k));
+  at("sentence").replaceChildren(...options);
+  at("sentence").value = state.sentence;
+  const { of } = DATA.categories[state.category];
+  at("shown").textContent = of > options.length ? `${options.length} of ${of} sentences are in this page` : "";
+}
+
+function step(by) {
+  const n = sentences().length;
+  if (state.sentence + by >= 0 && state.sentence + by < n) return chooseSentence(state.category, state.sentence + by);
+  const count = DATA.categories.length;
+  for (let k = 1; k < count; k++) {
+    const category = (state.category + by * k + count * k) % count;
+    const { length } = DATA.categories[category].sentences;
+    if (length) return chooseSentence(category, by > 0 ? 0 : length - 1);
+  }
+}
+
+function move(layers, rows) {
+  const per = DATA.heads_a_layer;
+  const layer = (Math.floor(state.head / per) + layers + DATA.layers) % DATA.layers;
+  const row = ((state.head % per) + rows + per) % per;
+  choose(layer * per + row);
+  tiles.focus();
+}
+
+const KEYS = {
+  ArrowLeft: () => move(-1, 0), ArrowRight: () => move(1, 0), ArrowUp: () => move(0, -1), ArrowDown: () => move(0, 1),
+  "[": () => step(-1), "]": () => step(1),
+  Escape: () => { Object.assign(state, state.word === null ? { pin: null } : { word: null }); show(); },
+};
+
+function keys(event) {
+  const inGrid = at("tiles").contains(document.activeElement);
+  if (event.ctrlKey || event.metaKey || event.altKey || /^(SELECT|INPUT)$/.test(document.activeElement?.tagName)) return;
+  if (!(event.key in KEYS) || (event.key.startsWith("Arrow") && !inGrid)) return;
+  event.preventDefault();
+  KEYS[event.key]();
+}
+
+function choices(id, names, set) {
+  for (const [value, text] of Object.entries(names)) {
+    const button = Object.assign(document.createElement("button"), { type: "button", value, textContent: text });
+    button.addEventListener("click", () => { set(value); show({ maps: true }); });
+    at(id).append(button);
+  }
+}
+
+function theme() {
+  const button = at("theme");
+  const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const name = () => { button.textContent = dark() ? "Light" : "Dark"; };
+  button.hidden = false;
+  name();
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.theme = dark() ? "light" : "dark";
+    name();
+    repaint();
+    if (!at("explorer-view").hidden) show({ maps: true, hash: false });
+  });
+}
+
+// A hash of the explorer opens it there; any other is a place in the page.
+function follow() {
+  if (!read(location.hash)) return;
+  fill();
+  show({ maps: true, hash: false });
+  at("explorer-view").parentElement.scrollIntoView();
+}
+
+function start() {
+  theme();
+  if (!DATA.categories.some((category) => category.sentences.length)) return;
+  at("explorer-view").hidden = false;
+  state.category = DATA.categories.findIndex((category) => category.sentences.length);
+  state.head = DATA.first;
+  at("category").append(...DATA.categories.map((category, k) => Object.assign(new Option(category.title, k), { disabled: !category.sentences.length })));
+  at("category").addEventListener("change", (event) => chooseSentence(Number(event.target.value), 0));
+  at("sentence").addEventListener("change", (event) => chooseSentence(state.category, Number(event.target.value)));
+  at("pin").addEventListener("click", () => {
+    state.pin = state.pin === null ? state.head : null;
+    show();
+  });
+  choices("view", VIEWS, (value) => { state.view = value; });
+  choices("scale", SCALES, (value) => { state.scale = value; });
+  tiles.build(at("tiles"), choose);
+  document.addEventListener("keydown", keys);
+  addEventListener("hashchange", follow);
+  addEventListener("resize", () => show({ hash: false }));
+  if (read(location.hash)) follow();
+  else {
+    fill();
+    show({ maps: true, hash: false });
+  }
+}
+
+start();

@@ -1,0 +1,61 @@
+"""The claims of the original by verdict: those of its heads as state_findings decided, and those of loss and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from picollm.report.findings import FAILED, HELD, INCOMPARABLE, UNTESTABLE, VERDICTS, claim
+from picollm.report.summary import tensorrt_words
+
+ORIGINAL_SPEEDUP = 3.5  # TensorRT in FP16
+ORIGINAL_LOADING = 0.15  # more training throughput by pin_memory and workers
+
+
+def board(claims: Sequence[Mapping]) -> list[dict]:
+    """The claims under each verdict, in the order of VERDICTS; each with the id of its row in the chapter of claims."""
+    numbered = [row | {"id": f"claim-{number}"} for number, row in enumerate(claims)]
+    return [
+        {"verdict": verdict, "claims": [row for row in numbered if row["verdict"] == verdict]} for verdict in VERDICTS
+    ]
+
+
+def every_claim(findings: Mapping, training: Mapping, benchmark: Mapping) -> list[dict]:
+    """All claims of the original, as rows of one table."""
+    return [*findings["claims"], loss_phases(training), tensorrt(benchmark), loading(training)]
+
+
+def loss_phases(training: Mapping) -> dict:
+    reached = sum(1 for phase in training.get("phases") or [] if phase["tokens"])
+    return row_of(
+        "training",
+        "the loss falls in three phases: 11 to 5.0, to 4.2, to about 3.9",
+        "none: it is the training loss of another text, of 236 M tokens",
+        INCOMPARABLE,
+        because="another text, and another number of tokens",
+        phases_reached=reached,
+    )
+
+
+def tensorrt(benchmark: Mapping) -> dict:
+    """Its 3.5 times, against eager fp32 at batch 1; the interval of the medians' ratio."""
+    text, test = f"TensorRT in FP16 is {ORIGINAL_SPEEDUP} times as fast", "the interval of the speed-up at batch 1"
+    for row in benchmark["results"]:
+        if row["backend"] == "tensorrt-fp16" and row["batch"] == 1 and "eager-fp32" in row.get("speedups", {}):
+            found = row["speedups"]["eager-fp32"]
+            verdict = HELD if found["low"] >= ORIGINAL_SPEEDUP else FAILED
+            numbers = {name: found[name] for name in ("ratio", "low", "high")}
+            return row_of("speed", text, test, verdict, **numbers)
+    return row_of("speed", text, test, UNTESTABLE, because=tensorrt_words(benchmark))
+
+
+def loading(training: Mapping) -> dict:
+    text = "pin_memory and workers give 15 % more training throughput"
+    test = "the share of a training step that waits for data bounds what better loading can give"
+    if training["imported"]:
+        return row_of("speed", text, test, UNTESTABLE, because="nothing was trained")
+    most = 1 / (1 - training["data_wait_share"]) - 1
+    return row_of("speed", text, test, FAILED if most < ORIGINAL_LOADING else UNTESTABLE, at_most=round(most, 6))
+
+
+def row_of(section: str, text: str, test: str, verdict: str, because: str = "", **numbers: float | None) -> dict:
+    return claim(section, text, test, verdict=verdict, because=because, **numbers) | {"q": None}

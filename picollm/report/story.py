@@ -1,0 +1,240 @@
+"""The report's sentences: one for each chapter, the headline and five numbers, all made from the chapters' files.
+
+A sentence says what was found and, where the evidence is weak, that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from picollm.attention.labels import LABELS
+from picollm.engine.table import best_row
+from picollm.report.findings import VERDICTS
+from picollm.report.summary import speed_line
+from picollm.stats import SIGNIFICANT
+
+SOURCES = {
+    "enwiki-sample": "Wikipedia articles",
+    "wikitext-103": "articles of WikiText-103",
+    "local": "texts",
+    "grammar": "articles of a grammar",
+}
+ALIKE = 0.05  # nats a token, more than twice what a seed of training moves
+SMALL = 1e7  # training tokens
+LOOKS = {
+    "diagonal": "at the token itself",
+    "local": "near by",
+    "token-specific": "for particular tokens",
+    "content-based": "by content, no more than random heads do",
+    "global": "everywhere alike",
+    "sink": "at the first position",
+    "mixed": "at nothing in particular",
+}
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def rank(loss: float, losses: Mapping[str, float]) -> str:
+    """What a loss is like among those of counting: a bigram, a 4-gram, and the same with a cache of the row."""
+    names = {"bigram": "a bigram", "four_gram": "a 4-gram", "four_gram_cache": "a 4-gram that remembers the row"}
+    near = [words for name, words in names.items() if abs(losses[name] - loss) <= ALIKE]
+    if near:
+        return f"about as well as {near[-1]}"
+    beaten = [words for name, words in names.items() if losses[name] > loss]
+    unbeaten = [words for name, words in names.items() if losses[name] < loss]
+    if not beaten:
+        return f"worse than {unbeaten[0]}"
+    return f"better than {beaten[-1]}" + (
+        f", worse than {unbeaten[0].replace('a 4-gram that', 'one that')}" if unbeaten else ""
+    )
+
+
+def on_test(training: Mapping) -> tuple[float, dict[str, float]]:
+    return training["test_loss"], {
+        name: training[f"test_{name}_loss"] for name in ("bigram", "four_gram", "four_gram_cache")
+    }
+
+
+def headline(data: Mapping, training: Mapping, mechanisms: Mapping, ablation: Mapping, source: str) -> str:
+    """What was trained, on what, how good it is, and what its heads are needed for."""
+    articles = data["splits"]["train"]["articles"]
+    read = (
+        f"After {training['tokens'] / 1e6:.1f} million tokens of {articles:,} {SOURCES[source]}, this small transformer"
+    )
+    start = "This transformer from elsewhere" if training["imported"] else read
+    top = max(ablation["heads"], key=lambda head: head["delta"])
+    enough = mechanisms["context"]["enough"]
+    reach = f"uses about the last {enough} tokens" if enough else "uses all of its context"
+    return f"{start} predicts {rank(*on_test(training))}; it {reach}, and misses head {top['name']} most."
+
+
+def underline(training: Mapping) -> str:
+    loss, losses = on_test(training)
+    trained = (
+        f"best after step {training['best_step']:,} of {training['steps']:,}; " if not training["imported"] else ""
+    )
+    return (
+        f"{training['parameters'] / 1e6:.1f} M parameters, {trained}one seed. Test loss {loss:.2f} nats a token "
+        f"(bigram "
+        f"{losses['bigram']:.2f}, 4-gram {losses['four_gram']:.2f}, with a cache of the row "
+        f"{losses['four_gram_cache']:.2f}). Attention weights are not explanations; what heads cause is measured apart:"
+    )
+
+
+def five_numbers(
+    heads: Mapping, mechanisms: Mapping, ablation: Mapping, probes: Mapping, benchmark: Mapping
+) -> list[dict]:
+    """Value, interval, what it is, and the baseline beside it; fewer where a probe or a backend could not run."""
+    top = max(ablation["heads"], key=lambda head: head["delta"])
+    middle = median(head["delta"] for head in ablation["heads"])
+    local, null = heads["labels"]["local"], heads["peaked_null"]
+    shares = {end: 100 * local[end] for end in ("low", "high")}
+    curve = mechanisms["context"]["curve"]
+    short = next((row for row in curve if row["tokens"] == 4), curve[0])
+    found = [
+        number(top["delta"], top, "nats", f"lost without head {top['name']}", middle, "the median head"),
+        number(
+            100 * local["share"], shares, "%", "of the heads look near by",
+            100 * null["labels"]["local"] / max(1, null["heads"]), "untrained heads as peaked",
+        ),
+        number(
+            short["cost"], short, "nats", f"lost where {count(short['tokens'], 'token')} of context are read", 0.0,
+            "all of the context",
+        ),
+    ]  # fmt: skip
+    entries = {"coreference": probes["coreference"], **probes["pairs"]}
+    tested = {name: entry for name, entry in entries.items() if entry["testable"]}
+    if tested:
+        name, entry = min(tested.items(), key=lambda item: item[1]["p"])
+        own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
+        rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
+        shares = {end: 100 * own[end] for end in ("low", "high")}
+        found.append(number(100 * own["accuracy"], shares, "%", f"of {name} items right", 100 * rival, "best rival"))
+    best = best_row(benchmark)
+    if best:
+        ratio = best["speedups"]["eager-fp32"]
+        found.append(number(ratio["ratio"], ratio, "×", f"as fast: {best['backend']}, batch 1", 1.0, "eager fp32"))
+    return found
+
+
+def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, than: str) -> dict:
+    """`place`: 0 to 1 on a strip from the smallest to the largest of what is shown."""
+    low, high = ends["low"], ends["high"]
+    shown = [value, low, high, baseline]
+    least, span = min(shown), max(max(shown) - min(shown), 1e-9)
+    place = {
+        name: round((x - least) / span, 4) for name, x in zip(("value", "low", "high", "baseline"), shown, strict=True)
+    }
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "unit": unit,
+        "what": what,
+        "baseline": baseline,
+        "than": than,
+        "place": place,
+    }
+
+
+def data_sentence(data: Mapping) -> str:
+    train, validation = data["splits"]["train"], data["splits"]["validation"]
+    size = "enough for words and short phrases, not for more" if train["tokens"] < SMALL else "a text of some size"
+    return (
+        f"The model read {count(train['articles'], 'article')} with {train['tokens']:,} tokens, {size}; it is judged "
+        f"on "
+        f"{validation['articles']:,} others."
+    )
+
+
+def training_sentence(training: Mapping) -> str:
+    loss, losses = on_test(training)
+    return (
+        f"On text that nothing was chosen by, it predicts {rank(loss, losses)}: {loss:.2f} nats a token, "
+        f"{losses['four_gram'] - loss:+.2f} against a 4-gram, {losses['four_gram_cache'] - loss:+.2f} against one "
+        f"with a "
+        "cache of the row (above 0 is better)."
+    )
+
+
+def heads_sentence(heads: Mapping) -> str:
+    total = len(heads["heads"])
+    counts = {label: heads["labels"][label]["count"] for label in LABELS}
+    parts = [f"{n} look{'s' if n == 1 else ''} {LOOKS[label]}" for label, n in counts.items() if n]
+    return f"Of {total} heads {listed(parts)}."
+
+
+def families_sentence(clusters: Mapping) -> str:
+    if clusters["structure"]["found"]:
+        return (
+            f"The heads fall into {count(clusters['k'], 'family', 'families')} that attend alike (silhouette "
+            f"{clusters['silhouette']:.2f}; one cloud without clusters gives "
+            f"{clusters['structure']['silhouette_one_cloud_95']:.2f})."
+        )
+    return f"The heads form no families: {clusters['structure']['because'][0]}."
+
+
+def causes_sentence(ablation: Mapping) -> str:
+    heads = ablation["heads"]
+    top = max(heads, key=lambda head: head["delta"])
+    needed = sum(head["q"] < SIGNIFICANT and head["delta"] > 0 for head in heads)
+    in_the_way = sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads)
+    kinds = {kind: row["delta"] for kind, row in top["on"].items()}
+    most = max(kinds, key=kinds.get)
+    return (
+        f"Without {top['name']} the model loses {top['delta']:.3f} nats a token, most on targets that are "
+        f"{KIND_WORDS.get(most, most)} ({kinds[most]:+.3f}); {needed} of {len(heads)} heads cost something alone, "
+        f"{in_the_way or 'none'} {'is' if in_the_way == 1 else 'are'} in the way."
+    )
+
+
+KIND_WORDS = {
+    "function word": "function words", "punctuation": "punctuation", "inside a word": "the inside of words",
+    "number": "numbers", "content word": "content words", "repeated": "repeated in the row", "rare": "rare",
+}  # fmt: skip
+
+
+def probes_sentence(probes: Mapping) -> str:
+    entries = {"coreference": probes["coreference"], **probes["pairs"]}
+    learnt = [name for name, entry in entries.items() if entry["shows"]]
+    failed = [name for name, entry in entries.items() if entry["testable"] and not entry["shows"]]
+    untested = [name for name, entry in entries.items() if not entry["testable"]]
+    parts = [f"the model shows {listed(learnt)}" if learnt else "the model shows none of what was asked"]
+    if failed and learnt:
+        parts.append(f"not {listed(failed)}")
+    if untested:
+        parts.append(f"{listed(untested)} can't be tested: its text lacks the words")
+    return (parts[0][0].upper() + parts[0][1:]) + "".join(f"; {part}" for part in parts[1:]) + "."
+
+
+def claims_sentence(claims: Sequence[Mapping]) -> str:
+    held, failed, untested, other = (sum(row["verdict"] == verdict for row in claims) for verdict in VERDICTS)
+    return (
+        f"Of {len(claims)} claims of the original {held} held on this model, {failed} did not, {untested} can't be "
+        f"tested "
+        f"here, and {other} can't be compared."
+    )
+
+
+def engines_sentence(engine: Mapping) -> str:
+    built = [name for name, row in engine["backends"].items() if not row["reason"]]
+    return f"{count(len(built), 'engine')} built from the checkpoint: {listed(built) or 'none'}."
+
+
+def speed_sentence(benchmark: Mapping) -> str:
+    return speed_line(benchmark)
+
+
+def profile_sentence(profile: Mapping) -> str:
+    name, row = max(profile["ranges"].items(), key=lambda item: item[1]["share"])
+    waits = profile["ranges"].get("data_wait")
+    wait = f"; it waits for data {waits['share']:.1%} of the time".replace("%", " %") if waits else ""
+    return f"A training step spends {row['share']:.0%} of its time in {name}{wait}.".replace("% of", " % of")
