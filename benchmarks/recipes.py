@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from picollm.attention.controls import peaked_models, untrained_models, values_of
-from picollm.attention.extraction import gpt2_tokens
+from picollm.attention.extraction import tokenise
 from picollm.attention.key_sets import key_sets
 from picollm.attention.labels import LABELS, Thresholds, assign, effective_thresholds, percentiles_99
 from picollm.attention.sentences import load_sentences
@@ -30,6 +30,7 @@ from picollm.data.loading import open_manifest, open_split
 from picollm.data.ngram import ngram_losses
 from picollm.data.packing import windows
 from picollm.data.tokenizer import VOCAB_SIZE
+from picollm.data.tokenizers import gpt2
 from picollm.model.device import set_up
 from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig
@@ -132,19 +133,20 @@ def cut(split: str, context: int) -> np.ndarray:
 
 def heads(trainer: Trainer, config: dict[str, dict], device) -> dict[str, int]:
     """Heads by label, by the pipeline's rule and thresholds, with one untrained model of each kind as the null."""
+    tokenizer = gpt2()
     found = [
-        (c, gpt2_tokens(sentence))
+        (c, tokenise(sentence, tokenizer))
         for c, category in enumerate(load_sentences(**config["attention"]).values())
         for sentence in category.sentences
     ]
     number, ids = [c for c, _ in found], [tokens.ids for _, tokens in found]
     keys = [key_sets(tokens.ids, tokens.strings, tokens.gold) for _, tokens in found]
-    section, shape = config["heads"], trainer.model.config
+    section = config["heads"]
     shared = {"keys": keys, "window": section["window"], "device": device}
     own = values_of([trainer.model.eval()], ids, number, **shared)
     values = {name: value[0] for name, value in own.items()}
-    null = values_of(untrained_models(shape, models=1, seed=1), ids, number, **shared)
-    as_peaked = peaked_models(shape, values["broad"], ids, models=1, seed=1, device=device)
+    null = values_of(untrained_models(trainer.model, models=1, seed=1), ids, number, **shared)
+    as_peaked = peaked_models(trainer.model, values["broad"], ids, models=1, seed=1, device=device)
     peaked = values_of(as_peaked, ids, number, **shared)
     configured = Thresholds(*(section[name] for name in ("kappa", "content", "broad", "sink")))
     labels = assign(values, effective_thresholds(configured, percentiles_99(null), peaked, permuted_kappa=0.0))

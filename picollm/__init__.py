@@ -1,0 +1,16 @@
+"""picollm from Python: `picollm.load_model`, `maps`, `label_heads`, `ablate` (docs/python.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Maps", "Model", "ablate", "label_heads", "load_model", "maps"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first asked for: torch takes seconds, which no command of the terminal should wait for."""
+    if name in __all__:
+        from picollm import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'picollm' has no attribute {name!r}")

@@ -173,7 +173,7 @@ def trained(folder: str):
 
 def analyze(arguments: argparse.Namespace) -> None:
     """What the heads of a trained model do: maps, statistics, labels, clusters and figures, by config.yaml's rules."""
-    from picollm.attention.analysis import analyse_model
+    from picollm.attention.analysis import analyse_model, open_any
     from picollm.attention.clusters import metrics
     from picollm.attention.extraction import THREADS
     from picollm.config import load
@@ -187,12 +187,31 @@ def analyze(arguments: argparse.Namespace) -> None:
     sentences, style = arguments.sentences or config["attention"]["sentences"], config["attention"]["style"]
     device = set_up(config["compute"]["device"], threads=THREADS)
     sections = {name: config[name] for name in ("heads", "clusters")}
-    model = trained(arguments.model)
-    heads, clusters, arrays = analyse_model(model, sentences, style, folder, **sections, device=device)
+    model, tokenizer = open_any(arguments.model)
+    given = {"device": device, "tokenizer": tokenizer}
+    heads, clusters, arrays = analyse_model(model, sentences, style, folder, **given, **sections)
     gallery = Gallery(folder / "figures/manifest.json")
     head_figures(gallery, heads, None, clusters, arrays)
     gallery.finish()
     print(heads_line(heads), clusters_line(metrics(clusters)), f"Written: {folder}/", sep="\n")
+
+
+def control(arguments: argparse.Namespace) -> None:
+    """What the literature knows of a public model's heads, against what this method finds in its weights."""
+    import torch
+
+    from picollm.attention.analysis import open_any
+    from picollm.data.tokenizer import END_OF_TEXT
+    from picollm.mechanisms.control import emergence_line, lines
+
+    device = torch.device("cpu")
+    for revision in arguments.revision or [None]:
+        model, tokenizer = open_any(arguments.model, revision)
+        start = tokenizer.start if tokenizer else END_OF_TEXT
+        if revision:
+            print(emergence_line(revision, model, start, device), flush=True)
+        else:
+            print(*lines(arguments.known, model, start, device), sep="\n")
 
 
 def optimize(arguments: argparse.Namespace) -> None:
@@ -324,6 +343,10 @@ def parser() -> argparse.ArgumentParser:
     add = options["analyze"].add_argument
     add("--sentences", help="a YAML file like the one in attention.sentences, which it takes the place of")
     add("-o", "--output", default="analysis", help="the folder to write into (%(default)s)")
+    add = options["control"].add_argument
+    add("known", help="gpt2 or pythia")
+    add("model", help="its folder, or its name on the hub")
+    add("--revision", nargs="+", help="snapshots of the hub, such as step512: one line each")
     add = options["optimize"].add_argument
     add("--full", action="store_true", help="every backend, output and batch size, and the whole validation split")
     add("-o", "--output", default="optimized", help="the folder to write into (%(default)s)")
@@ -365,7 +388,7 @@ GROUPS = {
         "config-docs": config_docs,
     }),
     "Model": ('picollm generate --prompt "The city"', {
-        "generate": generate, "evaluate": evaluate, "export": export, "analyze": analyze,
+        "generate": generate, "evaluate": evaluate, "export": export, "analyze": analyze, "control": control,
     }),
     "Data": ("picollm data inspect", {"data": data}),
     "Measure": ("picollm optimize --full", {"optimize": optimize, "bench": bench, "profile": profile}),

@@ -14,6 +14,7 @@ from picollm.attention.extraction import extract_attention as extract_all
 from picollm.attention.maps import fault_of, load_attention, load_categories
 from picollm.attention.sentences import CATEGORIES, parse
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
+from picollm.data.tokenizers import Tokenizer, by_bytes, gpt2
 from picollm.errors import PicollmError
 from picollm.model.transformer import ModelConfig, Transformer
 
@@ -44,9 +45,8 @@ def small_model(n_heads=2, context=24, vocab_size=257):
 
 def as_bytes(text):
     """A tokenizer of one token a byte: most tokens of a non-ASCII text hold part of a character."""
-    return tokenise(
-        parse(text), encode=lambda t: list(t.encode()), token_bytes=lambda i: bytes([i]), separator=SEPARATOR
-    )
+    pieces = by_bytes(lambda t: list(t.encode()), lambda i: bytes([i]))
+    return tokenise(parse(text), Tokenizer(pieces, SEPARATOR, "<|endoftext|>", 257))
 
 
 def extract_attention(path, texts=("The cat sat.", "Déjà vu"), **changes):
@@ -59,12 +59,7 @@ def extract_attention(path, texts=("The cat sat.", "Déjà vu"), **changes):
 def test_tokens_are_real_text():
     text = "The café’s owner slept."
     tokenizer = encoding()
-    tokens = tokenise(
-        parse(text),
-        encode=tokenizer.encode_ordinary,
-        token_bytes=tokenizer.decode_single_token_bytes,
-        separator=END_OF_TEXT,
-    )
+    tokens = tokenise(parse(text), gpt2())
     assert tokens.ids == [END_OF_TEXT, *tokenizer.encode_ordinary(text)]
     assert [text[a:b] for a, b in tokens.spans[1:]] == tokens.strings[1:]
     assert tokens.spans[1][0] == 0 and tokens.spans[-1][1] == len(text)

@@ -9,14 +9,33 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.clusters import cluster_heads, write_arrays
+from picollm.attention.controls import Examined
 from picollm.attention.extraction import extract_attention
 from picollm.attention.heads import classify_heads, heads_csv
 from picollm.attention.maps import CategoryMaps, load_categories
 from picollm.attention.sentences import CATEGORIES
+from picollm.data.tokenizers import Tokenizer, of_folder
 from picollm.files import write_json, write_text
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import is_foreign_folder, load_foreign_model
+from picollm.model.huggingface import load_folder
 
 CPU = torch.device("cpu")
+
+
+def open_any(name: str, revision: str | None = None) -> tuple[Examined, Tokenizer | None]:
+    """A folder that this project writes or reads, or any decoder of transformers by folder or name, and its tokenizer.
+
+    Raises PicollmError for what can't be examined.
+    """
+    folder = Path(name)
+    if not is_foreign_folder(folder):
+        return load_folder(folder), None
+    model = load_foreign_model(name, revision)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["tokenizer.json", "config.json"]))
+    return model, of_folder(folder)
 
 
 def analyse_maps(
@@ -24,7 +43,7 @@ def analyse_maps(
     *,
     heads: Mapping,
     clusters: Mapping,
-    model: Transformer | None = None,
+    model: Examined | None = None,
     device: torch.device = CPU,
 ) -> tuple[dict, dict, dict[str, NDArray]]:
     """The contents of heads.json, clusters.json and clusters.npz; `heads` and `clusters` are the config's sections.
@@ -37,12 +56,19 @@ def analyse_maps(
 
 
 def analyse_model(
-    model: Transformer, sentences: str | Path, style: str, folder: Path, *, device: torch.device, **sections: Mapping
+    model: Examined,
+    sentences: str | Path,
+    style: str,
+    folder: Path,
+    *,
+    device: torch.device,
+    tokenizer: Tokenizer | None = None,
+    **sections: Mapping,
 ) -> tuple[dict, dict, dict[str, NDArray]]:
     """Writes attention/CATEGORY.npz, heads.json, heads.csv, clusters.json and clusters.npz into the folder, and returns
     what `analyse_maps` does, which takes the `sections`."""
     paths = {name: folder / "attention" / f"{name}.npz" for name in CATEGORIES}
-    extract_attention(model, sentences, style, paths, device)
+    extract_attention(model, sentences, style, paths, device, tokenizer)
     maps = load_categories(list(paths.values()))
     heads_report, clusters_report, arrays = analyse_maps(maps, model=model, device=device, **sections)
     write_json(folder / "heads.json", heads_report)

@@ -21,10 +21,12 @@ from torch import Tensor
 from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import Thresholds, assign, counts
 from picollm.attention.measures import NAMES, Sums, first_replicate, macro_mean, sentence_sums
-from picollm.model.transformer import ModelConfig, Transformer
+from picollm.model.foreign import ForeignModel
+from picollm.model.transformer import Transformer
 from picollm.progress import progress
 from picollm.stats import false_discovery_rate
 
+Examined = Transformer | ForeignModel
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)
 LENGTH_BANDS = 4
 PERMUTATIONS = 20_000  # the least p, times the 560 pairs of a head and a category, must stay below .05
@@ -86,28 +88,25 @@ def category_effects(sums: Sums, lengths: Sequence[int], *, seed: int) -> dict[s
     return {"difference": difference_CH, "q": false_discovery_rate(p_CH)}
 
 
-def untrained_models(config: ModelConfig, *, models: int, seed: int) -> Iterator[Transformer]:
-    """Freshly initialised models; the global random state stays as it was."""
+def untrained_models(model: Examined, *, models: int, seed: int) -> Iterator[Examined]:
+    """Freshly initialised models of the same shape; the global random state stays as it was."""
     for state in np.random.SeedSequence(seed).generate_state(models):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(state))
-            model = Transformer(config)
-        yield model.eval()
+            fresh = model.untrained()
+        yield fresh
 
 
-@torch.no_grad()
-def peaked(
-    model: Transformer, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device
-) -> Transformer:
-    """The model itself, its W_Q and W_K scaled so that each layer's heads together have this broad share on `ids`."""
+def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device) -> Examined:
+    """The model itself, its queries scaled so that each layer's heads together have this broad share on `ids`."""
     ids_ST = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)  # padded behind, which changes nothing before
     for s, sequence in enumerate(ids):
         ids_ST[s, : len(sequence)] = torch.tensor(sequence)
     length_S = torch.tensor([len(sequence) for sequence in ids], device=device)
-    x_STD, *rotary = model.to(device).start(ids_ST.to(device))
-    for block, broad in zip(model.blocks, broad_L, strict=True):
-        q, k, _ = block.attention.heads(block.norm_attention(x_STD), *rotary)
-        logits_SHQK = (q @ k.mT / math.sqrt(q.shape[-1])).double()
+    model = model.to(device=device)
+    for layer, broad in enumerate(broad_L):
+        maps_SHQK = model.attention_maps(ids_ST.to(device))[0][:, layer]
+        logits_SHQK = maps_SHQK.double().log()  # but for a constant of each row, which softmax takes away
 
         def excess(log_scale: float, logits: Tensor = logits_SHQK, broad: float = broad) -> float:
             return broad_share(logits * math.exp(log_scale), length_S) - broad
@@ -115,8 +114,7 @@ def peaked(
         ends = [math.log(scale) for scale in SCALES]
         signs = [excess(end) > 0 for end in ends]
         scale = math.exp(brentq(excess, *ends, xtol=1e-3)) if signs == [True, False] else SCALES[signs[1]]
-        block.attention.qkv.weight[: 2 * x_STD.shape[-1]] *= math.sqrt(scale)
-        x_STD = block(x_STD, *rotary)
+        model.scale_logits(layer, scale)
     return model
 
 
@@ -132,7 +130,7 @@ def broad_share(logits_SHQK: Tensor, length_S: Tensor) -> float:
 
 
 def values_of(
-    models: Iterable[Transformer],
+    models: Iterable[Examined],
     ids: Sequence[Sequence[int]],
     category: Sequence[int],
     *,
@@ -149,18 +147,18 @@ def values_of(
 
 
 def peaked_models(
-    config: ModelConfig, broad_H: NDArray, ids: Sequence[Sequence[int]], *, models: int, seed: int, device: torch.device
-) -> Iterator[Transformer]:
+    like: Examined, broad_H: NDArray, ids: Sequence[Sequence[int]], *, models: int, seed: int, device: torch.device
+) -> Iterator[Examined]:
     """Untrained models as peaked, layer by layer, as the one whose heads have these broad shares on the sentences."""
-    broad_LH = broad_H.reshape(config.n_layers, config.n_heads)
+    broad_LH = broad_H.reshape(like.config.n_layers, like.config.n_heads)
     broad_L = [float(np.nanmean(row)) if np.isfinite(row).any() else 1.0 for row in broad_LH]
     some = ids[:: max(1, len(ids) // FITTED)]
-    for model in untrained_models(config, models=models, seed=seed):
+    for model in untrained_models(like, models=models, seed=seed):
         yield peaked(model, broad_L, some, device)
 
 
 def without_separator(
-    model: Transformer,
+    model: Examined,
     ids: Sequence[Sequence[int]],
     category: Sequence[int],
     *,

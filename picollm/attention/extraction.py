@@ -1,6 +1,6 @@
 """Attention weights of a model on sentences, written as one .npz per category (its layout: maps.py).
 
-Position 0 is always the separator <|endoftext|>, since in training a text follows one.
+Position 0 is always the token that stands before a text, GPT-2's <|endoftext|>, since in training a text follows one.
 
 Shape suffixes: L layer, H head, Q query, K key.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from picollm.attention.maps import FORMAT
 from picollm.attention.sentences import Sentence, load_sentences
-from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
+from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.files import atomic_path
+from picollm.model.foreign import ForeignModel
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
 
@@ -43,19 +44,26 @@ class Tokens:
 
 
 def extract_attention(
-    model: Transformer, sentences: str | Path, style: str, paths: Mapping[str, str | Path], device: torch.device
+    model: Transformer | ForeignModel,
+    sentences: str | Path,
+    style: str,
+    paths: Mapping[str, str | Path],
+    device: torch.device,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
-    """The file of each category, at `paths`, of the sentences in a YAML file, by GPT-2's tokenizer.
+    """The file of each category, at `paths`, of the sentences in a YAML file, by GPT-2's tokenizer or another.
 
     Nothing is written where one of them does not fit the model. Raises PicollmError; see `check`.
     """
-    if model.config.vocab_size != VOCAB_SIZE:
+    own, tokenizer = tokenizer is None, tokenizer or gpt2()
+    there = model.config.vocab_size
+    if there < tokenizer.size or (own and there != tokenizer.size):  # others pad their vocabulary
         raise PicollmError(
-            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, GPT-2's has {VOCAB_SIZE:,}: sentences "
-            "can't be written for it; docs/heads.md says how to analyse maps of one's own"
+            f"the model has a vocabulary of {there:,} tokens, {'GPT-2' if own else 'its tokenizer'}'s has "
+            f"{tokenizer.size:,}: sentences can't be written for it; docs/heads.md says how to analyse maps of your own"
         )
     categories = load_sentences(sentences, style)
-    tokens = {name: [gpt2_tokens(sentence) for sentence in c.sentences] for name, c in categories.items()}
+    tokens = {name: [tokenise(sentence, tokenizer) for sentence in c.sentences] for name, c in categories.items()}
     for name, found in tokens.items():
         check(model, name, found)
     for name, found in progress(tokens.items(), unit=" categories"):
@@ -63,33 +71,21 @@ def extract_attention(
         extract_category(model, category=name, title=title, sentences=found, device=device, path=paths[name])
 
 
-def gpt2_tokens(sentence: Sentence) -> Tokens:
-    tokenizer = encoding()
-    encode, token_bytes = tokenizer.encode_ordinary, tokenizer.decode_single_token_bytes
-    return tokenise(sentence, encode=encode, token_bytes=token_bytes, separator=END_OF_TEXT)
-
-
-def tokenise(
-    sentence: Sentence, *, encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes], separator: int
-) -> Tokens:
-    """`token_bytes(id)` gives a token's UTF-8 bytes. A token with part of a character shows that character whole."""
+def tokenise(sentence: Sentence, tokenizer: Tokenizer) -> Tokens:
+    """The sentence as ids after the tokenizer's start, with the characters of each and its gold marks as positions."""
     text = sentence.text
-    ids = encode(text)
-    character = np.repeat(np.arange(len(text)), [len(c.encode()) for c in text])  # of each byte
-    ends = np.cumsum([len(token_bytes(i)) for i in ids])
-    starts = np.concatenate(([0], ends[:-1]))
-    spans = [(int(character[a]), int(character[b - 1]) + 1) for a, b in zip(starts, ends, strict=True)]
-    strings = ["<|endoftext|>"] + [text[a:b] for a, b in spans]
+    ids, spans = tokenizer.pieces(text)
+    strings = [tokenizer.start_name] + [text[a:b] for a, b in spans]
     spans = [(0, 0), *spans]
     gold = {}
     for role, (start, end) in sentence.gold.items():
         touched = [position for position, (a, b) in enumerate(spans) if a < end and start < b]
         gold[role] = (touched[0], touched[-1] + 1)
-    return Tokens(text, [separator, *ids], strings, spans, gold)
+    return Tokens(text, [tokenizer.start, *ids], strings, spans, gold)
 
 
 def attention_maps(
-    model: Transformer, ids: Sequence[Sequence[int]], device: torch.device
+    model: Transformer | ForeignModel, ids: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[NDArray[np.float32]]:
     """Float32 [L, H, Q, K] of one sequence after another, unpadded, so that no map depends on its neighbours."""
     model = model.to(device=device, dtype=torch.float32)
@@ -99,7 +95,7 @@ def attention_maps(
 
 
 def extract_category(
-    model: Transformer,
+    model: Transformer | ForeignModel,
     *,
     category: str,
     title: str,
@@ -127,7 +123,7 @@ def extract_category(
             add(archive, f"ids_{number:03d}", np.array(sentences[number].ids, dtype=np.int64))
 
 
-def check(model: Transformer, category: str, sentences: Sequence[Tokens]) -> None:
+def check(model: Transformer | ForeignModel, category: str, sentences: Sequence[Tokens]) -> None:
     """Raises PicollmError for a sentence over the context, of one token, or with a token that the model has not."""
     limit, vocabulary = model.config.context, model.config.vocab_size
     for number, tokens in enumerate(sentences, 1):

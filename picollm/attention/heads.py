@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.controls import (
+    Examined,
     by_threshold,
     category_effects,
     peaked_models,
@@ -56,7 +57,6 @@ from picollm.attention.measures import (
     sentence_sums,
 )
 from picollm.attention.relations import effects, relations
-from picollm.model.transformer import Transformer
 from picollm.stats import SIGNIFICANT, bootstrap_counts, interval, number_or_none, percentile_99
 
 FORMAT = 3
@@ -78,7 +78,7 @@ class HeadStatistics:
 
 
 def classify_heads(
-    categories: Sequence[CategoryMaps], model: Transformer | None, cfg: Mapping, device: torch.device
+    categories: Sequence[CategoryMaps], model: Examined | None, cfg: Mapping, device: torch.device
 ) -> dict:
     """The content of heads.json, from the maps of `model` and the config's `heads` section.
 
@@ -92,9 +92,9 @@ def classify_heads(
         ids = [sequence for category in categories for sequence in category.ids]
         untrained = {"models": cfg["null_models"], "seed": cfg["seed"]}
         shared = {"keys": keys, "window": cfg["window"], "device": device}
-        null = values_of(untrained_models(model.config, **untrained), ids, number, **shared)
+        null = values_of(untrained_models(model, **untrained), ids, number, **shared)
         broad_H = first_replicate(macro_mean(sums))["broad"]
-        as_peaked = list(peaked_models(model.config, broad_H, ids, device=device, **untrained))
+        as_peaked = list(peaked_models(model, broad_H, ids, device=device, **untrained))
         peaked = values_of(as_peaked, ids, number, **shared)
         which, golds = marked_sentences(categories)
         some = [ids[k] for k in which]
@@ -396,7 +396,6 @@ def metrics(report: dict) -> dict[str, float]:
         "heads": len(heads),
         **{f"share_{label.replace('-', '_')}": report["labels"][label]["share"] for label in LABELS},
         "share_unstable": round(sum(h["unstable"] for h in heads) / len(heads), 6),
-        "raw_agreement": report["raw_agreement"],
         "mean_broad": mean("broad"),
         "mean_positional": mean("positional"),
         "mean_content": mean("content"),

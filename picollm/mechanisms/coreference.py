@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from picollm.attention.extraction import tokenise
 from picollm.attention.sentences import Sentence
-from picollm.data.tokenizer import END_OF_TEXT, encoding
+from picollm.data.tokenizers import gpt2
 from picollm.errors import PicollmError
 from picollm.mechanisms.templates import Reference
 from picollm.model.transformer import Transformer
@@ -50,7 +50,7 @@ def tokenised(references: Sequence[Reference], context: int) -> list[Item]:
         raise PicollmError(
             f"coreference of {clusters} pairs of words: at least {LEAST_CLUSTERS} are needed to split them"
         )
-    tokenizer, found = encoding(), []
+    tokenizer, found = gpt2(), []
     for r in references:
         if r.gold not in (0, 1) or max(end for _, end in r.candidates) > r.pronoun[0]:
             raise PicollmError(
@@ -58,12 +58,7 @@ def tokenised(references: Sequence[Reference], context: int) -> list[Item]:
                 "the pronoun that the pronoun means"
             )
         marked = Sentence(r.text, {"first": r.candidates[0], "second": r.candidates[1], "pronoun": r.pronoun})
-        tokens = tokenise(
-            marked,
-            encode=tokenizer.encode_ordinary,
-            token_bytes=tokenizer.decode_single_token_bytes,
-            separator=END_OF_TEXT,
-        )
+        tokens = tokenise(marked, tokenizer)
         if len(tokens.ids) > context:
             raise PicollmError(
                 f"coreference: {r.text!r} has {len(tokens.ids)} tokens, the model's context is {context}: raise "

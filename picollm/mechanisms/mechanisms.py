@@ -138,7 +138,7 @@ def score_set(s: ModelAndText, length: int) -> dict[str, dict[str, NDArray]]:
 def null_scores(s: ModelAndText, length: int) -> dict[str, float]:
     """The 99th percentile over the heads of untrained models."""
     ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
-    untrained = untrained_models(s.model.config, models=s.cfg["null_models"], seed=s.cfg["seed"])
+    untrained = untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"])
     found = [repeats.scores(other.to(s.device), ids_ST, s.device) for other in untrained]
     return {name: percentile_99(np.stack([scores[name].mean(0) for scores in found])) for name in repeats.SCORES}
 

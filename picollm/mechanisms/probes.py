@@ -35,7 +35,7 @@ FORMAT = 2
 
 def probe_heads(s: ModelAndText, style: str) -> dict:
     """The content of probes.json; `style` is that of the text, one of picollm.attention.sentences.STYLES."""
-    untrained = list(untrained_models(s.model.config, models=s.cfg["null_models"], seed=s.cfg["seed"]))
+    untrained = list(untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"]))
     ngrams = NGrams(s.train, s.model.config.vocab_size)
     kinds = pairs()
     words = [word for pair in GENDERS for word in pair] + [w for kind in kinds.values() for p in kind for w in p.words]

@@ -23,6 +23,7 @@ from torch import Tensor
 from picollm.data.tokenizer import END_OF_TEXT
 from picollm.errors import PicollmError
 from picollm.mechanisms.intervention import batches, head_outputs
+from picollm.model.foreign import ForeignModel
 from picollm.model.transformer import Transformer
 
 SCORES = {
@@ -53,14 +54,15 @@ def common(counts_V: NDArray) -> NDArray[np.int64]:
     return np.sort(order[: max((counts_V[order] >= COMMON).sum(), 2 * LENGTHS[-1])])
 
 
-def sequences(counts_V: NDArray, length: int, *, seed: int, matched: bool = False) -> NDArray[np.int64]:
+def sequences(
+    counts_V: NDArray, length: int, *, seed: int, matched: bool = False, start: int = END_OF_TEXT
+) -> NDArray[np.int64]:
     """[SEQUENCES, 2 length + 1]. With `matched`, tokens are drawn in proportion to their counts in the text."""
     words = common(counts_V)
     generator = np.random.default_rng([seed, length])
     share = counts_V[words] / counts_V[words].sum() if matched else None
     copies = [generator.choice(words, length, replace=False, p=share) for _ in range(SEQUENCES)]
-    start = np.full((SEQUENCES, 1), END_OF_TEXT)
-    return np.concatenate([start, copies, copies], axis=1)
+    return np.concatenate([np.full((SEQUENCES, 1), start), copies, copies], axis=1)
 
 
 def second_copy(length: int) -> NDArray[np.int64]:
@@ -68,7 +70,7 @@ def second_copy(length: int) -> NDArray[np.int64]:
     return np.arange(length + 1, 2 * length)
 
 
-def scores(model: Transformer, ids_ST: NDArray, device: torch.device) -> dict[str, NDArray[np.float64]]:
+def scores(model: Transformer | ForeignModel, ids_ST: NDArray, device: torch.device) -> dict[str, NDArray[np.float64]]:
     """Chance-corrected scores of each sequence, [S, H]."""
     length = ids_ST.shape[1] // 2
     parts = [offsets(model.attention_maps(ids)[0].flatten(1, 2), length) for ids in batches(ids_ST, device)]

@@ -19,7 +19,14 @@ from picollm.model.perplexity import per_word_and_byte
 from picollm.model.pretraining import Result, Run
 from picollm.model.training import TrainingConfig
 
-ONLY_IN_REPORT = ("first_loss", "gemm_flop_per_second", "unigram_loss", "test_bigram_loss", "last_validation_loss")
+ONLY_IN_REPORT = (
+    "first_loss",
+    "gemm_flop_per_second",
+    "unigram_loss",
+    "bigram_loss",
+    "test_bigram_loss",
+    "last_validation_loss",
+)
 
 
 def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> dict:

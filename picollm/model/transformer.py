@@ -245,6 +245,15 @@ class Transformer(nn.Module):
             self.train()
         return torch.stack(maps, dim=1), self.norm(x_BTD)
 
+    def untrained(self) -> Transformer:
+        """The same shape with fresh random weights, by torch's random state, in evaluation mode."""
+        return Transformer(self.config).eval()
+
+    @torch.no_grad()
+    def scale_logits(self, layer: int, factor: float) -> None:
+        """Multiply the attention logits of a layer."""
+        self.blocks[layer].attention.qkv.weight[: self.config.d_model] *= factor
+
     def parameter_counts(self) -> dict[str, int]:
         """Parameters without the padding rows: all of them, and those outside embedding and head."""
         body = sum(p.numel() for block in self.blocks for p in block.parameters())

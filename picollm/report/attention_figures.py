@@ -245,33 +245,64 @@ def head_figures(
     gallery: Gallery, report: dict, ablation: dict | None, clusters: dict, arrays: Mapping[str, NDArray]
 ) -> None:
     """The pictures of the chapters on heads and on their clusters."""
-    heads = report["heads"]
+    heads, table = report["heads"], head_table(report["heads"])
     names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
     gallery.add(
         "plane.svg",
         plane_figure(report, ablation),
         "Heads by what explains their attention; a larger disc costs more to remove, the colour is the class",
+        data=table,
     )
-    gallery.add("classes.svg", class_pie(report["labels"]), "Share of each class of heads, with intervals")
+    shares = pd.DataFrame([{"class": label, **row} for label, row in report["labels"].items()])
+    gallery.add("classes.svg", class_pie(report["labels"]), "Share of each class of heads, with intervals", data=shares)
     gallery.add(
-        "grid.svg", class_grid(heads), "Class of every head and its stability over sentences; pale where below 80 %"
+        "grid.svg",
+        class_grid(heads),
+        "Class of every head and its stability over sentences; pale where below 80 %",
+        data=table[["name", "label", "stability"]],
     )
     gallery.add(
         "evidence.svg",
         evidence_figure(report),
         "What the classes rest on: intervals, thresholds (dashed), 99th percentiles of the nulls (dotted)",
+        data=table,
+    )
+    changed = pd.DataFrame(
+        [
+            {"changed": row.get("threshold", "window"), "to": row.get("value", row.get("window")), **counts}
+            for rows in report["sensitivity"].values()
+            for row in rows
+            for counts in [dict(zip(LABEL_COLOURS, row["labels"], strict=True))]
+        ]
     )
     gallery.add(
         "sensitivity.svg",
         sensitivity_figure(report["sensitivity"]),
         "Heads by class under other thresholds",
+        data=changed,
     )
     noise = clusters["noise"]["mean_absolute_difference"]
     clustered = cluster_map(arrays["distance"], arrays["linkage"], names, labels, noise)
-    gallery.add("clusters.png", clustered, "Similarity of every pair of heads, with their tree and their classes")
+    gallery.add(
+        "clusters.png",
+        clustered,
+        "Similarity of every pair of heads, with their tree and their classes",
+        data=pd.DataFrame(1 - arrays["distance"], columns=names).assign(head=names),
+    )
     members = [head["cluster"] for head in clusters["heads"]]
     scaled = map_of_heads(arrays["coordinates"], heads, members, clusters["coordinates_show"])
-    gallery.add("map.svg", scaled, "Heads in two dimensions by their distances; the number is the cluster")
+    points = pd.DataFrame(arrays["coordinates"], columns=["x", "y"]).assign(head=names, cluster=members)
+    gallery.add("map.svg", scaled, "Heads in two dimensions by their distances; the number is the cluster", data=points)
+
+
+def head_table(heads: list[dict]) -> pd.DataFrame:
+    """One row a head: its class and each statistic with its interval."""
+    return pd.DataFrame([
+        {name: head[name] for name in ("name", "label", "tag", "stability")}
+        | {f"{name}{end}": row[part] for name, row in head["statistics"].items()
+           for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))}
+        for head in heads
+    ])  # fmt: skip
 
 
 def cluster_map(

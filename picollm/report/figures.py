@@ -31,13 +31,16 @@ def draw_figures(
     report = {name: read_json(inputs[name]) for name in REPORTS}
     curve = pd.read_csv(inputs["curve"])
     if len(curve):  # there is none of an imported model
-        gallery.add("training.svg", measurement.loss_curve(curve, report["training"]), "Loss over tokens")
+        gallery.add("training.svg", measurement.loss_curve(curve, report["training"]), "Loss over tokens", data=curve)
     attention.head_figures(gallery, report["heads"], report["ablation"], report["clusters"], np.load(inputs["arrays"]))
     labels = [head["label"] for head in report["heads"]["heads"]]
     mechanism_figures(gallery, report, labels)
     latency = measurement.latency_bars(report["benchmark"]["results"])
-    gallery.add("benchmark.svg", latency, "Latency by backend and batch")
-    gallery.add("profile.svg", measurement.step_timeline(report["profile"]), "The first profiled training steps")
+    table = measurement.latencies(report["benchmark"]["results"])
+    gallery.add("benchmark.svg", latency, "Latency by backend and batch", data=table)
+    timeline = pd.DataFrame(report["profile"]["timeline"])
+    steps = measurement.step_timeline(report["profile"])
+    gallery.add("profile.svg", steps, "The first profiled training steps", data=timeline)
     for category in categories:
         add_examples(gallery, category, report["heads"], examples)
     gallery.finish()

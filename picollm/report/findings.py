@@ -316,7 +316,7 @@ def emerged(over_time: Mapping) -> list[dict]:
     snapshots, found = over_time["snapshots"], []
     for name, what in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
         text = f"{what} heads emerge in training"
-        test = f"at the last snapshot {EMERGED:.0%} of the heads or more have the effect, at the first fewer"
+        test = f"at the last snapshot {100 * EMERGED:.0f} % of the heads or more have the effect, at the first fewer"
         if len(snapshots) < 2:
             found.append(claim("conclusions", text, test, verdict=UNTESTABLE, because="the training kept no snapshots"))
             continue

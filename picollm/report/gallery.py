@@ -1,13 +1,14 @@
-"""The folder of figures and its manifest: file, caption, group, sha256; written last."""
+"""The folder of figures and its manifest: file, caption, group, sha256, and the data behind it; written last."""
 
 from __future__ import annotations
 
 import base64
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-from picollm.files import atomic_path, read_json, write_json
+from picollm.files import atomic_path, read_json, write_json, write_text
 from picollm.manifest import clear, describe, prove
 from picollm.report.style import save
 
@@ -19,23 +20,38 @@ class Gallery:
 
     def __init__(self, manifest_path: Path) -> None:
         self.path, self.entries = manifest_path, []
-        clear(self.path, *(f"*{suffix}" for suffix in MIME))
+        clear(self.path, *(f"*{suffix}" for suffix in (*MIME, ".csv")))
 
-    def add(self, name: str, figure: Figure, caption: str, group: str = "") -> None:
+    def add(self, name: str, figure: Figure, caption: str, group: str = "", data: pd.DataFrame | None = None) -> None:
+        """`data`: what the figure shows, written beside it as CSV."""
         file = self.path.parent / name
         with atomic_path(file) as temporary:
             save(figure, temporary, file.suffix)
-        self.entries.append({"caption": caption, "group": group, **describe(file)})
+        entry = {"caption": caption, "group": group, **describe(file)}
+        if data is not None:
+            table = file.with_suffix(".csv")
+            write_text(table, data.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+            entry["data"] = describe(table)
+        self.entries.append(entry)
 
     def finish(self) -> None:
         write_json(self.path, {"format": 1, "figures": self.entries})
 
 
 def embedded(manifest_path: str | Path) -> dict[str, dict]:
-    """File name -> its entry and `uri`, the picture as a data: URI. Raises PicollmError where one is damaged."""
+    """File name -> its entry, `uri`, the picture as a data: URI, and `csv`, its data's or None.
+
+    Raises PicollmError where one is damaged.
+    """
     figures = {}
     for entry in read_json(manifest_path)["figures"]:
         file = prove(manifest_path, entry, "draw_figures")
-        data = base64.b64encode(file.read_bytes()).decode()
-        figures[entry["file"]] = entry | {"uri": f"data:{MIME[file.suffix]};base64,{data}"}
+        found = entry | {"uri": uri(file, MIME[file.suffix]), "csv": None}
+        if "data" in entry:
+            found["csv"] = uri(prove(manifest_path, entry["data"], "draw_figures"), "text/csv")
+        figures[entry["file"]] = found
     return figures
+
+
+def uri(file: Path, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(file.read_bytes()).decode()}"

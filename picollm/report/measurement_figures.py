@@ -50,6 +50,17 @@ def latency_bars(results: list[dict]) -> Figure:
     return figure
 
 
+def latencies(results: list[dict]) -> pd.DataFrame:
+    """Of each backend, output and batch that ran: percentiles in milliseconds, and the speed-up with its interval."""
+    rows = []
+    for row in results:
+        if "latency_ms" in row:
+            found = row["speedups"].get("eager-fp32", {})
+            speedup = {f"speedup_{name}": found.get(name) for name in ("ratio", "low", "high")}
+            rows.append({name: row[name] for name in ("backend", "output", "batch")} | row["latency_ms"] | speedup)
+    return pd.DataFrame(rows)
+
+
 def step_timeline(profile: dict) -> Figure:
     """The first profiled steps as a timeline, one lane a range."""
     spans = profile["timeline"]

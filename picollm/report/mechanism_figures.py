@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from picollm.report.gallery import Gallery
@@ -61,6 +62,15 @@ def probes_that_can_be_tested(probes: Mapping) -> dict[str, dict]:
     return {name: entry for name, entry in entries.items() if entry["testable"]}
 
 
+def probe_table(probes: Mapping) -> pd.DataFrame:
+    rows = []
+    for name, entry in probes_that_can_be_tested(probes).items():
+        own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
+        rows.append({"probe": name, "of": "the model", **own})
+        rows += [{"probe": name, "of": rival, **row} for rival, row in entry["baselines"].items()]
+    return pd.DataFrame(rows)
+
+
 def probe_bars(probes: dict) -> Figure:
     """Accuracy of the model on every probe, with its interval, beside the strongest and the other rivals."""
     rows = {
@@ -76,6 +86,12 @@ def probe_bars(probes: dict) -> Figure:
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy; dotted: chance")
     return figure
+
+
+def context_table(mechanisms: Mapping) -> pd.DataFrame:
+    """Rows of the curve of context, then those of the loss after each layer (0: the embedding)."""
+    layers = pd.DataFrame(mechanisms["after_layer"]).rename(columns={"value": "loss"}).reset_index(names="layers")
+    return pd.concat([pd.DataFrame(mechanisms["context"]["curve"]), layers])
 
 
 def context_figure(mechanisms: dict) -> Figure:
@@ -109,6 +125,7 @@ def mechanism_figures(gallery: Gallery, report: Mapping[str, dict], labels: list
         "context.svg",
         context_figure(report["mechanisms"]),
         "What is lost where only the last tokens are read, and the loss when the model is read out after each layer",
+        data=context_table(report["mechanisms"]),
     )
     if report["emergence"]["snapshots"]:
         gallery.add(

@@ -54,6 +54,11 @@ def short(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:+.3f}"
 
 
+def chance(p: float | None) -> str:
+    """A p or a q."""
+    return "–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def with_interval(row: dict, digits: int = 2) -> Markup:
     """A statistic and its 95 % interval: {value, low, high}."""
     if row["value"] is None:
@@ -89,7 +94,7 @@ def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(HTML), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters = (percent, number, short, with_interval, slug)
+    filters = (percent, number, short, chance, with_interval, slug)
     made.filters |= {function.__name__: function for function in filters}
     return made
 

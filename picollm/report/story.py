@@ -26,7 +26,7 @@ LOOKS = {
     "diagonal": "at the token itself",
     "local": "near by",
     "token-specific": "for particular tokens",
-    "content-based": "by content, no more than random heads do",
+    "content-based": "by content as random heads do",
     "global": "everywhere alike",
     "sink": "at the first position",
     "mixed": "at nothing in particular",

@@ -1,0 +1,108 @@
+"""What people call from Python: `import picollm; picollm.load_model(...)`. docs/python.md has the page, and a test.
+
+Maps come as NumPy arrays, tables as pandas. Losses are in nats per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from picollm.attention.analysis import open_any
+from picollm.attention.controls import Examined
+from picollm.attention.extraction import attention_maps, check, tokenise
+from picollm.attention.heads import classify_heads
+from picollm.attention.maps import CategoryMaps, name_of
+from picollm.attention.measures import NAMES
+from picollm.attention.sentences import Sentence, parse
+from picollm.data.tokenizers import Tokenizer, gpt2
+from picollm.mechanisms.intervention import baseline as losses_of
+from picollm.mechanisms.intervention import each_head, mean_outputs
+from picollm.model.foreign import ForeignModel
+from picollm.stats import per_head
+
+HEADS = {"kappa": 0.25, "content": 0.15, "broad": 0.8, "sink": 0.1, "window": 4, "bootstraps": 1000, "seed": 1}
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its tokenizer, on the CPU."""
+
+    network: Examined
+    tokenizer: Tokenizer
+
+    @property
+    def heads(self) -> list[str]:
+        """The names of all heads, layer by layer: L0H0, L0H1, ..."""
+        shape = self.network.config
+        return [name_of(h, shape.n_heads) for h in range(shape.n_layers * shape.n_heads)]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Attention in one text: `tokens`, the start first; `weights` float32 [layer, head, query, key], rows sum to 1."""
+
+    tokens: list[str]
+    weights: NDArray[np.float32]
+
+
+def load_model(name: str) -> Model:
+    """A folder of this project, of transformers, or a name on the hub. Raises PicollmError for what can't be read."""
+    network, tokenizer = open_any(str(name))
+    return Model(network.to(device=CPU), tokenizer or gpt2())
+
+
+def maps(model: Model, text: str) -> Maps:
+    """Where each token of a text looks. Raises PicollmError for a text that is too long for the model, or too short."""
+    tokens = tokenise(Sentence(text), model.tokenizer)
+    check(model.network, "text", [tokens])
+    (weights,) = attention_maps(model.network, [tokens.ids], CPU)
+    return Maps(tokens.strings, weights)
+
+
+def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> pd.DataFrame:
+    """One row a head: class, tag, stability, and each statistic of docs/heads.md with its 95 % interval.
+
+    `texts`: at least 20 for intervals that mean something; they may have gold marks, `(words)_role`. `null_models`:
+    untrained models of the same shape, and as many as peaked, which the thresholds come from.
+    """
+    found = [tokenise(parse(text), model.tokenizer) for text in texts]
+    check(model.network, "texts", found)
+    category = CategoryMaps(
+        "texts", "Texts", [t.text for t in found], [t.ids for t in found], [t.strings for t in found],
+        [{role: list(span) for role, span in t.gold.items()} for t in found],
+        list(attention_maps(model.network, [t.ids for t in found], CPU)),
+    )  # fmt: skip
+    report = classify_heads([category], model.network, HEADS | {"null_models": null_models}, CPU)
+    return pd.DataFrame([
+        {name: head[name] for name in ("name", "layer", "head", "label", "tag", "stability")}
+        | {f"{name}{end}": head["statistics"][name][part]
+           for name in NAMES for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))}
+        for head in report["heads"]
+    ])  # fmt: skip
+
+
+def ablate(model: Model, texts: Sequence[str]) -> pd.DataFrame:
+    """What the texts lose without each head, its output at its mean over them: nats per token (`delta`), its 95 %
+    interval over texts, p, and q over the heads. At least two texts."""
+    found = [tokenise(Sentence(text), model.tokenizer).ids for text in texts]
+    network, more = model.network, []
+    rows = [torch.tensor([ids]) for ids in found]
+    if isinstance(network, ForeignModel):
+        means, shape = network.mean_outputs(rows), (network.config.n_layers, network.config.n_heads)
+        for ids in rows:
+            whole = network.nats(ids).mean()
+            one = torch.eye(shape[0] * shape[1], dtype=torch.bool).view(-1, *shape)
+            more.append(torch.stack([network.without(ids, mask, means).mean() - whole for mask in one]).numpy())
+    else:
+        means = mean_outputs(network, rows)
+        for ids in rows:
+            lost = each_head(network, ids, "mean", means) - losses_of(network, ids)
+            more.append(lost.mean((1, 2)).numpy())
+    return pd.DataFrame(per_head(np.stack(more, axis=1).astype(np.float64), model.heads, seed=1))

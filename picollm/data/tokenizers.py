@@ -1,0 +1,77 @@
+"""Tokenizers as objects, so that a sentence can be written for any model: GPT-2's, and any tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
+from picollm.errors import PicollmError, one_line
+from picollm.files import read_json
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """`pieces(text)` gives ids and the characters [start, end) that each covers; `start` is the id that stands before a
+    text, `start_name` what it is called, `size` the number of ids."""
+
+    pieces: Callable[[str], tuple[list[int], list[tuple[int, int]]]]
+    start: int
+    start_name: str
+    size: int
+
+
+def gpt2() -> Tokenizer:
+    found = encoding()
+    pieces = by_bytes(found.encode_ordinary, found.decode_single_token_bytes)
+    return Tokenizer(pieces, END_OF_TEXT, "<|endoftext|>", VOCAB_SIZE)
+
+
+def by_bytes(
+    encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes]
+) -> Callable[[str], tuple[list[int], list[tuple[int, int]]]]:
+    """Pieces of a tokenizer that knows the UTF-8 bytes of an id. One with part of a character covers it whole."""
+
+    def pieces(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        ids = encode(text)
+        character = np.repeat(np.arange(len(text)), [len(c.encode()) for c in text])  # of each byte
+        ends = np.cumsum([len(token_bytes(i)) for i in ids])
+        starts = np.concatenate(([0], ends[:-1])).astype(int)
+        return ids, [(int(character[a]), int(character[b - 1]) + 1) for a, b in zip(starts, ends, strict=True)]
+
+    return pieces
+
+
+def of_folder(folder: Path) -> Tokenizer:
+    """The tokenizer.json of a model's folder, with the start that its config names.
+
+    Raises PicollmError where there is none, where it can't be read, and where nothing can stand before a text.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise PicollmError(f"{folder} has no tokenizer.json: save it there (tokenizer.save_pretrained(FOLDER))")
+    try:
+        from tokenizers import Tokenizer as Fast
+    except ImportError:
+        raise PicollmError("tokenizer.json needs the package tokenizers: pip install -e '.[models]'") from None
+    try:
+        fast = Fast.from_file(str(file))
+    except Exception as error:  # noqa: BLE001, the package raises Exception itself
+        raise PicollmError(f"{file} can't be read ({one_line(error)})") from None
+    values = read_json(folder / "config.json")
+    start = next((values[key] for key in ("bos_token_id", "eos_token_id") if isinstance(values.get(key), int)), None)
+    if start is None:
+        raise PicollmError(
+            f"{folder}: config.json names neither bos_token_id nor eos_token_id; without a token before the text there "
+            "is no sink to take out"
+        )
+    size = fast.get_vocab_size(with_added_tokens=True)
+
+    def pieces(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        found = fast.encode(text, add_special_tokens=False)
+        return list(found.ids), [(int(a), int(b)) for a, b in found.offsets]
+
+    return Tokenizer(pieces, start, fast.id_to_token(start) or f"⟨{start}⟩", size)

@@ -1,0 +1,90 @@
+"""The public positive control: heads that the literature knows in a public model, and what this method says of them.
+
+For models with public snapshots the same scores say when the heads came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from picollm.attention.controls import Examined
+from picollm.attention.maps import name_of
+from picollm.errors import PicollmError
+from picollm.mechanisms import repeats
+
+LENGTHS = (25, 50)
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Known:
+    """Heads by the score that should find them, and where that is reported."""
+
+    score: str
+    heads: tuple[str, ...]
+    source: str
+
+
+WANG = "Wang et al. 2022, arXiv 2211.00593, figure 2 and appendix"
+KNOWN = {
+    "gpt2": (
+        Known("induction", ("L5H1", "L5H5", "L6H9", "L7H2", "L7H10"), WANG),
+        Known("previous", ("L4H11",), WANG),
+        Known("duplicate", ("L0H1", "L0H5", "L3H0"), WANG),
+    ),
+    "pythia": (),  # no list of heads; its snapshots have a date: Olsson et al. 2022 and Biderman et al. 2023
+}
+
+
+def scores_of(model: Examined, start: int, device: torch.device) -> dict[str, np.ndarray]:
+    """Each score of each head, [H], the smallest over the LENGTHS: random ids of the vocabulary, each twice."""
+    counts_V = np.full(model.config.vocab_size, repeats.COMMON)
+    counts_V[start] = 0
+    found = []
+    for length in repeats.lengths(model.config.context, counts_V):
+        if length in LENGTHS or model.config.context <= 2 * LENGTHS[0]:
+            ids_ST = repeats.sequences(counts_V, length, seed=SEED, start=start)[: repeats.FEW]
+            found.append({name: values.mean(0) for name, values in repeats.scores(model, ids_ST, device).items()})
+    return {name: np.min([scores[name] for scores in found], axis=0) for name in repeats.SCORES}
+
+
+def lines(kind: str, model: Examined, start: int, device: torch.device) -> list[str]:
+    """Expected against found, one line a head. Raises PicollmError for a kind that nothing is known of."""
+    if kind not in KNOWN:
+        raise PicollmError(f"nothing is known here of {kind!r}; choose one of {', '.join(KNOWN)}")
+    scores, n_heads = scores_of(model, start, device), model.config.n_heads
+    told = []
+    for known in KNOWN[kind]:
+        values = scores[known.score]
+        order = np.argsort(-values)
+        rank = {name_of(int(h), n_heads): place for place, h in enumerate(order, start=1)}
+        told.append(f"{known.score} heads ({known.source}); a score of {repeats.LEAST} or more counts")
+        for name in known.heads:
+            if name not in rank:
+                raise PicollmError(f"the model has no head {name}: it is not the one that {known.source} examined")
+            layer, head = name[1:].split("H")
+            value = values[int(layer) * n_heads + int(head)]
+            verdict = "found" if value >= repeats.LEAST else "not found"
+            told.append(f"  {name:6} {value:+.3f}  rank {rank[name]} of {len(values)}  {verdict}")
+    return [*told, *strongest(scores, n_heads)]
+
+
+def strongest(scores: dict[str, np.ndarray], n_heads: int, most: int = 8) -> list[str]:
+    """The heads with the largest scores of each kind."""
+    told = []
+    for name, values in scores.items():
+        top = [f"{name_of(int(h), n_heads)} {values[h]:+.2f}" for h in np.argsort(-values)[:most]]
+        told.append(f"largest {name} scores: {', '.join(top)}")
+    return told
+
+
+def emergence_line(revision: str, model: Examined, start: int, device: torch.device) -> str:
+    """One line of a snapshot: how many heads have each score."""
+    scores = scores_of(model, start, device)
+    counts: Sequence[str] = [f"{(values >= repeats.LEAST).sum()} {name} (largest {values.max():+.2f})"
+                             for name, values in scores.items()]  # fmt: skip
+    return f"{revision}: {', '.join(counts)}"

@@ -1,0 +1,105 @@
+"""The calls of docs/python.md: what they are named, what they give, and the notebook that uses them all."""
+
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from refusals import refusal
+
+import picollm
+from picollm.data.tokenizer import VOCAB_SIZE
+from picollm.model.huggingface import export
+from picollm.model.transformer import ModelConfig, Transformer
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["The cat sat on the mat.", "Iron is a heavy grey metal.", "Most owls hunt small animals at night.", "He left."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(VOCAB_SIZE, 32, 16, 2, 2, 16, 0.0, True, 1e4, 64))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.qkv.weight.mul_(20)
+    path = tmp_path_factory.mktemp("model")
+    export(model.eval(), path)
+    return path
+
+
+def test_the_names_and_their_parameters_are_those_of_the_page():
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)\(([^)]*)\)`", page, re.M))
+    assert set(told) == {name for name in picollm.__all__ if name.islower()}
+    for name, parameters in told.items():
+        own = inspect.signature(getattr(picollm, name)).parameters.values()
+        assert parameters == ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in own)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = picollm.nothing
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, picollm; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_maps_labels_and_costs(folder):
+    model = picollm.load_model(folder)
+    assert model.heads == ["L0H0", "L0H1", "L1H0", "L1H1"]
+    found = picollm.maps(model, TEXTS[0])
+    assert found.tokens[0] == "<|endoftext|>" and "".join(found.tokens[1:]) == TEXTS[0]
+    assert found.weights.shape == (2, 2, 8, 8) and found.weights.sum(-1) == pytest.approx(1, abs=1e-5)
+    heads = picollm.label_heads(model, TEXTS, null_models=1)
+    assert list(heads["name"]) == model.heads and {"label", "kappa_local", "kappa_local_low"} <= set(heads)
+    costs = picollm.ablate(model, TEXTS)
+    assert list(costs) == ["name", "delta", "low", "high", "p", "q"] and (costs["low"] <= costs["high"]).all()
+    assert np.isfinite(costs["delta"]).all()
+
+
+def test_both_kinds_of_models_lose_the_same_without_a_head(folder, tmp_path):
+    """Our model, and the same weights through transformers' StableLM."""
+    pytest.importorskip("transformers", reason="pip install -e '.[models]'")
+    from picollm.api import Model
+    from picollm.model.foreign import load_foreign_model
+
+    own = picollm.load_model(folder)
+    other = Model(load_foreign_model(str(folder)), own.tokenizer)
+    assert picollm.maps(other, TEXTS[1]).weights == pytest.approx(picollm.maps(own, TEXTS[1]).weights, abs=1e-5)
+    assert picollm.ablate(other, TEXTS)["delta"].to_numpy() == pytest.approx(
+        picollm.ablate(own, TEXTS)["delta"].to_numpy(), abs=1e-5
+    )
+
+
+def test_what_can_not_be_done_is_one_line(folder):
+    model = picollm.load_model(folder)
+    assert "the model's context is 32" in refusal(picollm.maps, model, "word " * 60)
+    assert "has one token" in refusal(picollm.maps, model, "word")
+
+
+def test_the_example_of_your_own_maps():
+    done = subprocess.run(
+        [sys.executable, "examples/your_maps.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "L0H0: local, previous-token" in done.stdout and "L0H1: token-specific, punctuation" in done.stdout
+    assert "L0H2: global" in done.stdout
+
+
+def test_the_notebook_runs(folder, tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "examples/tour.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"
+    setup = notebook.cells[1]
+    setup.source = setup.source.replace('"data/model"', repr(str(folder))).replace("NULLS = 3", "NULLS = 1")
+    shutil.copytree(folder, tmp_path / "model")
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
