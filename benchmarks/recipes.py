@@ -21,20 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from picollm.attention.controls import peaked_models, untrained_models, values_of
-from picollm.attention.extraction import tokenise
-from picollm.attention.key_sets import key_sets
-from picollm.attention.labels import LABELS, Thresholds, assign, effective_thresholds, percentiles_99
-from picollm.attention.sentences import load_sentences
+from picollm.attention.labels import LABELS
 from picollm.data.loading import open_manifest, open_split
 from picollm.data.ngram import ngram_losses
 from picollm.data.packing import windows
 from picollm.data.tokenizer import VOCAB_SIZE
-from picollm.data.tokenizers import gpt2
 from picollm.model.device import set_up
-from picollm.model.training import Trainer, TrainingConfig, train
+from picollm.model.training import Trainer, train
 from picollm.model.transformer import ModelConfig
-from picollm.precision import fit
+from picollm.seeds import labels_of
+from picollm.seeds import trainer_of as trained_by
 from picollm.yaml12 import read_yaml
 
 MANIFEST = "data/tokens/manifest.json"
@@ -92,7 +88,7 @@ def trainer_of(config: dict[str, dict]) -> Trainer:
     context = config["tokens"]["context"]
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     shape = ModelConfig(vocab_size=VOCAB_SIZE, context=context, **model)
-    return Trainer(shape, TrainingConfig(**fit(config["pretrain"], device)[0]), cut("train", context), device)
+    return trained_by(config, cut("train", context), shape, device)
 
 
 def steps_in(seconds: float, config: dict[str, dict]) -> int:
@@ -113,6 +109,7 @@ def measure(config: dict[str, dict], length: int, validations: int) -> dict:
     context = config["tokens"]["context"]
     validation = cut("validation", context)
     train(trainer, validation)
+    labels = labels_of(trainer.model, config, trainer.device)
     return {
         "steps": length,
         "tokens": trainer.curve[-1]["tokens"],
@@ -121,7 +118,7 @@ def measure(config: dict[str, dict], length: int, validations: int) -> dict:
         "loss": trainer.best["loss"],
         "losses": [row["validation_loss"] for row in trainer.curve if row["validation_loss"] is not None],
         **ngram_losses(cut("train", context), validation, VOCAB_SIZE),
-        **heads(trainer, config, trainer.device),
+        **{label: int((labels == k).sum()) for k, label in enumerate(LABELS)},
     }
 
 
@@ -129,28 +126,6 @@ def cut(split: str, context: int) -> np.ndarray:
     """The packed stream in rows of another context."""
     rows, packed = open_split(MANIFEST, split), open_manifest(MANIFEST)["context"]
     return windows(np.asarray(rows)[:, :packed].reshape(-1), context)
-
-
-def heads(trainer: Trainer, config: dict[str, dict], device) -> dict[str, int]:
-    """Heads by label, by the pipeline's rule and thresholds, with one untrained model of each kind as the null."""
-    tokenizer = gpt2()
-    found = [
-        (c, tokenise(sentence, tokenizer))
-        for c, category in enumerate(load_sentences(**config["attention"]).values())
-        for sentence in category.sentences
-    ]
-    number, ids = [c for c, _ in found], [tokens.ids for _, tokens in found]
-    keys = [key_sets(tokens.ids, tokens.strings, tokens.gold) for _, tokens in found]
-    section = config["heads"]
-    shared = {"keys": keys, "window": section["window"], "device": device}
-    own = values_of([trainer.model.eval()], ids, number, **shared)
-    values = {name: value[0] for name, value in own.items()}
-    null = values_of(untrained_models(trainer.model, models=1, seed=1), ids, number, **shared)
-    as_peaked = peaked_models(trainer.model, values["broad"], ids, models=1, seed=1, device=device)
-    peaked = values_of(as_peaked, ids, number, **shared)
-    configured = Thresholds(*(section[name] for name in ("kappa", "content", "broad", "sink")))
-    labels = assign(values, effective_thresholds(configured, percentiles_99(null), peaked, permuted_kappa=0.0))
-    return {LABELS[k]: int((labels == k).sum()) for k in range(len(LABELS))}
 
 
 def table(found: dict[str, list[dict]]) -> str:

@@ -16,6 +16,7 @@ import picollm
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model.huggingface import export
 from picollm.model.transformer import ModelConfig, Transformer
+from picollm.seeds import lines, summary
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["The cat sat on the mat.", "Iron is a heavy grey metal.", "Most owls hunt small animals at night.", "He left."]
@@ -103,3 +104,14 @@ def test_the_notebook_runs(folder, tmp_path):
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+
+
+def test_seeds_are_compared_by_share_and_by_head():
+    labels = np.array([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 4]])
+    found = summary([1, 2, 3], [6.0, 6.2, 6.4], labels)
+    assert found["validation_loss"] == {"mean": pytest.approx(6.2), "least": 6.0, "most": 6.4}
+    assert found["shares"]["diagonal"] == {"mean": 0.5, "least": 0.5, "most": 0.5}
+    assert found["agreement"] == pytest.approx((0 + 3 / 4 + 0) / 3)
+    assert found["agreement_by_chance"] == pytest.approx((0.5 + 0.375 + 0.375) / 3)
+    assert lines(found)[0] == "3 seeds: validation loss 6.200 (6.000 to 6.400)"
+    assert summary([1], [6.0], labels[:1])["agreement"] is None

@@ -2,8 +2,11 @@
 
 import json
 import os
+import pty
 import re
 import shutil
+import subprocess
+import zipfile
 from pathlib import Path
 
 import jsonschema
@@ -216,3 +219,52 @@ def test_a_shard_that_was_changed_is_restored_before_the_run(project):
     text = project.snakemake("--quiet", "all")
     assert "restored from DVC's cache tokenize_pack" in text
     assert shard.read_bytes() == good
+
+
+def test_without_a_command_it_says_where_things_stand(project):
+    text = project.picollm()
+    assert "All is up to date." in text and "picollm open" in text and "Data: " in text
+    project.set("report", title="Another")
+    text = project.picollm("status")
+    assert "The next run makes" in text and "final_report" in text and "make report" in text
+    project.run("git", "checkout", "-q", "config.yaml")
+    for name in ("Report", "Pipeline", "Model", "Data", "Measure"):
+        assert re.search(rf"^{name} +\(e\.g\. picollm", project.picollm("--help"), re.M), name
+
+
+def test_a_bundle_has_the_run_and_the_same_bytes_each_time(project):
+    for name in ("one.zip", "two.zip"):
+        assert re.search(rf"{name}: \d+ files", project.picollm("bundle", "-o", name))
+    one, two = ((project.path / name).read_bytes() for name in ("one.zip", "two.zip"))
+    assert one == two
+    with zipfile.ZipFile(project.path / "one.zip") as archive:
+        names = archive.namelist()
+        assert archive.read("picollm/reports/final.html") == (project.path / "reports/final.html").read_bytes()
+    assert {"picollm/config.yaml", "picollm/dvc.lock", "picollm/data/model/model.safetensors"} <= set(names)
+    for name in ("one.zip", "two.zip"):
+        (project.path / name).unlink()
+
+
+def test_on_a_terminal_one_picture_is_drawn(project):
+    """A rule that runs again, in a pseudo-terminal: its name and its bar, and none of Snakemake's own lines."""
+    command = ["snakemake", "--cores", "1", "--forcerun", "tokenize_pack", "--", "data/tokens/manifest.json"]
+    screen, terminal = pty.openpty()
+    child = subprocess.Popen(
+        command, cwd=project.path, stdin=terminal, stdout=terminal, stderr=terminal, close_fds=True,
+        env=workspace.ENVIRONMENT | {"PYTHONPATH": str(project.path), "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(terminal)
+    parts = []
+    while True:
+        try:
+            part = os.read(screen, 65536)
+        except OSError:  # its end, on Linux
+            break
+        if not part:
+            break
+        parts.append(part)
+    text = b"".join(parts).decode(errors="replace")
+    assert child.wait() == 0, text
+    assert "tokenize_pack" in text and "\x1b[" in text
+    assert "Select jobs to execute" not in text and "Traceback" not in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor is there again"

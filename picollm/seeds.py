@@ -1,0 +1,110 @@
+"""Several trainings that differ in their seed alone: what of the result is the recipe's, and what is chance.
+
+Each is trained as the config says and its heads are labelled by the config's rule. Shares of classes are compared over
+seeds; which head is which is compared too, and agrees about as often as chance would have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from picollm.attention.controls import peaked_models, untrained_models, values_of
+from picollm.attention.extraction import tokenise
+from picollm.attention.key_sets import key_sets
+from picollm.attention.labels import LABELS, Thresholds, assign, effective_thresholds, percentiles_99
+from picollm.attention.sentences import load_sentences
+from picollm.data.loading import open_split
+from picollm.data.tokenizers import gpt2
+from picollm.model.device import set_up
+from picollm.model.training import Trainer, TrainingConfig, train
+from picollm.model.transformer import ModelConfig, Transformer
+from picollm.precision import fit
+from picollm.progress import progress
+
+
+def trainer_of(config: Mapping[str, Any], rows: NDArray, shape: ModelConfig, device: torch.device) -> Trainer:
+    """A training of the config's `pretrain` section on these rows."""
+    return Trainer(shape, TrainingConfig(**fit(config["pretrain"], device)[0]), rows, device)
+
+
+def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.device) -> NDArray[np.int64]:
+    """Indices into LABELS of the model's heads, by the pipeline's rule and the config's sentences; one untrained model
+    of each kind is the null."""
+    tokenizer = gpt2()
+    found = [
+        (c, tokenise(sentence, tokenizer))
+        for c, category in enumerate(load_sentences(**config["attention"]).values())
+        for sentence in category.sentences
+    ]
+    number, ids = [c for c, _ in found], [tokens.ids for _, tokens in found]
+    keys = [key_sets(tokens.ids, tokens.strings, tokens.gold) for _, tokens in found]
+    section = config["heads"]
+    shared = {"keys": keys, "window": section["window"], "device": device}
+    values = {name: value[0] for name, value in values_of([model.eval()], ids, number, **shared).items()}
+    null = values_of(untrained_models(model, models=1, seed=1), ids, number, **shared)
+    as_peaked = peaked_models(model, values["broad"], ids, models=1, seed=1, device=device)
+    peaked = values_of(as_peaked, ids, number, **shared)
+    configured = Thresholds(*(section[name] for name in ("kappa", "content", "broad", "sink")))
+    return assign(values, effective_thresholds(configured, percentiles_99(null), peaked, permuted_kappa=0.0))
+
+
+def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[int]) -> dict:
+    """Trainings of the config on packed tokens, one a seed: losses, classes, and how far they agree."""
+    device = set_up(**config["compute"])
+    train_rows, validation = (np.asarray(open_split(manifest, split)) for split in ("train", "validation"))
+    context = train_rows.shape[1] - 1
+    shape = ModelConfig(
+        vocab_size=gpt2().size, context=context, **{k: v for k, v in config["model"].items() if k != "checkpoint"}
+    )
+    losses, labels = [], []
+    for seed in progress(seeds, unit=" seeds"):
+        own = {**config, "pretrain": {**config["pretrain"], "seed": seed, "snapshots": False}}
+        trainer = trainer_of(own, train_rows, shape, device)
+        train(trainer, validation)
+        losses.append(trainer.best["loss"])
+        labels.append(labels_of(trainer.model, own, device))
+    return summary(list(seeds), losses, np.stack(labels))
+
+
+def summary(seeds: Sequence[int], losses: Sequence[float], labels_SH: NDArray[np.int64]) -> dict:
+    """Mean and extremes of the loss and of each class's share; of pairs of seeds, the share of heads with one label."""
+    shares_SL = (labels_SH[:, :, None] == np.arange(len(LABELS))).mean(1)
+    pairs = list(combinations(range(len(seeds)), 2))
+    agree = [float((labels_SH[a] == labels_SH[b]).mean()) for a, b in pairs]
+    chance = [float(shares_SL[a] @ shares_SL[b]) for a, b in pairs]
+    return {
+        "format": 1,
+        "seeds": list(seeds),
+        "validation_loss": spread(losses),
+        "shares": {label: spread(shares_SL[:, k]) for k, label in enumerate(LABELS)},
+        "agreement": float(np.mean(agree)) if pairs else None,
+        "agreement_by_chance": float(np.mean(chance)) if pairs else None,
+    }
+
+
+def spread(values: Sequence[float] | NDArray) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "least": float(np.min(values)), "most": float(np.max(values))}
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """The summary, to be read."""
+    loss = report["validation_loss"]
+    told = [
+        f"{len(report['seeds'])} seeds: validation loss {loss['mean']:.3f} ({loss['least']:.3f} to {loss['most']:.3f})"
+    ]
+    for label, row in report["shares"].items():
+        if row["most"]:
+            told.append(f"{label:15} {row['mean']:.0%} of the heads ({row['least']:.0%} to {row['most']:.0%})")
+    if report["agreement"] is not None:
+        told.append(
+            f"Of two seeds {report['agreement']:.0%} of the heads have the same class; by chance "
+            f"{report['agreement_by_chance']:.0%}."
+        )
+    return told
