@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="as JSON, with all digits")
     options["export"].add_argument("folder", help="written into it: model.safetensors, config.json")
     add = options["analyze"].add_argument
-    add("--sentences", help="a YAML file like the one in attention.sentences, which it takes the place of")
+    add("--sentences", help="YAML like attention.sentences, or .txt (a line a sentence), .csv, .json")
     add("-o", "--output", default="analysis", help="the folder to write into (%(default)s)")
     add = options["seeds"].add_argument
     add("number", type=int, help="of seeds, from 1; each takes as long as pretrain")

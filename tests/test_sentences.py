@@ -6,7 +6,7 @@ import yaml
 from refusals import refusal
 
 from picollm.attention import sentences
-from picollm.attention.sentences import CATEGORIES, PARTNERS, as_wikitext, load_sentences, parse
+from picollm.attention.sentences import CATEGORIES, PARTNERS, any_sentences, as_wikitext, load_sentences, parse
 from picollm.data.tokenizer import encoding
 from picollm.errors import PicollmError
 
@@ -169,3 +169,38 @@ def test_what_yaml_takes_for_a_comment_is_said(tmp_path, caplog):
     caplog.clear()
     load_sentences(write(tmp_path, text.replace("- One line # with a comment ?", '- "One line # with a comment ?"')))
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "The cat sat.\n\n (The dog)_subject (ran)_verb .\n"),
+        ("a.csv", "number,text\n1,The cat sat.\n2,(The dog)_subject (ran)_verb .\n"),
+        ("b.csv", "The cat sat.\n(The dog)_subject (ran)_verb .\n"),
+        ("a.json", '["The cat sat.", "(The dog)_subject (ran)_verb ."]'),
+        ("b.json", '{"sentences": ["The cat sat.", "(The dog)_subject (ran)_verb ."]}'),
+    ],
+)
+def test_sentences_of_ones_own_in_plain_files(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    (category,) = any_sentences(path).values()
+    assert [s.text for s in category.sentences] == ["The cat sat.", "The dog ran ."]
+    assert set(category.sentences[1].gold) == {"subject", "verb"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.txt", b"", "has no sentences"),
+        ("a.txt", b"caf\xe9", "is not UTF-8, at byte 3"),
+        ("a.txt", b"One .\nOne .", "sentence 2 repeats"),
+        ("a.json", b"{", "a.json: "),
+        ("a.json", b"[1]", "sentence 1 is not text but 1"),
+    ],
+)
+def test_plain_files_that_can_not_be_read(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    said = refusal(any_sentences, tmp_path / name)
+    assert words in said and name in said and "\n" not in said
+    assert "is missing" in refusal(any_sentences, tmp_path / "none.txt")

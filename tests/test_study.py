@@ -219,7 +219,7 @@ def test_interactions_by_brute_force():
     def loss(*heads):
         mask = torch.zeros(4, dtype=torch.bool)
         mask[list(heads)] = True
-        return without(s.model, ids, mask.view(2, 2), s.means)[:, 3::4].double().mean(-1).numpy()
+        return without(s.model, ids, mask.view(2, 2), s.means)[:, 7::8].double().mean(-1).numpy()
 
     both = {
         f"{s.names[a]} {s.names[b]}": (loss(a, b) - loss(a) - loss(b) + loss()).mean()

@@ -13,7 +13,7 @@ from picollm.attention.controls import Examined
 from picollm.attention.extraction import extract_attention
 from picollm.attention.heads import classify_heads, heads_csv
 from picollm.attention.maps import CategoryMaps, load_categories
-from picollm.attention.sentences import CATEGORIES
+from picollm.attention.sentences import any_sentences
 from picollm.data.tokenizers import Tokenizer, of_folder
 from picollm.files import write_json, write_text
 from picollm.model.foreign import is_foreign_folder, load_foreign_model
@@ -67,7 +67,7 @@ def analyse_model(
 ) -> tuple[dict, dict, dict[str, NDArray]]:
     """Writes attention/CATEGORY.npz, heads.json, heads.csv, clusters.json and clusters.npz into the folder, and returns
     what `analyse_maps` does, which takes the `sections`."""
-    paths = {name: folder / "attention" / f"{name}.npz" for name in CATEGORIES}
+    paths = {name: folder / "attention" / f"{name}.npz" for name in any_sentences(sentences, style)}
     extract_attention(model, sentences, style, paths, device, tokenizer)
     maps = load_categories(list(paths.values()))
     heads_report, clusters_report, arrays = analyse_maps(maps, model=model, device=device, **sections)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.maps import FORMAT
-from picollm.attention.sentences import Sentence, load_sentences
+from picollm.attention.sentences import Sentence, any_sentences
 from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.files import atomic_path
@@ -62,7 +62,7 @@ def extract_attention(
             f"the model has a vocabulary of {there:,} tokens, {'GPT-2' if own else 'its tokenizer'}'s has "
             f"{tokenizer.size:,}: sentences can't be written for it; docs/heads.md says how to analyse maps of your own"
         )
-    categories = load_sentences(sentences, style)
+    categories = any_sentences(sentences, style)
     tokens = {name: [tokenise(sentence, tokenizer) for sentence in c.sentences] for name, c in categories.items()}
     for name, found in tokens.items():
         check(model, name, found)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import logging
 import re
 from dataclasses import dataclass, field
@@ -87,6 +90,44 @@ def load_sentences(sentences: str | Path, style: str = STYLES[0]) -> dict[str, C
         return {name: _category(name, document.get(name), seen, style) for name in CATEGORIES}
     except PicollmError as error:
         raise PicollmError(f"{sentences}: {error}") from None
+
+
+def any_sentences(path: str | Path, style: str = STYLES[0]) -> dict[str, Category]:
+    """Sentences of a person's own: a YAML file of the ten categories, or without them a text file (a line a sentence),
+    a CSV file (its column `text`, or its first) or a JSON file (a list, or categories with lists).
+
+    Raises PicollmError naming the sentence at fault.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".txt", ".csv", ".json"):
+        return load_sentences(path, style)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PicollmError(f"{path} is missing: name a file of sentences") from None
+    except UnicodeDecodeError as error:
+        raise PicollmError(f"{path} is not UTF-8, at byte {error.start}") from None
+    seen: dict[str, str] = {}
+    try:
+        found = plain_lists(path.suffix.lower(), text)
+        return {
+            name: _category(name, {"title": name, "sentences": lines}, seen, style) for name, lines in found.items()
+        }
+    except (PicollmError, json.JSONDecodeError) as error:
+        raise PicollmError(f"{path}: {error}") from None
+
+
+def plain_lists(suffix: str, text: str) -> dict[str, object]:
+    """{category: sentences} of a file's text."""
+    if suffix == ".txt":
+        return {"sentences": [line.strip() for line in text.splitlines() if line.strip()]}
+    if suffix == ".csv":
+        rows = list(csv.reader(io.StringIO(text)))
+        column = rows[0].index("text") if rows and "text" in rows[0] else 0
+        body = rows[1:] if rows and "text" in rows[0] else rows
+        return {"sentences": [row[column] for row in body if len(row) > column and row[column].strip()]}
+    value = json.loads(text)
+    return value if isinstance(value, dict) else {"sentences": value}
 
 
 def warn_of_comments(path: Path) -> None:

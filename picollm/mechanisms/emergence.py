@@ -35,7 +35,7 @@ FORMAT = 3
 BOOTSTRAPS = 200
 SAMPLE = 4
 WINDOWS = 16  # of the validation split
-CONTEXT_WINDOWS = 64
+CONTEXT_WINDOWS = 32
 CONTEXTS = (1, 4, 16)  # tokens before a target that are kept, to see what longer contexts give
 
 

@@ -33,7 +33,7 @@ FORMAT = 4
 COPYING = 0.5  # share of the other tokens above which its output copies
 OTHER_SETS = 60  # that the induction heads together are held against
 ABLATED = 8  # repeated sequences that every head is ablated on
-CONTEXT_WINDOWS = 10  # times as many windows as heads are ablated on, for the curve of context
+CONTEXT_WINDOWS = 5  # times as many windows as heads are ablated on, for the curve of context
 
 
 def score_mechanisms(s: ModelAndText) -> dict:

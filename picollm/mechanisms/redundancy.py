@@ -21,7 +21,7 @@ from picollm.progress import progress
 from picollm.stats import SIGNIFICANT, number_or_none, per_head, resampled, sign_flip_p
 
 WINDOWS = 16  # of the validation split
-EVERY = 4  # one target of so many is scored: the vocabulary head is what costs
+EVERY = 8  # one target of so many is scored: the vocabulary head is what costs
 
 
 def interactions(s: ModelAndText, heads: Sequence[int]) -> dict:
