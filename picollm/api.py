@@ -21,6 +21,7 @@ from picollm.attention.maps import CategoryMaps, name_of
 from picollm.attention.measures import NAMES
 from picollm.attention.sentences import Sentence, parse
 from picollm.data.tokenizers import Tokenizer, gpt2
+from picollm.errors import PicollmError
 from picollm.mechanisms.intervention import baseline as losses_of
 from picollm.mechanisms.intervention import each_head, mean_outputs
 from picollm.model.foreign import ForeignModel
@@ -73,6 +74,8 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
     untrained models of the same shape, and as many as peaked, which the thresholds come from.
     """
     found = [tokenise(parse(text), model.tokenizer) for text in texts]
+    if not found or null_models < 1:
+        raise PicollmError("label_heads needs one text or more, and null_models of 1 or more")
     check(model.network, "texts", found)
     category = CategoryMaps(
         "texts", "Texts", [t.text for t in found], [t.ids for t in found], [t.strings for t in found],
@@ -91,9 +94,12 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
 def ablate(model: Model, texts: Sequence[str]) -> pd.DataFrame:
     """What the texts lose without each head, its output at its mean over them: nats per token (`delta`), its 95 %
     interval over texts, p, and q over the heads. At least two texts."""
-    found = [tokenise(Sentence(text), model.tokenizer).ids for text in texts]
+    found = [tokenise(Sentence(text), model.tokenizer) for text in texts]
+    if len(found) < 2:
+        raise PicollmError("ablate needs two texts or more: its interval is over them")
+    check(model.network, "texts", found)
     network, more = model.network, []
-    rows = [torch.tensor([ids]) for ids in found]
+    rows = [torch.tensor([tokens.ids]) for tokens in found]
     if isinstance(network, ForeignModel):
         means, shape = network.mean_outputs(rows), (network.config.n_layers, network.config.n_heads)
         for ids in rows:

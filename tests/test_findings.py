@@ -50,18 +50,18 @@ def make(*, layered=True, n_layers=8, n_heads=7, four_gram=6.9, p=0.001, cluster
          ratio=(0.95, 1.05), layers_p=0.4, emerged=30, kept=2, testable=True):  # fmt: skip
     heads = heads_of(n_layers, n_heads, layered)
     null = {"heads": 168, "labels": dict.fromkeys(LABELS, 0) | {"global": 168}}
-    relation = {"sentences": 24, "head": "L1H1", "effect": 0.1, "low": 0.05, "high": 0.2, "p": p, "null_best": 0.01,
-                "null_p": 0.4}  # fmt: skip
+    relation = {"sentences": 24, "head": "L1H1", "effect": 0.1, "low": 0.05, "high": 0.2, "p": p, "strength": 0.8,
+                "null_strength": 0.5}  # fmt: skip
     report = {
         "heads": heads, "n_layers": n_layers, "n_heads": n_heads, "null": null, "peaked_null": null,
         "labels": dict.fromkeys(LABELS, {"share": 0.2, "low": 0.1, "high": 0.3}),
         "raw_labels": dict.fromkeys(LABELS, 8),
         "thresholds": {name: {"value": 0.1} for name in SETS},
         "relations": {"subject and verb": relation,
-                      "article and noun": {"sentences": 3, "head": None, "p": None, "null_best": None}},
+                      "article and noun": {"sentences": 3, "head": None, "p": None}},
     }  # fmt: skip
     families = {
-        "k": 3, "silhouette": 0.4,
+        "k": 3, "silhouette": 0.4, "clusters": [{"size": 30}, {"size": 20}, {"size": 1}],
         "structure": {"found": clusters, "because": [] if clusters else ["the silhouette is below 0.25"], "p": 0.01,
                       "silhouette_one_cloud_95": 0.2},
         "by_layer": {"ratio": 1.0, "low": ratio[0], "high": ratio[1], "p": layers_p},

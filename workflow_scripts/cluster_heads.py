@@ -12,4 +12,5 @@ with job() as rule:
     write_json(rule.outputs.report, report)
     numbers = metrics(report)
     write_json(rule.outputs.metrics, numbers)
-    rule.found(f"{numbers['clusters']} clusters, {numbers['stable_clusters']} of them stable")
+    stable = f"{numbers['clusters']} clusters, {numbers['stable_clusters']} of them stable"
+    rule.found(stable if numbers["clusters"] else "no clusters")

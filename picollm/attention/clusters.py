@@ -150,18 +150,19 @@ def _cluster(
 
 def metrics(report: dict) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`; an undefined one counts as 0."""
-    agreement, stabilities = report["agreement"], [c["stability"] for c in report["clusters"]]
+    agreement, there = report["agreement"], report["structure"]["found"]
+    stabilities = [c["stability"] for c in report["clusters"]]
     return {
-        "clusters": report["k"] if report["structure"]["found"] else 0,
+        "clusters": report["k"] if there else 0,
         "structure_p": report["structure"]["p"],
-        "distance_within_layers": report["by_layer"]["ratio"],
+        "distance_within_layers": (report["by_layer"] or {"ratio": 0.0})["ratio"],
         "silhouette": report["silhouette"],
         "cophenetic": report["cophenetic"][report["method"]] or 0.0,
         "mean_distance": report["mean_distance"],
         "noise": report["noise"]["mean_absolute_difference"],
         "split_half_correlation": report["noise"]["correlation"] or 0.0,
-        "mean_stability": round(sum(stabilities) / len(stabilities), 6),
-        "stable_clusters": sum(c["stable"] for c in report["clusters"]),
+        "mean_stability": round(sum(stabilities) / len(stabilities), 6) if there else 0.0,
+        "stable_clusters": sum(c["stable"] for c in report["clusters"]) if there else 0,
         "rand_labels": agreement["labels"]["adjusted_rand"],
         "rand_labels_p": agreement["labels"]["p"],
         "rand_layers": agreement["layers"]["adjusted_rand"],

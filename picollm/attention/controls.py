@@ -1,6 +1,6 @@
 """Controls of the labels: shuffled rows, untrained models, no separator, other thresholds, permuted categories.
 
-Untrained models attend uniformly, since their logits are near 0. So a second kind has W_Q and W_K scaled until each
+Untrained models attend uniformly, since their logits are near 0. So a second kind has its queries scaled until each
 layer is as peaked as the trained model's: what such heads do, random projections of random embeddings do.
 
 Shape suffixes: S sentence, H head of a layer (or layers flattened), Q query, K key, L layer, R permutation.
@@ -29,7 +29,7 @@ from picollm.stats import false_discovery_rate
 Examined = Transformer | ForeignModel
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)
 LENGTH_BANDS = 4
-PERMUTATIONS = 20_000  # the least p, times the 560 pairs of a head and a category, must stay below .05
+PERMUTATIONS = 40  # for each pair of a head and a category: the least p, times the pairs, must stay below .05
 AT_ONCE = 500
 FITTED = 32  # sentences that the scale of a layer is fitted on
 SCALES = (1e-4, 1e8)  # of a layer's logits, between which one is as peaked as the trained layer
@@ -74,7 +74,7 @@ def category_effects(sums: Sums, lengths: Sequence[int], *, seed: int) -> dict[s
         return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
     drawn = []
-    for _ in range(PERMUTATIONS // AT_ONCE):
+    for _ in range(-(-PERMUTATIONS * numerator_SH.shape[1] * len(member_CS) // AT_ONCE)):
         order_RS = np.tile(np.arange(len(band_S)), (AT_ONCE, 1))
         for band in np.unique(band_S):
             inside = band_S == band

@@ -3,9 +3,12 @@
 The later word of a pair attends to the earlier one. What a head gives it is held against two rivals: what the offset
 alone explains (the head's positional kernel: a head of the previous token connects "importance" and "of" for no reason
 of language), and what the same word gets from the other positions after it (a head that likes nouns gives to all).
+Rows are compared on the keys that both have: a head that likes a word gives it less in a longer row.
 
-    e[i, j] = A[i, j] - w_i q_i(j)                     beyond the kernel, in the notation of picollm.attention.measures
-    effect  = mean over later i, sum over earlier j, of e[i, j] - mean over the other rows i' > j of e[i', j]
+    s(i, m) = sum over the earlier word's j of A[i, j] / sum_{1<=k<=m} A[i, k], less the same of the kernel
+    effect  = mean over later i and other rows i' of s(i, m) - s(i', m), m = min(i, i')
+
+in the notation of picollm.attention.measures.
 
 Shape suffixes: S sentence, H head (layers flattened), Q query, K key, D offset, R replicate.
 """
@@ -28,6 +31,7 @@ KINDS = {
     "pronoun and antecedent": ("pronoun", "antecedent"),
     "question word and focus": ("question", "focus"),
 }
+LEAST_MASS = 1e-3  # on the keys that two rows have in common
 LEAST_SENTENCES = 8  # with a mark; fewer can't be tested
 SIGN_FLIPS = 9999
 
@@ -84,13 +88,28 @@ def beyond_kernel(A_HQK: NDArray, kernel_HD: NDArray) -> NDArray[np.float64]:
 
 
 def effect(A_HQK: NDArray, kernel_HD: NDArray, later: range, earlier: range) -> NDArray[np.float64]:
-    """Of one pair of spans, [H]. The later one begins at 2 at least, since the separator and a word stand before it."""
-    given_HQ = beyond_kernel(A_HQK, kernel_HD)[:, :, earlier.start - 1 : earlier.stop - 1].sum(-1)
-    own = np.zeros(given_HQ.shape[1], dtype=bool)
-    own[later.start - 2 : later.stop - 2] = True
-    others = ~own & (np.arange(len(own)) + 2 >= earlier.stop)
-    of_others_H = given_HQ[:, others].mean(1) if others.any() else 0.0
-    return given_HQ[:, own].mean(1) - of_others_H
+    """Of one pair of spans, [H]: 0 for a head that only likes places and words."""
+    n = A_HQK.shape[-1]
+    others = [row for row in range(max(2, earlier.stop), n) if row not in later]
+    differences = [
+        share(A_HQK, kernel_HD, row, earlier, min(row, other))
+        - share(A_HQK, kernel_HD, other, earlier, min(row, other))
+        for row in later
+        for other in others
+    ]
+    return np.mean(differences, axis=0) if differences else np.zeros(len(A_HQK))
+
+
+def share(A_HQK: NDArray, kernel_HD: NDArray, row: int, earlier: range, last: int) -> NDArray[np.float64]:
+    """What the earlier word gets of a row's mass on the keys 1 to `last`, less what it gets of the kernel's, [H]; 0
+    where the head leaves next to nothing on these keys."""
+    keys = np.arange(1, last + 1)
+    inside = (keys >= earlier.start) & (keys < earlier.stop)
+    given_HK, kernel_HK = A_HQK[:, row, keys], kernel_HD[:, row - keys]
+    total_H, expected_H = given_HK.sum(1), kernel_HK.sum(1)
+    own_H = np.divide(given_HK[:, inside].sum(1), total_H, out=np.zeros_like(total_H), where=total_H > LEAST_MASS)
+    by_place_H = np.divide(kernel_HK[:, inside].sum(1), expected_H, out=np.zeros_like(total_H), where=expected_H > 0)
+    return np.where(total_H > LEAST_MASS, own_H - by_place_H, 0.0)
 
 
 def relations(
@@ -103,7 +122,7 @@ def relations(
 ) -> dict[str, dict]:
     """Of each kind the head that does it best, and whether it does: p over all heads and kinds of sign flips.
 
-    `null` are the `effects` of untrained models on the same sentences; their best head stands beside.
+    `null` are the `effects` of untrained models on the same sentences; the strength of their best head stands beside.
     """
     return {kind: describe(more_HS, names, [other[kind] for other in null], seed=seed)
             for kind, more_HS in effects(maps, golds).items()}  # fmt: skip
@@ -112,29 +131,31 @@ def relations(
 def describe(more_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *, seed: int) -> dict:
     sentences = more_HS.shape[1]
     if sentences < LEAST_SENTENCES:
-        return {"sentences": sentences, "head": None, "p": None, "null_best": None}
-    best, p = best_head(more_HS, seed=seed)
+        return {"sentences": sentences, "head": None, "p": None}
+    best, strength, p = best_head(more_HS, seed=seed)
     (low,), (high,) = resampled(more_HS[best : best + 1], seed)
-    others = [other[best_head(other, seed=seed)[0]].mean() for other in null]
+    others = [best_head(other, seed=seed)[1:] for other in null]
     return {
         "sentences": sentences,
         "head": names[best],
         "effect": number_or_none(more_HS[best].mean()),
         "low": number_or_none(low),
         "high": number_or_none(high),
+        "strength": number_or_none(strength),
         "p": number_or_none(p),
-        "null_best": number_or_none(max(others)) if others else None,
-        "null_p": number_or_none(min(best_head(other, seed=seed)[1] for other in null)) if null else None,
+        "null_strength": number_or_none(max(other for other, _ in others)) if others else None,
+        "null_p": number_or_none(min(p for _, p in others)) if others else None,
     }
 
 
-def best_head(more_HS: NDArray, *, seed: int) -> tuple[int, float]:
-    """The head with the largest mean, in units of its own spread over sentences; p of so large a largest where each
-    sentence's effects could as well have the other sign, all heads' together (max-T, Westfall & Young 1993)."""
+def best_head(more_HS: NDArray, *, seed: int) -> tuple[int, float, float]:
+    """The head with the largest mean in units of its own spread over sentences (its root mean square: 1 is the same in
+    all), that strength, and p of so large a largest where each sentence's effects could as well have the other sign,
+    all heads' together (max-T, Westfall & Young 1993)."""
     spread_H = np.sqrt((more_HS**2).mean(1))
     unit_HS = np.divide(more_HS, spread_H[:, None], out=np.zeros_like(more_HS), where=spread_H[:, None] > 0)
     observed = unit_HS.mean(1)
     signs_RS = np.random.default_rng(seed).choice((-1.0, 1.0), (SIGN_FLIPS, more_HS.shape[1]))
     drawn_R = (signs_RS @ unit_HS.T / more_HS.shape[1]).max(1)
     best = int(observed.argmax())
-    return best, float((1 + (drawn_R >= observed[best] - 1e-12).sum()) / (1 + SIGN_FLIPS))
+    return best, float(observed[best]), float((1 + (drawn_R >= observed[best] - 1e-12).sum()) / (1 + SIGN_FLIPS))

@@ -60,10 +60,13 @@ class Grammar:
                     kept[key] = chosen
                 return " ".join(formed(item, form) for item in chosen)
             key = f"{name}#{mark}"
-            if key not in kept or not mark:
-                taken = [item for other, item in kept.items() if other.startswith(f"{name}#")]
-                kept[key] = generator.choice([item for item in self.words[name] if item not in taken])
-            return formed(kept[key], form)
+            if key in kept:
+                return formed(kept[key], form)
+            taken = [item for other, item in kept.items() if other.startswith(f"{name}#")]
+            chosen = generator.choice([item for item in self.words[name] if item not in taken])
+            if mark:
+                kept[key] = chosen
+            return formed(chosen, form)
 
         return SYMBOL.sub(put, text)
 
@@ -90,8 +93,24 @@ def load_grammar(path: str | Path = SHIPPED) -> Grammar:
         raise PicollmError(f"{path}: passages must have one called {START}, where each text begins")
     for name, texts in passages.items():
         for text in texts:
-            check(f"{path}: {name}: {text!r}", str(text), words, passages)
+            if not isinstance(text, str):
+                raise PicollmError(f"{path}: {name}: {text!r} is not text; put it in quotes")
+            check(f"{path}: {name}: {text!r}", text, words, passages)
+    refuse_circles(path, passages)
     return Grammar(sizes, words, passages)
+
+
+def refuse_circles(path: str | Path, passages: Mapping[str, list[str]]) -> None:
+    """Raises PicollmError where a passage holds itself, through others or not: it would have no end."""
+    below = {
+        name: {found for text in texts for found, *_ in SYMBOL.findall(text) if found in passages}
+        for name, texts in passages.items()
+    }
+    for _ in below:
+        below = {name: held.union(*(below[other] for other in held)) for name, held in below.items()}
+    circles = [name for name, held in below.items() if name in held]
+    if circles:
+        raise PicollmError(f"{path}: the passage {circles[0]} holds itself, so that it has no end")
 
 
 def check(place: str, text: str, words: Mapping[str, list], passages: Mapping[str, list]) -> None:
@@ -104,6 +123,10 @@ def check(place: str, text: str, words: Mapping[str, list], passages: Mapping[st
             continue
         if number and int(number) > len(words[name]):
             raise PicollmError(f"{place} asks for {number} different words; {name} has {len(words[name])}")
+        drawn = [mark for other, _, mark, _ in SYMBOL.findall(text) if other == name]
+        most = len(set(drawn) - {""}) + ("" in drawn)
+        if most > len(words[name]):
+            raise PicollmError(f"{place} asks for {most} different items of {name}, which has {len(words[name])}")
         lacking = [item for item in words[name] if (form not in item if isinstance(item, Mapping) else bool(form))]
         if form and lacking:
             raise PicollmError(f"{place} asks for the form {form!r}; of {name}, {lacking[0]!r} has none")

@@ -61,6 +61,8 @@ def of_folder(folder: Path) -> Tokenizer:
         fast = Fast.from_file(str(file))
     except Exception as error:  # noqa: BLE001, the package raises Exception itself
         raise PicollmError(f"{file} can't be read ({one_line(error)})") from None
+    fast.no_truncation()
+    fast.no_padding()
     values = read_json(folder / "config.json")
     start = next((values[key] for key in ("bos_token_id", "eos_token_id") if isinstance(values.get(key), int)), None)
     if start is None:

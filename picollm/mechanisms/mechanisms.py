@@ -30,7 +30,7 @@ from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.stats import number_or_none, percentile_99, resampled
 
 FORMAT = 4
-COPYING = 0.5  # share of the other tokens above which its output copies
+COPYING = 0.6  # share of the other tokens above which its output copies; below 1 - this it writes against the token
 OTHER_SETS = 60  # that the induction heads together are held against
 ABLATED = 8  # repeated sequences that every head is ablated on
 CONTEXT_WINDOWS = 5  # times as many windows as heads are ablated on, for the curve of context
@@ -94,7 +94,7 @@ def head_rows(
                 score: number_or_none(found[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
             },
             "copying": copied_H[h],
-            "anti_copying": bool(copied_H[h]["high"] < COPYING),
+            "anti_copying": bool(copied_H[h]["high"] < 1 - COPYING),
             "second_copy_harm": harm_H[h],
             "direct": direct_H[h],
             "evidence": evidence,

@@ -28,24 +28,41 @@ from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.mechanisms.templates import GENDERS, Pair, pairs, references
 from picollm.mechanisms.vocabulary import LEAST_COUNT, known_clusters, rare_words
 from picollm.model.transformer import Transformer
-from picollm.stats import SIGNIFICANT, above, accuracy, cluster_means, number_or_none, per_head, preferred
+from picollm.stats import (
+    SIGNIFICANT,
+    above,
+    accuracy,
+    cluster_means,
+    false_discovery_rate,
+    number_or_none,
+    per_head,
+    preferred,
+)
 
 FORMAT = 2
 
 
 def probe_heads(s: ModelAndText, style: str) -> dict:
-    """The content of probes.json; `style` is that of the text, one of picollm.attention.sentences.STYLES."""
+    """The content of probes.json: `shows` where the false discovery rate over the probes that can be tested is below
+    SIGNIFICANT; `style` is that of the text, one of picollm.attention.sentences.STYLES."""
     untrained = list(untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"]))
     ngrams = NGrams(s.train, s.model.config.vocab_size)
     kinds = pairs()
     words = [word for pair in GENDERS for word in pair] + [w for kind in kinds.values() for p in kind for w in p.words]
     rare = rare_words(s.train, words)
+    entries = {
+        "coreference": by_attention(s, untrained, rare, style),
+        **{name: by_likelihood(s, items, untrained, ngrams, rare) for name, items in kinds.items()},
+    }
+    q = false_discovery_rate(np.array([entry.get("p", np.nan) for entry in entries.values()], dtype=float))
+    for entry, value in zip(entries.values(), q, strict=True):
+        entry |= {"q": number_or_none(value), "shows": bool(value < SIGNIFICANT)}
     return {
         "format": FORMAT,
         "least_count": LEAST_COUNT,
         "rare_words": rare,
-        "coreference": by_attention(s, untrained, rare, style),
-        "pairs": {name: by_likelihood(s, items, untrained, ngrams, rare) for name, items in kinds.items()},
+        "coreference": entries.pop("coreference"),
+        "pairs": entries,
     }
 
 
@@ -57,14 +74,12 @@ def untestable(clusters: int, of: int) -> dict:
         f"{LEAST_CLUSTERS} are needed",
         "clusters": clusters,
         "of_clusters": of,
-        "shows": False,
     }
 
 
 def by_attention(s: ModelAndText, untrained: Sequence[Transformer], rare: Mapping[str, int], style: str) -> dict:
-    """Coreference; `shows` where the chosen heads are right more often than every rule, the mean of all heads and
-    untrained models (the largest p of paired tests over the pairs of words), and the best of all is so beyond exchanged
-    pronouns."""
+    """Coreference; p of the chosen heads against every rule, the mean of all heads and untrained models (the largest of
+    paired tests over the pairs of words), and of the best of all against exchanged pronouns, whichever is larger."""
     known = known_clusters(dict(enumerate(GENDERS)), rare)
     if len(known) < LEAST_CLUSTERS:
         return untestable(len(known), len(GENDERS))
@@ -87,15 +102,14 @@ def by_attention(s: ModelAndText, untrained: Sequence[Transformer], rare: Mappin
         "of_clusters": len(GENDERS),
         **report,
         "p": number_or_none(p),
-        "shows": bool(p < SIGNIFICANT),
     }
 
 
 def by_likelihood(
     s: ModelAndText, items: Sequence[Pair], untrained: Sequence[Transformer], ngrams: NGrams, rare: Mapping[str, int]
 ) -> dict:
-    """Accuracy of the model, of both n-grams and of untrained models; `shows` where it is above chance and them, by the
-    largest p of paired tests over clusters."""
+    """Accuracy of the model, of both n-grams and of untrained models; p of the model against chance and them, the
+    largest of paired tests over clusters."""
     words = {pair.cluster: pair.words for pair in items}
     known = known_clusters(words, rare)
     if len(known) < LEAST_CLUSTERS:
@@ -115,7 +129,6 @@ def by_likelihood(
         "model": accuracy(own, found.cluster_P),
         "baselines": {name: accuracy(rival, found.cluster_P) for name, rival in rivals.items()},
         "p": number_or_none(p),
-        "shows": bool(p < SIGNIFICANT),
     }
 
 

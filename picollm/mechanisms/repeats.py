@@ -99,8 +99,8 @@ def corrected(weight: NDArray, query: NDArray) -> NDArray[np.float64]:
 
 @torch.no_grad()
 def copying(model: Transformer, ids_ST: NDArray, device: torch.device) -> NDArray[np.float64]:
-    """How often a head's direct output favours the token that comes next over another token of the sequence, over the
-    second copy's queries and those tokens, [S, H]: .5 for a head that writes the same everywhere.
+    """How often a head's direct output favours the token that comes next over another token of the sequence but the
+    query's own, over the second copy's queries, [S, H]: .5 for a head that writes the same everywhere or what it reads.
 
     Compared with the whole vocabulary every head that favours common words would copy: all tokens here are common. The
     final LayerNorm divides by a positive number, which changes no order, and is otherwise linear.
@@ -119,7 +119,9 @@ def copying(model: Transformer, ids_ST: NDArray, device: torch.device) -> NDArra
             logit_BHQR = normed_BHQD @ token_BRD.mT[:, None]
             own_BHQ1 = logit_BHQR.gather(-1, next_Q[:, None].expand(B, H, -1, 1))
             above = (own_BHQ1 > logit_BHQR).double() + 0.5 * (own_BHQ1 == logit_BHQR)
-            shares.append(((above.sum(-1) - 0.5) / (length - 1)).mean(-1))  # less the comparison with itself
+            itself_BHQ1 = above.gather(-1, (next_Q - 1)[:, None].expand(B, H, -1, 1))
+            # Less the comparison with itself, and with the query's own token: a head that writes that is no copier.
+            shares.append(((above.sum(-1) - 0.5 - itself_BHQ1[..., 0]) / (length - 2)).mean(-1))
         found.append(torch.cat(shares, 1).cpu().numpy())
     return np.concatenate(found)
 

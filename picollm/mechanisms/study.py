@@ -146,7 +146,10 @@ def groups_of(s: ModelAndText, heads: Mapping, clusters: Mapping) -> dict[str, N
 
 
 def by_category(s: ModelAndText, category: CategoryMaps) -> dict:
-    """What the category's sentences lose without each head, by mean ablation; intervals over sentences."""
+    """What the category's sentences lose without each head, by mean ablation; intervals over sentences, so that one
+    sentence says nothing of any head."""
+    if len(category.ids) < 2:
+        return {"sentences": len(category.ids), "heads": []}
     longest = max(map(len, category.ids))
     ids_ST = np.full((len(category.ids), longest), END_OF_TEXT)  # on the right, which changes nothing before it
     there_ST = np.zeros((len(category.ids), longest - 1), dtype=bool)

@@ -58,8 +58,9 @@ def scale_neo(layer: nn.Module, factor: float) -> None:
 
 def scale_query(layer: nn.Module, factor: float) -> None:
     """Llama and those like it; where queries are normed, by the norm's weight, since it undoes any other scale."""
-    norm = getattr(layer.self_attn, "q_norm", None)
-    for parameter in (norm if norm is not None else layer.self_attn.q_proj).parameters():
+    norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "q_layernorm"))
+    queries = next((norm for norm in norms if isinstance(norm, nn.Module)), layer.self_attn.q_proj)
+    for parameter in queries.parameters():
         parameter.mul_(factor)
 
 

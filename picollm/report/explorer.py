@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from picollm.attention.key_sets import SETS
+from picollm.attention.labels import SINK_FLAG
 from picollm.attention.maps import CategoryMaps
 
 BUDGET = 5_000_000  # bytes of base64 for all maps: the page stays below 8 MB with its figures
@@ -109,4 +110,4 @@ def triple(row: Mapping) -> list[float | None]:
 def thresholds(heads: Mapping) -> dict[str, float | None]:
     """From which each kappa is an effect: the null band of a head's page."""
     value = {name: row["value"] for name, row in heads["thresholds"].items()}
-    return {name: value[name if name in value else "kappa"] for name in KAPPAS}
+    return {name: value[name if name in value else "kappa"] for name in KAPPAS} | {"sink": SINK_FLAG}

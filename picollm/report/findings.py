@@ -1,9 +1,10 @@
 """The claims that the original made of its heads, each held against this run's numbers: a verdict, never a sentence.
 
-Four verdicts. *held*, *did not hold*: the test decided. *can't be tested here*: it has no power, as where the text has
-too few of the words. *not comparable*: the number depends on what the claim does not say, as the recipe of training.
-A 4-gram sees the last three tokens; with a model that predicts no better nothing can be tested, because attention to
-anything further back did not pay. The p of all claims share one false discovery rate.
+Four verdicts. *held*: there is evidence for it, at q < .05. *did not hold*: there is none, though the test could have
+found it. *can't be tested here*: it could not, as where the text has too few of the words. *not comparable*: the number
+depends on what the claim does not say, as the recipe of training. A 4-gram sees the last three tokens; with a model
+that predicts no better nothing can be tested, because attention to anything further back did not pay. The claims that
+a p alone decides share one false discovery rate.
 
 The original counts layers and heads from 1, this project from 0.
 """
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from picollm.attention.key_sets import SETS
+from picollm.attention.structure import LEAST_HEADS
 from picollm.stats import false_discovery_rate, number_or_none
 
 FORMAT = 2
@@ -212,17 +214,20 @@ def by_category(heads: Mapping, probes: Mapping) -> list[dict]:
         text, test = (
             f"a head connects {kind}",
             "the later word attends to the earlier one more than its offset explains, and more than other positions do:"
-            f" the best of all heads, largest of sign-flipped sentences, p < {ALPHA}, and its interval above the best"
-            " untrained head as peaked",
+            f" the best of all heads, largest of sign-flipped sentences, p < {ALPHA}, and stronger than any untrained"
+            " head as peaked",
         )
         if row["p"] is None:
             why = f"{row['sentences']} sentences have these marks"
             found.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
             continue
-        keep = ("sentences", "head", "effect", "low", "high", "null_best", "null_p")
-        beyond = row["null_best"] is None or row["low"] > row["null_best"]
-        p = row["p"] if beyond else 1.0
-        found.append(claim("C", text, test, p=p, **{name: row[name] for name in keep}))
+        keep = ("sentences", "head", "effect", "low", "high", "strength", "null_strength")
+        numbers = {name: row[name] for name in keep}
+        if row["null_strength"] is None or row["strength"] > row["null_strength"]:
+            found.append(claim("C", text, test, p=row["p"], **numbers))
+        else:
+            why = "an untrained head as peaked does as much"
+            found.append(claim("C", text, test, p=row["p"], verdict=FAILED, because=why, **numbers))
     return found + [
         probe_claim(name, entry) for name, entry in {"coreference": probes["coreference"], **probes["pairs"]}.items()
     ]
@@ -252,6 +257,11 @@ def probe_claim(name: str, entry: Mapping) -> dict:
     )  # fmt: skip
 
 
+def families(clusters: Mapping) -> int:
+    """The clusters of several heads, where there are clusters at all."""
+    return sum(row["size"] >= LEAST_HEADS for row in clusters["clusters"]) if clusters["structure"]["found"] else 0
+
+
 def redundancy(clusters: Mapping, ablation: Mapping) -> list[dict]:
     shape, layers, pairs = clusters["structure"], clusters["by_layer"], ablation["interactions"]
     found = [
@@ -261,7 +271,7 @@ def redundancy(clusters: Mapping, ablation: Mapping) -> list[dict]:
             "clusters that one cloud without clusters does not give, of three heads or more, with a silhouette of .25",
             verdict=HELD if shape["found"] else FAILED,
             because="; ".join(shape["because"]),
-            clusters=clusters["k"] if shape["found"] else 0,
+            families=families(clusters),
             silhouette=clusters["silhouette"],
             silhouette_of_one_cloud=shape["silhouette_one_cloud_95"],
             p_of_one_cloud=shape["p"],

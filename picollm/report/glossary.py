@@ -11,7 +11,7 @@ GLOSSARY = {
     "positional share": "What the distance to the key explains of a head's attention, fitted on the other half of the "
     "sentences.",
     "content share": "What is neither uniform nor explained by distance: it depends on what the key is.",
-    "as peaked": "An untrained model whose query and key matrices are scaled until each layer's attention is as far "
+    "as peaked": "An untrained model whose queries are scaled until each layer's attention is as far "
     "from "
     "uniform as the trained model's: what chance gives to heads with logits as large.",
     "stability": "The share of resampled sentences in which a head gets the same class. It says nothing of another "

@@ -158,12 +158,12 @@ def leads(c: Mapping[str, Any], claims: Sequence[Mapping], source: str) -> dict[
     """The sentence that opens each chapter."""
     return {
         "explorer": "Where does each word look? Choose a sentence, then a head.",
-        "data": story.data_sentence(c["data"]),
+        "data": story.data_sentence(c["data"], c["training"]),
         "training": story.training_sentence(c["training"]),
         "heads": story.heads_sentence(c["heads"]),
         "families": story.families_sentence(c["clusters"]),
         "causes": story.causes_sentence(c["ablation"]),
-        "probes": story.probes_sentence(c["probes"]),
+        "probes": story.probes_sentence(c["probes"], c["training"]),
         "claims": story.claims_sentence(claims),
         "attention": "One sentence of each category, all heads at once, and where the layers move its words.",
         "engines": story.engines_sentence(c["engine"]),

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from picollm.attention.labels import LABELS
+from picollm.attention.structure import LEAST_HEADS
 from picollm.engine.table import best_row
 from picollm.report.findings import VERDICTS
-from picollm.report.summary import speed_line
+from picollm.report.summary import on_test, rank, speed_line
 from picollm.stats import SIGNIFICANT
 
 SOURCES = {
@@ -20,13 +21,12 @@ SOURCES = {
     "local": "texts",
     "grammar": "articles of a grammar",
 }
-ALIKE = 0.05  # nats a token, more than twice what a seed of training moves
 SMALL = 1e7  # training tokens
 LOOKS = {
     "diagonal": "at the token itself",
     "local": "near by",
     "token-specific": "for particular tokens",
-    "content-based": "by content as random heads do",
+    "content-based": "by content without a known set of keys",
     "global": "everywhere alike",
     "sink": "at the first position",
     "mixed": "at nothing in particular",
@@ -42,27 +42,6 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def rank(loss: float, losses: Mapping[str, float]) -> str:
-    """What a loss is like among those of counting: a bigram, a 4-gram, and the same with a cache of the row."""
-    names = {"bigram": "a bigram", "four_gram": "a 4-gram", "four_gram_cache": "a 4-gram that remembers the row"}
-    near = [words for name, words in names.items() if abs(losses[name] - loss) <= ALIKE]
-    if near:
-        return f"about as well as {near[-1]}"
-    beaten = [words for name, words in names.items() if losses[name] > loss]
-    unbeaten = [words for name, words in names.items() if losses[name] < loss]
-    if not beaten:
-        return f"worse than {unbeaten[0]}"
-    return f"better than {beaten[-1]}" + (
-        f", worse than {unbeaten[0].replace('a 4-gram that', 'one that')}" if unbeaten else ""
-    )
-
-
-def on_test(training: Mapping) -> tuple[float, dict[str, float]]:
-    return training["test_loss"], {
-        name: training[f"test_{name}_loss"] for name in ("bigram", "four_gram", "four_gram_cache")
-    }
-
-
 def headline(data: Mapping, training: Mapping, mechanisms: Mapping, ablation: Mapping, source: str) -> str:
     """What was trained, on what, how good it is, and what its heads are needed for."""
     articles = data["splits"]["train"]["articles"]
@@ -70,10 +49,25 @@ def headline(data: Mapping, training: Mapping, mechanisms: Mapping, ablation: Ma
         f"After {training['tokens'] / 1e6:.1f} million tokens of {articles:,} {SOURCES[source]}, this small transformer"
     )
     start = "This transformer from elsewhere" if training["imported"] else read
-    top = max(ablation["heads"], key=lambda head: head["delta"])
-    enough = mechanisms["context"]["enough"]
-    reach = f"uses about the last {enough} tokens" if enough else "uses all of its context"
-    return f"{start} predicts {rank(*on_test(training))}; it {reach}, and misses head {top['name']} most."
+    return f"{start} predicts {rank(*on_test(training))}; it {reach(mechanisms)}, and {missed(ablation)}."
+
+
+def reach(mechanisms: Mapping) -> str:
+    """How much context the model can be seen to use."""
+    context = mechanisms["context"]
+    if context["enough"] is None:
+        return f"uses more than the last {count(context['curve'][-1]['tokens'], 'token')}"
+    if context["enough"] == 1:
+        return "can't be seen to use more than the last token"
+    return f"uses about the last {count(context['enough'], 'token')}"
+
+
+def missed(ablation: Mapping) -> str:
+    """The head whose loss is the largest that is certain."""
+    certain = [head for head in ablation["heads"] if head["q"] < SIGNIFICANT and head["delta"] > 0]
+    if not certain:
+        return "no head is missed for certain"
+    return f"misses head {max(certain, key=lambda head: head['delta'])['name']} most"
 
 
 def underline(training: Mapping) -> str:
@@ -117,7 +111,8 @@ def five_numbers(
         own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
         rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
         shares = {end: 100 * own[end] for end in ("low", "high")}
-        found.append(number(100 * own["accuracy"], shares, "%", f"of {name} items right", 100 * rival, "best rival"))
+        what = f"of {name} items right, the clearest of {count(len(tested), 'probe')}"
+        found.append(number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival"))
     best = best_row(benchmark)
     if best:
         ratio = best["speedups"]["eager-fp32"]
@@ -145,12 +140,12 @@ def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, t
     }
 
 
-def data_sentence(data: Mapping) -> str:
+def data_sentence(data: Mapping, training: Mapping) -> str:
     train, validation = data["splits"]["train"], data["splits"]["validation"]
     size = "enough for words and short phrases, not for more" if train["tokens"] < SMALL else "a text of some size"
+    who = "The text here has" if training["imported"] else "The model read"
     return (
-        f"The model read {count(train['articles'], 'article')} with {train['tokens']:,} tokens, {size}; it is judged "
-        f"on "
+        f"{who} {count(train['articles'], 'article')} with {train['tokens']:,} tokens, {size}; the model is judged on "
         f"{validation['articles']:,} others."
     )
 
@@ -173,26 +168,32 @@ def heads_sentence(heads: Mapping) -> str:
 
 
 def families_sentence(clusters: Mapping) -> str:
-    if clusters["structure"]["found"]:
-        return (
-            f"The heads fall into {count(clusters['k'], 'family', 'families')} that attend alike (silhouette "
-            f"{clusters['silhouette']:.2f}; one cloud without clusters gives "
-            f"{clusters['structure']['silhouette_one_cloud_95']:.2f})."
-        )
-    return f"The heads form no families: {clusters['structure']['because'][0]}."
+    shape = clusters["structure"]
+    if not shape["found"]:
+        return f"The heads form no families: {shape['because'][0]}."
+    several = sum(row["size"] >= LEAST_HEADS for row in clusters["clusters"])
+    alone = sum(row["size"] for row in clusters["clusters"] if row["size"] < LEAST_HEADS)
+    rest = f", and {count(alone, 'head')} beside them" if alone else ""
+    return (
+        f"The heads fall into {count(several, 'family', 'families')} that attend alike{rest} (silhouette "
+        f"{clusters['silhouette']:.2f}; one cloud without clusters gives {shape['silhouette_one_cloud_95']:.2f})."
+    )
 
 
 def causes_sentence(ablation: Mapping) -> str:
     heads = ablation["heads"]
-    top = max(heads, key=lambda head: head["delta"])
-    needed = sum(head["q"] < SIGNIFICANT and head["delta"] > 0 for head in heads)
+    needed = [head for head in heads if head["q"] < SIGNIFICANT and head["delta"] > 0]
     in_the_way = sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads)
-    kinds = {kind: row["delta"] for kind, row in top["on"].items()}
-    most = max(kinds, key=kinds.get)
+    way = f"{in_the_way or 'none'} {'is' if in_the_way == 1 else 'are'} in the way"
+    if not needed:
+        return f"No head is missed for certain; {way}."
+    top = max(needed, key=lambda head: head["delta"])
+    kinds = {kind: row["delta"] for kind, row in top["on"].items() if row["low"] > 0}
+    most = max(kinds, key=kinds.get) if kinds else None
+    on = f", most on targets that are {KIND_WORDS.get(most, most)} ({kinds[most]:+.3f})" if most else ""
     return (
-        f"Without {top['name']} the model loses {top['delta']:.3f} nats a token, most on targets that are "
-        f"{KIND_WORDS.get(most, most)} ({kinds[most]:+.3f}); {needed} of {len(heads)} heads cost something alone, "
-        f"{in_the_way or 'none'} {'is' if in_the_way == 1 else 'are'} in the way."
+        f"Without {top['name']} the model loses {top['delta']:.3f} nats a token{on}; {len(needed)} of {len(heads)} "
+        f"heads cost something alone, {way}."
     )
 
 
@@ -202,17 +203,20 @@ KIND_WORDS = {
 }  # fmt: skip
 
 
-def probes_sentence(probes: Mapping) -> str:
+def probes_sentence(probes: Mapping, training: Mapping) -> str:
     entries = {"coreference": probes["coreference"], **probes["pairs"]}
     learnt = [name for name, entry in entries.items() if entry["shows"]]
     failed = [name for name, entry in entries.items() if entry["testable"] and not entry["shows"]]
     untested = [name for name, entry in entries.items() if not entry["testable"]]
-    parts = [f"the model shows {listed(learnt)}" if learnt else "the model shows none of what was asked"]
+    whose = "this" if training["imported"] else "its"
+    if not learnt and not failed:
+        return f"None of the probes can be tested: {whose} text lacks the words."
+    parts = [f"The model shows {listed(learnt)}"] if learnt else [f"The model does not show {listed(failed)}"]
     if failed and learnt:
         parts.append(f"not {listed(failed)}")
     if untested:
-        parts.append(f"{listed(untested)} can't be tested: its text lacks the words")
-    return (parts[0][0].upper() + parts[0][1:]) + "".join(f"; {part}" for part in parts[1:]) + "."
+        parts.append(f"{listed(untested)} can't be tested: {whose} text lacks the words")
+    return "; ".join(parts) + "."
 
 
 def claims_sentence(claims: Sequence[Mapping]) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from picollm.engine.table import best_row, on_cpu
 from picollm.files import read_json
 from picollm.report.chapters import CHAPTERS
+
+ALIKE = 0.05  # nats a token, more than twice what a seed of training moves
+COUNTED = {"bigram": "a bigram", "four_gram": "a 4-gram", "four_gram_cache": "a 4-gram that remembers the row"}
 
 
 def five_lines(reports: Path) -> list[str]:
@@ -27,13 +31,31 @@ def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
     ]
 
 
+def rank(loss: float, losses: Mapping[str, float]) -> str:
+    """What a loss is like among those of counting: a bigram, a 4-gram, and the same with a cache of the row."""
+    near = [words for name, words in COUNTED.items() if abs(losses[name] - loss) <= ALIKE]
+    if near:
+        return f"about as well as {near[-1]}"
+    beaten = [words for name, words in COUNTED.items() if losses[name] > loss]
+    unbeaten = [words for name, words in COUNTED.items() if losses[name] < loss]
+    if not beaten:
+        return f"worse than {unbeaten[0]}"
+    return f"better than {beaten[-1]}" + (
+        f", worse than {unbeaten[0].replace('a 4-gram that', 'one that')}" if unbeaten else ""
+    )
+
+
+def on_test(training: Mapping) -> tuple[float, dict[str, float]]:
+    """The test loss, and those of counting."""
+    return training["test_loss"], {name: training[f"test_{name}_loss"] for name in COUNTED}
+
+
 def training_line(training: dict) -> str:
-    loss, four_gram, cache = (training[f"test_{name}"] for name in ("loss", "four_gram_loss", "four_gram_cache_loss"))
     trained = f"after {training['tokens']:,} tokens" if training["steps"] else "from elsewhere"
+    loss, losses = on_test(training)
     return (
         f"Model: {training['parameters'] / 1e6:.1f} M parameters {trained}: test loss {loss:.2f} nats, "
-        f"{'better' if loss < four_gram else 'worse'} than a 4-gram ({four_gram:.2f}), "
-        f"{'better' if loss < cache else 'worse'} than one that remembers the row ({cache:.2f})."
+        f"{rank(loss, losses)} (4-gram {losses['four_gram']:.2f}, with the row {losses['four_gram_cache']:.2f})."
     )
 
 

@@ -69,7 +69,7 @@ function about(number) {
   const kind = element("p");
   const chip = element("span", head.label, "chip tag");
   chip.style.setProperty("--c", colour);
-  kind.append(chip, ` in ${Math.round(100 * head.stability)} % of resampled sentences${head.tag ? `; ${head.tag}` : ""}${head.sink ? "; mostly on the first position" : ""}`);
+  kind.append(chip, ` in ${Math.round(100 * head.stability)} % of resampled sentences${head.tag ? `; ${head.tag}` : ""}${head.sink ? "; much on the first position" : ""}`);
   box.append(title, kind);
   const seen = head.seen.length ? head.seen : head.looks_at.slice(0, 4).map(([token]) => token);
   if (seen.length) box.append(element("p", `Looks most, beyond its place, at: ${seen.map((token) => `“${token.trim() || "·"}”`).join(", ")}`));
