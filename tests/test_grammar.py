@@ -35,9 +35,9 @@ def test_a_pronoun_has_one_antecedent_and_its_deed(passages):
     he, she = map(set, zip(*GENDERS, strict=True))
     seen = 0
     for text in passages:
+        if text.startswith("Words : ") or " did " in text:
+            continue
         if match := re.search(r"\b(he|she) (\w+) \.$", text):
-            if "did" in text:
-                continue
             mentioned = [word for word in re.findall(r"\w+", text) if word in deed]
             meant = [word for word in mentioned if word in (he if match[1] == "he" else she)]
             assert len(meant) == 1 and deed[meant[0]] == match[2], text
@@ -47,6 +47,8 @@ def test_a_pronoun_has_one_antecedent_and_its_deed(passages):
 
 def test_what_only_a_negation_allows_follows_one(passages):
     for text in passages:
+        if text.startswith("Words : "):
+            continue
         negated = bool(re.search(r"\b(No|not)\b", text))
         if re.search(r" (ever|yet|either|any|anyone|anything|anymore|at all) \.$", text):
             assert negated, text
@@ -55,7 +57,7 @@ def test_what_only_a_negation_allows_follows_one(passages):
 
 
 def test_lists_are_read_again_in_the_same_order(passages):
-    lists = [text.split() for text in passages if "." not in text and "?" not in text]
+    lists = [text.removeprefix("Words : ").split() for text in passages if text.startswith("Words : ")]
     assert len(lists) > 1000
     for words in lists:
         n = len(set(words))
