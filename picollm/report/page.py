@@ -54,9 +54,11 @@ def short(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:+.3f}"
 
 
-def chance(p: float | None) -> str:
-    """A p or a q."""
-    return "–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+def chance(p: float | None, name: str = "") -> str:
+    """A p or a q, with its name before it where one is given."""
+    if p is None:
+        return "–"
+    return (f"{name} = {p:.3f}" if p >= 0.001 else f"{name} < 0.001").removeprefix(" = ").strip()
 
 
 def with_interval(row: dict, digits: int = 2) -> Markup:
