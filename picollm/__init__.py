@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 __all__ = ["Maps", "Model", "ablate", "label_heads", "load_model", "maps"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for: torch takes seconds, which no command of the terminal should wait for."""
+    """Imported when first asked for: torch takes seconds, which no command of the terminal should wait for. No rule
+    depends on it."""
     if name in __all__:
-        from picollm import api
-
-        return getattr(api, name)
+        return getattr(import_module("picollm.api"), name)
     raise AttributeError(f"module 'picollm' has no attribute {name!r}")

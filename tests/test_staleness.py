@@ -27,7 +27,7 @@ OF_SECTION = {
     "compute": MODEL,
     "model": MODEL,
     "pretrain": MODEL,
-    "attention": ATTENTION,
+    "attention": ATTENTION | {"probe_heads"},
     "heads": HEADS,
     "clusters": CLUSTERS,
     "mechanisms": MECHANISMS,
