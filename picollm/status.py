@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from picollm.errors import PicollmError
 from picollm.report.summary import five_lines
 
-STALE = "stale, to be made by the next run: "
+JOB = re.compile(r"^(\w+) +\d+$", re.M)  # of the table that --dry-run prints
 REPORT = Path("reports/final.html")
 
 
@@ -36,13 +37,12 @@ def next_commands(made: bool, waiting: bool) -> list[str]:
 
 def next_run() -> list[str]:
     """The rules that the next run would make, by Snakemake itself. Raises PicollmError with what it says."""
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "all", "--cores", "1"]
-    done = subprocess.run([*command, "--", str(REPORT)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--cores", "1", "--", str(REPORT)]
+    done = subprocess.run(command, capture_output=True, text=True)
     said = done.stderr.splitlines()
     if done.returncode:
         raise PicollmError(said[-1].removeprefix("picollm: ") if said else "snakemake --dry-run failed")
-    found = next((line.partition(STALE)[2] for line in said if STALE in line), "")
-    return [name.strip() for name in found.split(",") if name.strip()]
+    return [name for name in dict.fromkeys(JOB.findall(done.stdout + done.stderr)) if name not in ("total", "all")]
 
 
 def menu() -> str | None:

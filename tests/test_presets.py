@@ -87,4 +87,7 @@ def test_a_file_that_is_damaged_is_only_replaced_by_force(tmp_path):
 
 def test_an_unknown_preset_names_those_there_are(tmp_path):
     text = refusal(presets.write_preset, "large", tmp_path / "config.yaml", force=False)
-    assert "there is no preset 'large': choose one of cpu-study, default, grammar, smoke, wikitext-103, wikitext-cpu" in text
+    assert (
+        "there is no preset 'large': choose one of cpu-study, default, grammar, smoke, wikitext-103, wikitext-cpu"
+        in text
+    )

@@ -20,13 +20,9 @@ from picollm.model.pretraining import Result, Run
 from picollm.model.training import TrainingConfig
 
 ONLY_IN_REPORT = (
-    "first_loss",
-    "gemm_flop_per_second",
-    "unigram_loss",
-    "bigram_loss",
-    "test_bigram_loss",
+    "first_loss", "gemm_flop_per_second", "unigram_loss", "bigram_loss", "four_gram_loss", "four_gram_cache_loss",
     "last_validation_loss",
-)
+)  # fmt: skip
 
 
 def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> dict:
