@@ -40,9 +40,7 @@ RECIPES: dict[str, dict[str, dict]] = {
     "shipped": {},
     "muon .02, adamw .02": {"pretrain": {"muon_lr": 0.02}},
     "muon .02, adamw .01": {"pretrain": {"muon_lr": 0.02, "lr": 0.01}},
-    "muon .02, adamw .01, decay 1": {
-        "pretrain": {"muon_lr": 0.02, "lr": 0.01, "weight_decay": 1.0, "muon_weight_decay": 1.0}
-    },
+    "muon .02, adamw .01, decay 1": {"pretrain": {"muon_lr": 0.02, "lr": 0.01, **DECAY}},
     "adamw .004": {"pretrain": {"optimizer": "adamw", "lr": 0.004}},
     "adamw .004, whole head": {"pretrain": {"optimizer": "adamw", "lr": 0.004, **WHOLE}},
     "8 rows": {"pretrain": {"batch_rows": 8}},

@@ -18,14 +18,13 @@ from picollm.attention.controls import Examined
 from picollm.attention.extraction import attention_maps, check, tokenise
 from picollm.attention.heads import classify_heads
 from picollm.attention.maps import CategoryMaps, name_of
-from picollm.attention.measures import NAMES
 from picollm.attention.sentences import Sentence, parse
 from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.mechanisms.intervention import baseline as losses_of
 from picollm.mechanisms.intervention import each_head, mean_outputs
 from picollm.model.foreign import ForeignModel
-from picollm.stats import per_head
+from picollm.stats import interval_columns, per_head
 
 HEADS = {"kappa": 0.25, "content": 0.15, "broad": 0.8, "sink": 0.1, "window": 4, "bootstraps": 1000, "seed": 1}
 CPU = torch.device("cpu")
@@ -83,12 +82,13 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
         list(attention_maps(model.network, [t.ids for t in found], CPU)),
     )  # fmt: skip
     report = classify_heads([category], model.network, HEADS | {"null_models": null_models}, CPU)
-    return pd.DataFrame([
-        {name: head[name] for name in ("name", "layer", "head", "label", "tag", "stability")}
-        | {f"{name}{end}": head["statistics"][name][part]
-           for name in NAMES for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))}
-        for head in report["heads"]
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {name: head[name] for name in ("name", "layer", "head", "label", "tag", "stability")}
+            | interval_columns(head["statistics"])
+            for head in report["heads"]
+        ]
+    )
 
 
 def ablate(model: Model, texts: Sequence[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -76,6 +76,12 @@ def interval(replicates: NDArray, level: float = 0.95) -> tuple[NDArray, NDArray
         warnings.filterwarnings("ignore", "All-NaN slice")  # NaN, then
         low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def interval_columns(statistics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Statistics with `value`, `low` and `high` as one row of a table: `name`, `name_low`, `name_high`."""
+    ends = {"": "value", "_low": "low", "_high": "high"}
+    return {f"{name}{end}": row[part] for name, row in statistics.items() for end, part in ends.items()}
 
 
 def false_discovery_rate(p: NDArray) -> NDArray:

@@ -43,6 +43,7 @@ from picollm.attention.labels import (
     stability,
     strongest_kappa,
     tags,
+    threshold_origins,
 )
 from picollm.attention.maps import CategoryMaps, every_map, name_of, numbering
 from picollm.attention.measures import (
@@ -57,7 +58,14 @@ from picollm.attention.measures import (
     sentence_sums,
 )
 from picollm.attention.relations import effects, relations
-from picollm.stats import SIGNIFICANT, bootstrap_counts, interval, number_or_none, percentile_99
+from picollm.stats import (
+    SIGNIFICANT,
+    bootstrap_counts,
+    interval,
+    interval_columns,
+    number_or_none,
+    percentile_99,
+)
 
 FORMAT = 3
 WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
@@ -167,7 +175,7 @@ def describe_heads(
         "definitions": DEFINITIONS,
         "rule": list(RULE),
         "raw_rule": RAW_RULE,
-        "thresholds": _threshold_origins(configured, thresholds, band, peaked, permuted_kappa),
+        "thresholds": threshold_origins(configured, thresholds, band, peaked, permuted_kappa),
         "null": _null(null, thresholds),
         "peaked_null": _null(peaked, thresholds),
         "labels": _label_shares(counts(found.labels_H), counts(found.labels_RH)),
@@ -325,35 +333,6 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
     ]
 
 
-def _threshold_origins(
-    configured: Thresholds,
-    used: Thresholds,
-    band: Mapping[str, float],
-    peaked: Mapping[str, NDArray],
-    permuted_kappa: float,
-) -> dict:
-    null = {"kappa": band["kappa_max"], "content": band["content"]}
-    as_peaked = {"kappa": strongest_kappa(peaked), **{name: peaked[f"kappa_{name}"] for name in used.sets}}
-
-    def row(name: str, value: float, own: float) -> dict:
-        return {
-            "value": number_or_none(value),
-            "configured": own,
-            "null_percentile_99": number_or_none(null[name]) if name in null else None,
-            "peaked_percentile_99": number_or_none(percentile_99(as_peaked[name])) if name in as_peaked else None,
-            "shuffled_percentile_99": number_or_none(permuted_kappa) if name == "kappa" else None,
-            "source": "configured" if value == own else "null",
-        }
-
-    return {
-        **{
-            name: row(name, getattr(used, name), getattr(configured, name))
-            for name in ("kappa", "content", "broad", "sink")
-        },
-        **{name: row(name, value, configured.sets[name]) for name, value in used.sets.items()},
-    }
-
-
 def _label_shares(found: NDArray, replicates: NDArray) -> dict:
     total = found.sum()
     low, high = interval(replicates / total)
@@ -377,10 +356,9 @@ def heads_csv(report: dict) -> str:
     plain = [key for key, value in report["heads"][0].items() if not isinstance(value, dict | list)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(plain + [f"{name}{part}" for name in NAMES for part in ("", "_low", "_high")])
+    writer.writerow(plain + list(interval_columns(report["heads"][0]["statistics"])))
     for head in report["heads"]:
-        statistics = [head["statistics"][name][part] for name in NAMES for part in ("value", "low", "high")]
-        writer.writerow([head[key] for key in plain] + statistics)
+        writer.writerow([head[key] for key in plain] + list(interval_columns(head["statistics"]).values()))
     return file.getvalue()
 
 

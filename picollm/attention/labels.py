@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from picollm.attention.key_sets import SETS
-from picollm.stats import percentile, percentile_99
+from picollm.stats import number_or_none, percentile, percentile_99
 
 LABELS = ("diagonal", "local", "token-specific", "content-based", "global", "sink", "mixed")
 DIAGONAL, LOCAL, TOKEN, CONTENT, GLOBAL, SINK, MIXED = range(len(LABELS))
@@ -102,6 +102,36 @@ def effective_thresholds(
             for name in SETS
         },
     )  # fmt: skip
+
+
+def threshold_origins(
+    configured: Thresholds,
+    used: Thresholds,
+    band: Mapping[str, float],
+    peaked: Mapping[str, NDArray],
+    permuted_kappa: float,
+) -> dict[str, dict]:
+    """Of each threshold in force what it was configured as, what each null gives, and which of them it comes from."""
+    null = {"kappa": band["kappa_max"], "content": band["content"]}
+    as_peaked = {"kappa": strongest_kappa(peaked), **{name: peaked[f"kappa_{name}"] for name in used.sets}}
+
+    def row(name: str, value: float, own: float) -> dict:
+        return {
+            "value": number_or_none(value),
+            "configured": own,
+            "null_percentile_99": number_or_none(null[name]) if name in null else None,
+            "peaked_percentile_99": number_or_none(percentile_99(as_peaked[name])) if name in as_peaked else None,
+            "shuffled_percentile_99": number_or_none(permuted_kappa) if name == "kappa" else None,
+            "source": "configured" if value == own else "null",
+        }
+
+    return {
+        **{
+            name: row(name, getattr(used, name), getattr(configured, name))
+            for name in ("kappa", "content", "broad", "sink")
+        },
+        **{name: row(name, value, configured.sets[name]) for name, value in used.sets.items()},
+    }
 
 
 def assign(values: Mapping[str, NDArray], thresholds: Thresholds) -> NDArray[np.int64]:

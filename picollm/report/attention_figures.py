@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from picollm.report.gallery import Gallery
 from picollm.report.style import ACCENT, INK, LABEL_COLOURS, LETTERS, MUTED, SECOND, legible, plt
+from picollm.stats import interval_columns
 
 FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
 TILE_MARGIN = 0.25  # between the maps of two heads, in widths of a map
@@ -297,12 +298,12 @@ def head_figures(
 
 def head_table(heads: list[dict]) -> pd.DataFrame:
     """One row a head: its class and each statistic with its interval."""
-    return pd.DataFrame([
-        {name: head[name] for name in ("name", "label", "tag", "stability")}
-        | {f"{name}{end}": row[part] for name, row in head["statistics"].items()
-           for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))}
-        for head in heads
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {name: head[name] for name in ("name", "label", "tag", "stability")} | interval_columns(head["statistics"])
+            for head in heads
+        ]
+    )
 
 
 def cluster_map(
