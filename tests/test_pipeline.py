@@ -78,7 +78,7 @@ def test_the_trained_model_writes_is_evaluated_and_leaves(project):
 def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
     project.picollm("export", "leaving")
     text = project.picollm("analyze", "--model", "leaving", "-o", "mine")
-    assert "Heads: of 56" in text and "Clusters of heads: " in text
+    assert "Heads: of 56" in text and "Families of heads: " in text
     for name in ("heads.json", "heads.csv", "clusters.json"):
         assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name
     for path in (project.path / "data/attention").glob("*.npz"):
