@@ -24,6 +24,7 @@ from picollm.report.findings import ORIGINAL_SHARES
 from picollm.report.gallery import embedded
 from picollm.report.glossary import GLOSSARY
 from picollm.report.head_map import head_map
+from picollm.report.known_answers import known_answers
 from picollm.report.scoreboard import board, every_claim
 from picollm.report.style import LETTERS
 
@@ -131,6 +132,7 @@ def render(
         numbers=story.five_numbers(heads, c["mechanisms"], c["ablation"], c["probes"], c["benchmark"]),
         head_map=head_map(heads, c["ablation"]),
         scoreboard=board(claims),
+        known=known_answers(),
         lead=leads(c, claims, source),
         entries={"coreference": c["probes"]["coreference"], **c["probes"]["pairs"]},
         original=ORIGINAL_SHARES,
