@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -69,7 +70,7 @@ def entry_of(stage: Stage) -> dict:
     deps = sorted({artefact(path) for path in stage.inputs} | set(stage.code))
     outs = sorted({artefact(path) for path in stage.outputs})
     metrics = [path for path in outs if path.startswith("reports/metrics/")]
-    entry = {
+    entry: dict[str, Any] = {
         "cmd": "snakemake --cores all --quiet progress rules host reason --allowed-rules "
         f"{' '.join([stage.name, *stage.helpers])} -- {stage.name}",
         "deps": deps,
