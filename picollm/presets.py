@@ -13,7 +13,7 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
@@ -58,7 +58,7 @@ def config_yaml(values: Mapping[str, Mapping[str, Any]]) -> str:
 
 def section_yaml(name: str, values: Mapping[str, Any]) -> str:
     section = section_of(name)
-    purpose, rules = section.__doc__.split(": ")
+    purpose, rules = (section.__doc__ or "").split(": ")
     lines = [f"{name}:".ljust(COMMENT) + f"# {purpose} -> {rules}"]
     for key, field in section.model_fields.items():
         entry = f"  {key}: {written(values[key])}"
@@ -70,7 +70,7 @@ def section_yaml(name: str, values: Mapping[str, Any]) -> str:
 
 
 def section_of(name: str) -> type[Section]:
-    return Config.model_fields[name].annotation
+    return cast(type[Section], Config.model_fields[name].annotation)
 
 
 def written(value: Any) -> str:
@@ -93,7 +93,7 @@ def write_preset(name: str, path: Path, force: bool) -> list[str]:
         before = check(parse_yaml(old, str(path)), str(path))
     except PicollmError:
         before = None
-    if not force and before not in map(preset, names()) and old != committed(path):
+    if not force and before not in [preset(name) for name in names()] and old != committed(path):
         raise PicollmError(f"{path} has edits that git does not hold: commit them, or add --force to lose them")
     write_text(path, config_yaml(values))
     changes = [
@@ -131,9 +131,9 @@ def documentation() -> str:
     ]
     for name in Config.model_fields:
         section = section_of(name)
-        purpose, rules = section.__doc__.split(": ")
+        purpose, rules = (section.__doc__ or "").split(": ")
         rows = "".join(
-            f"| `{key}` | {field.description.replace('|', '·')} | {allowed(field)} | "
+            f"| `{key}` | {str(field.description).replace('|', '·')} | {allowed(field)} | "
             + in_presets({which: values[which][name][key] for which in shown})
             + " |\n"
             for key, field in section.model_fields.items()

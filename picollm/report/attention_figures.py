@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING, cast
 from unicodedata import east_asian_width
 
 import networkx as nx
@@ -19,6 +20,12 @@ from numpy.typing import NDArray
 from picollm.report.gallery import Gallery
 from picollm.report.style import ACCENT, INK, LABEL_COLOURS, LETTERS, MUTED, SECOND, legible, plt
 from picollm.stats import interval_columns
+
+if TYPE_CHECKING:
+    from picollm.attention.clusters import ClustersReport
+    from picollm.attention.heads import Head, HeadsReport, LabelShare, Sensitivity
+    from picollm.mechanisms.ablation import AblationReport
+    from picollm.stats import Interval, Known
 
 FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
 TILE_MARGIN = 0.25  # between the maps of two heads, in widths of a map
@@ -105,7 +112,7 @@ def flow_figure(weights_LHQK: NDArray, tokens: list[str]) -> Figure:
     return figure
 
 
-def class_pie(labels: dict[str, dict]) -> Figure:
+def class_pie(labels: dict[str, LabelShare]) -> Figure:
     """Shares of the labels. `labels`: label -> {count, share, low, high}."""
     shown = {label: row for label, row in labels.items() if row["count"]}
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
@@ -121,7 +128,7 @@ def class_pie(labels: dict[str, dict]) -> Figure:
     return figure
 
 
-def class_grid(heads: list[dict]) -> Figure:
+def class_grid(heads: list[Head]) -> Figure:
     """Layers x heads, coloured by label; pale where the label is unstable; the number is its stability."""
     frame = pd.DataFrame(heads)
     frame["colour"] = [
@@ -143,7 +150,7 @@ def class_grid(heads: list[dict]) -> Figure:
     return figure
 
 
-def plane_figure(report: dict, ablation: dict | None) -> Figure:
+def plane_figure(report: HeadsReport, ablation: AblationReport | None) -> Figure:
     """Every head by what explains its attention: the offset (positional share) or what the key is (content share); the
     rest is uniform. The area is what the loss loses without it, where that is known."""
     figure, axis = plt.subplots(figsize=(6.4, 4.8))
@@ -172,14 +179,21 @@ def plane_figure(report: dict, ablation: dict | None) -> Figure:
     return figure
 
 
-def evidence_figure(report: dict) -> Figure:
+def evidence_figure(report: HeadsReport) -> Figure:
     """What labels rest on: every head's strongest kappa and content share with intervals, among untrained heads.
 
     Dashed: the thresholds in force. Dotted: 99th percentiles of the nulls, untrained heads and shuffled rows.
     """
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
     null = report["null"]["values"]
-    axis.scatter(null["content"], null["kappa_max"], s=8, color=MUTED, alpha=0.5, label="heads of untrained models")
+    axis.scatter(
+        np.array(null["content"], dtype=float),
+        np.array(null["kappa_max"], dtype=float),
+        s=8,
+        color=MUTED,
+        alpha=0.5,
+        label="heads of untrained models",
+    )
     for label, colour in LABEL_COLOURS.items():
         shown = [pair for head in report["heads"] if head["label"] == label for pair in evidence(head["statistics"])]
         if shown:
@@ -199,21 +213,22 @@ def evidence_figure(report: dict) -> Figure:
     return figure
 
 
-def evidence(statistics: dict[str, dict]) -> list[tuple[dict, dict]]:
+def evidence(statistics: dict[str, Interval]) -> list[tuple[Known, Known]]:
     """A head's content share and its strongest kappa; nothing where either is undefined."""
+    content = statistics["content"]
     kappas = [statistics[f"kappa_{name}"] for name in ("self", "prev", "local")]
-    known = [row for row in kappas if row["low"] is not None]
-    if not known or statistics["content"]["low"] is None:
+    known = cast("list[Known]", [row for row in kappas if row["low"] is not None])
+    if not known or content["low"] is None:
         return []
-    return [(statistics["content"], max(known, key=lambda row: row["value"]))]
+    return [(cast("Known", content), max(known, key=lambda row: row["value"]))]
 
 
-def reach(rows: Sequence[dict]) -> list[list[float]]:
+def reach(rows: Sequence[Known]) -> list[list[float]]:
     """The arms of error bars: a percentile interval need not hold the value itself."""
     return [[max(0, row["value"] - row["low"]) for row in rows], [max(0, row["high"] - row["value"]) for row in rows]]
 
 
-def sensitivity_figure(sensitivity: dict) -> Figure:
+def sensitivity_figure(sensitivity: Sensitivity) -> Figure:
     """Heads by label where one threshold, or the local window, is another than the one in force."""
     panels: dict[str, list[tuple[str, list[int]]]] = {}
     for row in sensitivity["thresholds"]:
@@ -232,18 +247,22 @@ def sensitivity_figure(sensitivity: dict) -> Figure:
     return figure
 
 
-def map_of_heads(coordinates: NDArray, heads: list[dict], clusters: list[int], shown: float) -> Figure:
+def map_of_heads(coordinates: NDArray, heads: list[Head], clusters: list[int], shown: float) -> Figure:
     """Distances in two dimensions by classical scaling; colour is the class, the number the cluster."""
     figure, axis = plt.subplots(figsize=(6.4, 4.6))
     axis.scatter(*coordinates.T, s=90, color=[LABEL_COLOURS[head["label"]] for head in heads], alpha=0.8)
     for (x, y), cluster in zip(coordinates, clusters, strict=True):
-        axis.text(x, y, cluster, ha="center", va="center", fontsize=6, color=INK)
+        axis.text(x, y, str(cluster), ha="center", va="center", fontsize=6, color=INK)
     axis.set(xlabel="first coordinate", ylabel=f"second; both show {shown:.0%} of the distances", aspect="equal")
     return figure
 
 
 def head_figures(
-    gallery: Gallery, report: dict, ablation: dict | None, clusters: dict, arrays: Mapping[str, NDArray]
+    gallery: Gallery,
+    report: HeadsReport,
+    ablation: AblationReport | None,
+    clusters: ClustersReport,
+    arrays: Mapping[str, NDArray],
 ) -> None:
     """The pictures of the chapters on heads and on their clusters."""
     heads, table = report["heads"], head_table(report["heads"])
@@ -268,13 +287,11 @@ def head_figures(
         "What the classes rest on: intervals, thresholds (dashed), 99th percentiles of the nulls (dotted)",
         data=table,
     )
+    sensitivity = report["sensitivity"]
+    rows = [(row["threshold"], row["value"], row["labels"]) for row in sensitivity["thresholds"]]
+    rows += [("window", row["window"], row["labels"]) for row in sensitivity["window"]]
     changed = pd.DataFrame(
-        [
-            {"changed": row.get("threshold", "window"), "to": row.get("value", row.get("window")), **counts}
-            for rows in report["sensitivity"].values()
-            for row in rows
-            for counts in [dict(zip(LABEL_COLOURS, row["labels"], strict=True))]
-        ]
+        [{"changed": name, "to": to, **dict(zip(LABEL_COLOURS, labels, strict=True))} for name, to, labels in rows]
     )
     gallery.add(
         "sensitivity.svg",
@@ -296,7 +313,7 @@ def head_figures(
     gallery.add("map.svg", scaled, "Heads in two dimensions by their distances; the number is the cluster", data=points)
 
 
-def head_table(heads: list[dict]) -> pd.DataFrame:
+def head_table(heads: list[Head]) -> pd.DataFrame:
     """One row a head: its class and each statistic with its interval."""
     return pd.DataFrame(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from picollm.report import measurement_figures as measurement
 from picollm.report.gallery import Gallery
 from picollm.report.mechanism_figures import mechanism_figures
 from picollm.report.style import LETTERS
+
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
 
 REPORTS = ("training", "heads", "clusters", "mechanisms", "ablation", "emergence", "probes", "benchmark", "profile")
 
@@ -28,7 +32,7 @@ def draw_figures(
     of each category whose attention is drawn.
     """
     gallery = Gallery(manifest)
-    report = {name: read_json(inputs[name]) for name in REPORTS}
+    report: dict[str, Any] = {name: read_json(inputs[name]) for name in REPORTS}
     curve = pd.read_csv(inputs["curve"])
     if len(curve):  # there is none of an imported model
         gallery.add("training.svg", measurement.loss_curve(curve, report["training"]), "Loss over tokens", data=curve)
@@ -47,7 +51,7 @@ def draw_figures(
     return gallery.entries
 
 
-def add_examples(gallery: Gallery, category: CategoryMaps, heads: dict, examples: int) -> None:
+def add_examples(gallery: Gallery, category: CategoryMaps, heads: HeadsReport, examples: int) -> None:
     """The maps and the flow of sentences of middle length: neither trivial nor crowded."""
     names = [
         [f"{head['name']} {LETTERS[head['label']]}" for head in heads["heads"] if head["layer"] == layer]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from picollm.report.style import LETTERS
 from picollm.stats import SIGNIFICANT
+
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
+    from picollm.mechanisms.ablation import AblationReport
 
 STEP, GAP = 71.0, 4.0  # of a cell, in the units of the drawing
 LEFT, TOP = 48.0, 20.0
@@ -14,7 +18,7 @@ LARGEST = 0.46  # radius of the costliest head, in cells
 SMALLEST = 1.8
 
 
-def head_map(heads: Mapping, ablation: Mapping) -> dict:
+def head_map(heads: HeadsReport, ablation: AblationReport) -> dict:
     """Cells in layers from left to right and heads from top to bottom. The AREA of a disc is what the loss loses; a
     hollow one has no effect that is certain, a barred one is in the way; a dashed cell has an unstable label."""
     n_layers, n_heads = heads["n_layers"], heads["n_heads"]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import pandas as pd
 from matplotlib.figure import Figure
 
 from picollm.report.style import ACCENT, MUTED, SECOND, plt
+
+if TYPE_CHECKING:
+    from picollm.engine.shapes import Result
+    from picollm.model.training_report import TrainingReport
+    from picollm.profiling.profile import ProfileReport
 
 BASELINES = {
     "unigram_loss": "unigram", "bigram_loss": "bigram", "four_gram_loss": "4-gram",
@@ -13,14 +20,15 @@ BASELINES = {
 }  # fmt: skip
 
 
-def loss_curve(curve: pd.DataFrame, training: dict) -> Figure:
+def loss_curve(curve: pd.DataFrame, training: TrainingReport) -> Figure:
     """Training and validation loss over tokens, beside what n-grams reach on the same split. `curve`: training.csv."""
     figure, axis = plt.subplots(figsize=(6.6, 3.4))
     axis.plot(curve["tokens"], curve["loss"], color=MUTED, linewidth=0.8, label="training, each step")
     known = curve.dropna(subset="validation_loss")
     axis.plot(known["tokens"], known["validation_loss"], color=ACCENT, marker="o", markersize=3, label="validation")
     for (name, label), style in zip(BASELINES.items(), (":", "-.", "--", (0, (6, 1))), strict=True):
-        axis.axhline(training[name], color=SECOND, linestyle=style, linewidth=1, label=f"{label}, {training[name]:.2f}")
+        loss = cast(dict[str, float], training)[name]
+        axis.axhline(loss, color=SECOND, linestyle=style, linewidth=1, label=f"{label}, {loss:.2f}")
     axis.set(xlabel="training tokens", ylabel="loss, nats per token")
     axis.ticklabel_format(axis="x", style="plain")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f} k")
@@ -28,7 +36,7 @@ def loss_curve(curve: pd.DataFrame, training: dict) -> Figure:
     return figure
 
 
-def latency_bars(results: list[dict]) -> Figure:
+def latency_bars(results: list[Result]) -> Figure:
     """Median latency by backend, at the smallest and the largest batch; the whisker ends at the 90th percentile."""
     rows = [row for row in results if "latency_ms" in row and row["output"] == results[0]["output"]]
     batches = sorted({row["batch"] for row in rows})
@@ -50,7 +58,7 @@ def latency_bars(results: list[dict]) -> Figure:
     return figure
 
 
-def latencies(results: list[dict]) -> pd.DataFrame:
+def latencies(results: list[Result]) -> pd.DataFrame:
     """Of each backend, output and batch that ran: percentiles in milliseconds, and the speed-up with its interval."""
     rows = []
     for row in results:
@@ -61,7 +69,7 @@ def latencies(results: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def step_timeline(profile: dict) -> Figure:
+def step_timeline(profile: ProfileReport) -> Figure:
     """The first profiled steps as a timeline, one lane a range."""
     spans = profile["timeline"]
     lanes = list(dict.fromkeys(span["name"] for span in spans))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,13 @@ from matplotlib.figure import Figure
 
 from picollm.report.gallery import Gallery
 from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, SECOND, plt
+from picollm.report.tested_probes import tested_probes
+
+if TYPE_CHECKING:
+    from picollm.mechanisms.ablation import AblationReport
+    from picollm.mechanisms.emergence import EmergenceReport
+    from picollm.mechanisms.mechanisms import MechanismsReport
+    from picollm.mechanisms.probes import ProbesReport
 
 LINEAR = 0.005  # nats up to which the axis of the ablation is linear: one layer would squeeze the others to nothing
 CURVES = {
@@ -21,7 +29,7 @@ CURVES = {
 }
 
 
-def ablation_bars(ablation: dict, labels: list[str]) -> Figure:
+def ablation_bars(ablation: AblationReport, labels: list[str]) -> Figure:
     """Nats that the loss gains without each head, with intervals, in order of layers; colour is the class."""
     heads = ablation["heads"]
     figure, axis = plt.subplots(figsize=(9, 3.2))
@@ -39,7 +47,7 @@ def ablation_bars(ablation: dict, labels: list[str]) -> Figure:
     return figure
 
 
-def emergence_curves(emergence: dict) -> Figure:
+def emergence_curves(emergence: EmergenceReport) -> Figure:
     """Above: heads with an effect. Below: the loss on some validation windows at the same snapshots."""
     snapshots = emergence["snapshots"]
     steps = [row["step"] for row in snapshots]
@@ -57,26 +65,17 @@ def emergence_curves(emergence: dict) -> Figure:
     return figure
 
 
-def probes_that_can_be_tested(probes: Mapping) -> dict[str, dict]:
-    entries = {"coreference": probes["coreference"], **probes["pairs"]}
-    return {name: entry for name, entry in entries.items() if entry["testable"]}
-
-
-def probe_table(probes: Mapping) -> pd.DataFrame:
+def probe_table(probes: ProbesReport) -> pd.DataFrame:
     rows = []
-    for name, entry in probes_that_can_be_tested(probes).items():
-        own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
+    for name, (own, entry) in tested_probes(probes).items():
         rows.append({"probe": name, "of": "the model", **own})
         rows += [{"probe": name, "of": rival, **row} for rival, row in entry["baselines"].items()]
     return pd.DataFrame(rows)
 
 
-def probe_bars(probes: dict) -> Figure:
+def probe_bars(probes: ProbesReport) -> Figure:
     """Accuracy of the model on every probe, with its interval, beside the strongest and the other rivals."""
-    rows = {
-        name: (entry["chosen_on_one_half"] if name == "coreference" else entry["model"], entry["baselines"])
-        for name, entry in probes_that_can_be_tested(probes).items()
-    }
+    rows = {name: (own, entry["baselines"]) for name, (own, entry) in tested_probes(probes).items()}
     figure, axis = plt.subplots(figsize=(6.4, 0.6 * len(rows) + 1))
     for y, (own, rivals) in enumerate(rows.values()):
         arms = [[max(0, own["accuracy"] - own["low"])], [max(0, own["high"] - own["accuracy"])]]
@@ -88,21 +87,20 @@ def probe_bars(probes: dict) -> Figure:
     return figure
 
 
-def context_table(mechanisms: Mapping) -> pd.DataFrame:
+def context_table(mechanisms: MechanismsReport) -> pd.DataFrame:
     """Rows of the curve of context, then those of the loss after each layer (0: the embedding)."""
     layers = pd.DataFrame(mechanisms["after_layer"]).rename(columns={"value": "loss"}).reset_index(names="layers")
     return pd.concat([pd.DataFrame(mechanisms["context"]["curve"]), layers])
 
 
-def context_figure(mechanisms: dict) -> Figure:
+def context_figure(mechanisms: MechanismsReport) -> Figure:
     """Left: what is lost where only the last tokens are read. Right: the loss after each layer (logit lens)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
     curve, layers = mechanisms["context"]["curve"], mechanisms["after_layer"][1:]  # the embedding alone says nothing
-    for axis, x, rows, name in (
-        (left, [row["tokens"] for row in curve], curve, "cost"),
-        (right, range(len(layers)), layers, "value"),
+    for axis, x, rows, middle in (
+        (left, [row["tokens"] for row in curve], curve, np.array([row["cost"] for row in curve])),
+        (right, range(len(layers)), layers, np.array([row["value"] for row in layers])),
     ):
-        middle = np.array([row[name] for row in rows])
         arms = [
             np.maximum(0, middle - [row["low"] for row in rows]),
             np.maximum(0, [row["high"] for row in rows] - middle),
@@ -117,7 +115,7 @@ def context_figure(mechanisms: dict) -> Figure:
     return figure
 
 
-def mechanism_figures(gallery: Gallery, report: Mapping[str, dict], labels: list[str]) -> None:
+def mechanism_figures(gallery: Gallery, report: Mapping[str, Any], labels: list[str]) -> None:
     gallery.add(
         "ablation.svg", ablation_bars(report["ablation"], labels), "The loss without each head; colour: its class"
     )
@@ -131,7 +129,7 @@ def mechanism_figures(gallery: Gallery, report: Mapping[str, dict], labels: list
         gallery.add(
             "emergence.svg", emergence_curves(report["emergence"]), "Heads with an effect, and the loss, by step"
         )
-    if probes_that_can_be_tested(report["probes"]):
+    if tested_probes(report["probes"]):
         gallery.add(
             "probes.svg", probe_bars(report["probes"]), "Probes: the model (dot, 95 %) and its rivals (strokes)"
         )

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from picollm.attention.maps import CategoryMaps
 from picollm.engine.table import on_cpu
 from picollm.report import explorer, story
-from picollm.report.findings import ORIGINAL_SHARES
+from picollm.report.findings import ORIGINAL_SHARES, DecidedClaim
 from picollm.report.gallery import embedded
 from picollm.report.glossary import GLOSSARY
 from picollm.report.head_map import head_map
@@ -158,7 +158,7 @@ def explorer_data(c: Mapping[str, Any], categories: Sequence[Mapping]) -> dict:
     }
 
 
-def leads(c: Mapping[str, Any], claims: Sequence[Mapping], source: str) -> dict[str, str]:
+def leads(c: Mapping[str, Any], claims: Sequence[DecidedClaim], source: str) -> dict[str, str]:
     """The sentence that opens each chapter."""
     return {
         "explorer": "Where does each word look? Choose a sentence, then a head.",

@@ -7,6 +7,7 @@ import unicodedata
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 
@@ -95,7 +96,7 @@ def characters(font: str) -> frozenset[int]:
         return frozenset()
 
 
-def save(figure: Figure, path: str | Path, suffix: str) -> None:
+def save(figure: Figure, path: str | Path | BinaryIO, suffix: str) -> None:
     """No date and no version inside: the same data give the same bytes. `suffix`: .svg or .png."""
     metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
     figure.savefig(path, format=suffix[1:], dpi=110, metadata=metadata)
