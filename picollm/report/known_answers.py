@@ -1,4 +1,4 @@
-"""What the same tests say of a text whose structure is known: a "no" elsewhere means something where they say "yes" here.
+"""What the same tests say of text whose structure is known: a "no" elsewhere means something where they say "yes" here.
 
 The answers of one run of presets/grammar.yaml, kept as known_answers.json and shown beside those of any other run.
 Written from the reports of a finished run:
