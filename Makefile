@@ -88,9 +88,10 @@ $(VENV)/dev: $(VENV)/ready
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
+# Without --quiet, which would hide warnings from the strict mode too.
 docs: $(VENV)/ready ## build the documentation as a site, into site/; a broken link is an error
 	@$(PIP) -e '.[docs]'
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 	@echo "Documentation: $(CURDIR)/site/index.html"
 
 help: ## this list
