@@ -38,12 +38,15 @@ def preset(arguments: argparse.Namespace) -> None:
 
 
 def config_docs(arguments: argparse.Namespace) -> None:
-    """Write docs/configuration.md and docs/config.schema.json, after an edit of picollm/config.py or a preset."""
-    from picollm import presets
+    """Write the generated pages of docs/ (configuration, commands, files, glossary) and docs/config.schema.json.
+
+    Needed after an edit of picollm/config.py, a preset, a command's options, a rule or picollm/report/glossary.py.
+    """
+    from picollm import reference
     from picollm.files import write_text
 
-    write_text("docs/configuration.md", presets.documentation())
-    write_text(presets.SCHEMA, presets.schema())
+    for path, text in reference.pages(Path.cwd()).items():
+        write_text(path, text)
 
 
 def track(arguments: argparse.Namespace) -> None:
