@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from page_inputs import chapters, draw, page_of
 from synthetic import random_causal
-from test_report import CFG, chapters, draw
 
 from picollm.attention.maps import from_arrays
-from picollm.report.page import render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup-browser")
@@ -35,7 +34,7 @@ def page_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     figures = draw(folder / "figures")
     file = folder / "final.html"
-    file.write_text(render(figures, chapters(), categories(), CFG), encoding="utf-8")
+    file.write_text(page_of(figures, categories=categories()), encoding="utf-8")
     return file
 
 

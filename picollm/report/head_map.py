@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from picollm.report.style import LETTERS
 from picollm.stats import SIGNIFICANT
 
-STEP, GAP = 71.0, 4.0  # of a cell, in the units of the drawing
+STEP, GAP = 71.0, 4.0  # of a cell at most, in the units of the drawing
+WIDE, HIGH = 568.0, 434.0  # all cells: eight layers of seven heads fill the place
 LEFT, TOP = 48.0, 20.0
 LARGEST = 0.46  # radius of the costliest head, in cells
 SMALLEST = 1.8
@@ -18,14 +19,14 @@ def head_map(heads: Mapping, ablation: Mapping) -> dict:
     """Cells in layers from left to right and heads from top to bottom. The AREA of a disc is what the loss loses; a
     hollow one has no effect that is certain, a barred one is in the way; a dashed cell has an unstable label."""
     n_layers, n_heads = heads["n_layers"], heads["n_heads"]
-    step = min(STEP, 568 / n_layers)
+    step = min(STEP, WIDE / n_layers)
     most = max(max(abs(head["delta"]) for head in ablation["heads"]), 1e-9)
-    high, cells = step * 0.87, []
+    high, cells = min(step * 0.87, HIGH / n_heads), []
     for head, ablated in zip(heads["heads"], ablation["heads"], strict=True):
         column = head["layer"]
         row = head["head"]
         certain = ablated["q"] < SIGNIFICANT
-        radius = max(SMALLEST, LARGEST * (high - GAP) * math.sqrt(abs(ablated["delta"]) / most))
+        radius = max(SMALLEST, LARGEST * (min(step, high) - GAP) * math.sqrt(abs(ablated["delta"]) / most))
         cells.append({
             "name": head["name"], "label": head["label"], "letter": LETTERS[head["label"]],
             "x": round(LEFT + column * step, 1), "y": round(TOP + row * high, 1),

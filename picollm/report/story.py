@@ -42,14 +42,19 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def headline(data: Mapping, training: Mapping, mechanisms: Mapping, ablation: Mapping, source: str) -> str:
-    """What was trained, on what, how good it is, and what its heads are needed for."""
-    articles = data["splits"]["train"]["articles"]
+def headline(c: Mapping[str, Mapping], source: str) -> str:
+    """What was trained, on what, how good it is, and what its heads are needed for: as much as the reports `c` tell."""
+    if not {"data", "training"} <= c.keys():
+        return "This page is not whole yet: what is missing, and what to run, stands in each chapter."
+    training, articles = c["training"], c["data"]["splits"]["train"]["articles"]
     read = (
         f"After {training['tokens'] / 1e6:.1f} million tokens of {articles:,} {SOURCES[source]}, this small transformer"
     )
     start = "This transformer from elsewhere" if training["imported"] else read
-    return f"{start} predicts {rank(*on_test(training))}; it {reach(mechanisms)}, and {missed(ablation)}."
+    good = f"{start} predicts {rank(*on_test(training))}"
+    if not {"mechanisms", "ablation"} <= c.keys():
+        return f"{good}."
+    return f"{good}; it {reach(c['mechanisms'])}, and {missed(c['ablation'])}."
 
 
 def reach(mechanisms: Mapping) -> str:
@@ -83,41 +88,60 @@ def underline(training: Mapping) -> str:
     )
 
 
-def five_numbers(
-    heads: Mapping, mechanisms: Mapping, ablation: Mapping, probes: Mapping, benchmark: Mapping
-) -> list[dict]:
-    """Value, interval, what it is, and the baseline beside it; fewer where a probe or a backend could not run."""
+def five_numbers(c: Mapping[str, Mapping]) -> list[dict]:
+    """Value, interval, what it is, and the baseline beside it; fewer where a report of `c` is missing, or a probe or a
+    backend could not run."""
+    found = [make(c[name]) for name, make in NUMBERS.items() if name in c]
+    return [row for row in found if row]
+
+
+def costliest(ablation: Mapping) -> dict:
     top = max(ablation["heads"], key=lambda head: head["delta"])
     middle = median(head["delta"] for head in ablation["heads"])
+    return number(top["delta"], top, "nats", f"lost without head {top['name']}", middle, "the median head")
+
+
+def near_by(heads: Mapping) -> dict:
     local, null = heads["labels"]["local"], heads["peaked_null"]
     shares = {end: 100 * local[end] for end in ("low", "high")}
+    untrained = 100 * null["labels"]["local"] / max(1, null["heads"])
+    return number(
+        100 * local["share"], shares, "%", "of the heads look near by", untrained, "untrained heads as peaked"
+    )
+
+
+def short_context(mechanisms: Mapping) -> dict:
     curve = mechanisms["context"]["curve"]
-    short = next((row for row in curve if row["tokens"] == 4), curve[0])
-    found = [
-        number(top["delta"], top, "nats", f"lost without head {top['name']}", middle, "the median head"),
-        number(
-            100 * local["share"], shares, "%", "of the heads look near by",
-            100 * null["labels"]["local"] / max(1, null["heads"]), "untrained heads as peaked",
-        ),
-        number(
-            short["cost"], short, "nats", f"lost where {count(short['tokens'], 'token')} of context are read", 0.0,
-            "all of the context",
-        ),
-    ]  # fmt: skip
+    row = next((row for row in curve if row["tokens"] == 4), curve[0])
+    what = f"lost where {count(row['tokens'], 'token')} of context are read"
+    return number(row["cost"], row, "nats", what, 0.0, "all of the context")
+
+
+def clearest_probe(probes: Mapping) -> dict | None:
     entries = {"coreference": probes["coreference"], **probes["pairs"]}
     tested = {name: entry for name, entry in entries.items() if entry["testable"]}
-    if tested:
-        name, entry = min(tested.items(), key=lambda item: item[1]["p"])
-        own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
-        rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
-        shares = {end: 100 * own[end] for end in ("low", "high")}
-        what = f"of {name} items right, the clearest of {count(len(tested), 'probe')}"
-        found.append(number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival"))
+    if not tested:
+        return None
+    name, entry = min(tested.items(), key=lambda item: item[1]["p"])
+    own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
+    rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
+    shares = {end: 100 * own[end] for end in ("low", "high")}
+    what = f"of {name} items right, the clearest of {count(len(tested), 'probe')}"
+    return number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival")
+
+
+def fastest(benchmark: Mapping) -> dict | None:
     best = best_row(benchmark)
-    if best:
-        ratio = best["speedups"]["eager-fp32"]
-        found.append(number(ratio["ratio"], ratio, "×", f"as fast: {best['backend']}, batch 1", 1.0, "eager fp32"))
-    return found
+    if best is None:
+        return None
+    ratio = best["speedups"]["eager-fp32"]
+    return number(ratio["ratio"], ratio, "×", f"as fast: {best['backend']}, batch 1", 1.0, "eager fp32")
+
+
+NUMBERS = {
+    "ablation": costliest, "heads": near_by, "mechanisms": short_context, "probes": clearest_probe,
+    "benchmark": fastest,
+}  # fmt: skip
 
 
 def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, than: str) -> dict:
