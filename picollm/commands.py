@@ -304,7 +304,7 @@ def page(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     writable(output.parent)
     lacking = page_of_now(output, load("config.yaml"))
-    print(*lacking, f"Written: {output}" + (f", {len(lacking)} parts to be made" if lacking else ""), sep="\n")
+    print(*lacking, f"Written: {output}", sep="\n")
 
 
 def bundle(arguments: argparse.Namespace) -> None:

@@ -232,6 +232,22 @@ def test_without_a_command_it_says_where_things_stand(project):
         assert re.search(rf"^{name} +\(e\.g\. picollm", project.picollm("--help"), re.M), name
 
 
+def test_the_page_of_now_says_what_is_out_of_date_and_what_is_missing(project):
+    page, clusters = project.path / "page.html", project.path / "reports/clusters.json"
+    assert project.picollm("page") == "Written: page.html\n"
+    assert page.read_text() == (project.path / "reports/final.html").read_text()
+    project.set("clusters", max_k=3)
+    old = "reports/clusters.json is out of date: run `snakemake --cores all -- reports/clusters.json`"
+    assert old in project.picollm("page") and old in page.read_text()
+    project.run("git", "checkout", "-q", "config.yaml")
+    aside = clusters.rename(clusters.with_suffix(".aside"))
+    missing = "reports/clusters.json is missing: run `snakemake --cores all -- reports/clusters.json`"
+    assert missing in project.picollm("page") and missing in page.read_text()
+    aside.rename(clusters)
+    page.unlink()
+    assert project.planned() == set()
+
+
 def test_a_bundle_has_the_run_and_the_same_bytes_each_time(project):
     for name in ("one.zip", "two.zip"):
         assert re.search(rf"{name}: \d+ files", project.picollm("bundle", "-o", name))

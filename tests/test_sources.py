@@ -50,7 +50,7 @@ def test_the_formats_are_those_that_are_written():
 @pytest.mark.parametrize("name", PATHS)
 def test_what_is_missing_costs_its_chapters_and_no_more(files, figures, name, tmp_path):
     (tmp_path / f"{name}.json").unlink()
-    sources = read_sources(files, [], str(figures))
+    sources = read_sources(files, ["nowhere.npz"], str(figures))
     why = f"{files[name]} is missing: run `snakemake --cores all -- {files[name]}`"
     assert sources.absent[name] == why and set(sources.absent) == {name, "maps"}
     page = page_of(figures, sources.reports, absent={name: why})

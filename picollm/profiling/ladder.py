@@ -6,6 +6,7 @@ is the most that the rung can cost training. Throughput of whole training by run
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from picollm.data.feeding import Feed
 from picollm.data.loading import Order, Rows
+from picollm.errors import PicollmError, one_line
 from picollm.model.interruption import ignore_signals
 
 ROUNDS, BATCHES = 5, 24
@@ -46,7 +48,8 @@ def row_by_row(rows: Rows | np.ndarray, batch: int, *, pin: bool, workers: int) 
 
 
 def ladder(rows: Rows | np.ndarray, batch: int, device: torch.device) -> list[dict]:
-    """Of each rung {rung, n, median_ms, p90_ms}: milliseconds of a batch, on the device where there is a GPU."""
+    """Of each rung that runs here {rung, n, median_ms, p90_ms}: milliseconds of a batch, on the device where there is
+    a GPU."""
     gpu = device.type == "cuda"
     made = {"row by row": row_by_row(rows, batch, pin=False, workers=0)}
     if gpu:
@@ -58,7 +61,11 @@ def ladder(rows: Rows | np.ndarray, batch: int, device: torch.device) -> list[di
     order = np.random.default_rng(0)
     for _ in range(ROUNDS):
         for rung in order.permutation(list(made)):
-            times[rung] += block(made[rung], device)
+            try:
+                times[rung] += block(made[rung], device)
+            except (OSError, RuntimeError, PicollmError) as error:  # workers, where /dev/shm is small or processes few
+                logging.warning("loading, %s: not measured (%s)", rung, one_line(error))
+                del made[rung], times[rung]
     return [
         {
             "rung": rung,

@@ -25,7 +25,7 @@ from picollm.report.style import (
     plt,
     scaled,
 )
-from picollm.stats import interval_columns
+from picollm.stats import SIGNIFICANT, interval_columns
 
 
 def class_pie(labels: dict[str, dict]) -> Figure:
@@ -56,7 +56,7 @@ def class_grid(heads: list[dict]) -> Figure:
     figure, axis = plt.subplots(figsize=scaled(0.85 * grid.shape[1] + 1.4, 0.5 * grid.shape[0] + 0.9))
     sns.heatmap(
         grid, annot=text, fmt="", cmap=ListedColormap(shades), vmin=-0.25, vmax=len(LABEL_COLOURS) - 0.25, cbar=False,
-        linewidths=2, annot_kws={"fontsize": SMALLEST, "color": INK}, ax=axis,
+        linewidths=2, annot_kws={"fontsize": SMALLEST}, ax=axis,
     )  # fmt: skip
     axis.tick_params(axis="y", rotation=0)
     used = [label for label in LABEL_COLOURS if label in set(frame["label"])]
@@ -90,7 +90,9 @@ def plane_figure(report: dict, ablation: dict | None) -> Figure:
     axis.text(0.03, 0.03, "uniform", color=MUTED, fontsize=8)
     axis.set(xlim=(-0.06, 1), ylim=(-0.04, 1), xlabel="positional share", ylabel="content share")
     axis.legend(frameon=False, fontsize=8, markerscale=0.6)
-    for _, head in frame.assign(name=[head["name"] for head in report["heads"]]).nlargest(6, "loss").iterrows():
+    certain = [bool(ablation) and head["q"] < SIGNIFICANT for head in (ablation or report)["heads"]]
+    named = frame.assign(name=[head["name"] for head in report["heads"]])[certain]
+    for _, head in named.nlargest(6, "loss").iterrows():
         axis.annotate(head["name"], (head["positional"], head["content"]), fontsize=SMALLEST, ha="center", va="center")
     return figure
 

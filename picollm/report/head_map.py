@@ -13,6 +13,7 @@ WIDE, HIGH = 568.0, 434.0  # all cells: eight layers of seven heads fill the pla
 LEFT, TOP = 48.0, 20.0
 LARGEST = 0.46  # radius of the costliest head, in cells
 SMALLEST = 1.8
+ROOM = 20.0  # a smaller cell has no letter
 
 
 def head_map(heads: Mapping, ablation: Mapping) -> dict:
@@ -28,7 +29,8 @@ def head_map(heads: Mapping, ablation: Mapping) -> dict:
         certain = ablated["q"] < SIGNIFICANT
         radius = max(SMALLEST, LARGEST * (min(step, high) - GAP) * math.sqrt(abs(ablated["delta"]) / most))
         cells.append({
-            "name": head["name"], "label": head["label"], "letter": LETTERS[head["label"]],
+            "name": head["name"], "label": head["label"],
+            "letter": LETTERS[head["label"]] if min(step, high) > ROOM else "",
             "x": round(LEFT + column * step, 1), "y": round(TOP + row * high, 1),
             "width": round(step - GAP, 1), "height": round(high - GAP, 1),
             "radius": round(radius, 2),

@@ -35,7 +35,8 @@ def loss_curve(curve: pd.DataFrame, training: dict) -> Figure:
     axis.set_ylim(0.97 * min(lowest, *(training[name] for name in BASELINES)), 1.02 * highest)
     axis.set(xlabel="training tokens", ylabel="loss, nats per token")
     axis.ticklabel_format(axis="x", style="plain")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f} k")
+    few = curve["tokens"].max() < 10_000
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if few else f"{value / 1000:,.0f} k")
     axis.legend(frameon=False, fontsize=8)
     return figure
 

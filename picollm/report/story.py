@@ -47,9 +47,9 @@ def headline(c: Mapping[str, Mapping], source: str) -> str:
     if not {"data", "training"} <= c.keys():
         return "This page is not whole yet: what is missing, and what to run, stands in each chapter."
     training, articles = c["training"], c["data"]["splits"]["train"]["articles"]
-    read = (
-        f"After {training['tokens'] / 1e6:.1f} million tokens of {articles:,} {SOURCES[source]}, this small transformer"
-    )
+    tokens = training["tokens"]
+    size = f"{tokens / 1e6:.1f} million" if tokens >= 1e6 else f"{tokens:,}"
+    read = f"After {size} tokens of {articles:,} {SOURCES[source]}, this small transformer"
     start = "This transformer from elsewhere" if training["imported"] else read
     good = f"{start} predicts {rank(*on_test(training))}"
     if not {"mechanisms", "ablation"} <= c.keys():
