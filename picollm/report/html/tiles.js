@@ -1,7 +1,7 @@
 // The grid of all heads: one small map each, in the places of the first screen.
 
 import { DATA, HEADS, viewed, weights } from "./data.js";
-import { shade } from "./colour.js";
+import { painter } from "./colour.js";
 import { sentence, state } from "./state.js";
 
 const tiles = [];
@@ -64,15 +64,10 @@ export function draw(canvas, head) {
   if (canvas.width !== n) canvas.width = canvas.height = n;
   const context = canvas.getContext("2d");
   const image = context.createImageData(n, n);
+  const pixels = new Uint32Array(image.data.buffer);
+  const paint = painter(state.view, state.scale);
   for (let query = 0; query < n; query++) {
-    for (let key = 0; key <= query; key++) {
-      const rgb = shade(viewed(weight, state.view, query, key), state.view, state.scale);
-      const at = 4 * (query * n + key);
-      image.data[at] = rgb[0];
-      image.data[at + 1] = rgb[1];
-      image.data[at + 2] = rgb[2];
-      image.data[at + 3] = 255;
-    }
+    for (let key = 0; key <= query; key++) pixels[query * n + key] = paint(viewed(weight, state.view, query, key));
   }
   context.putImageData(image, 0, 0);
 }
