@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from picollm import commands
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
+
+TRACEBACK = "PICOLLM_TRACEBACK"  # an environment variable
 
 
 def option(*names: str, **how: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -70,7 +72,7 @@ COMMANDS = {
                help="where it has splits (%(default)s)"),
         option("--json", action="store_true", help="as JSON, with all digits"),
     ],
-    "export": [MODEL, option("folder", help="written into it: model.safetensors, config.json")],
+    "export": [MODEL, output("exported", "the folder to write model.safetensors and config.json into")],
     "analyze": [
         MODEL,
         option("--sentences", help="YAML like attention.sentences, or .txt (a line a sentence), .csv, .json"),
@@ -78,7 +80,7 @@ COMMANDS = {
     ],
     "control": [
         option("known", help="gpt2 or pythia"),
-        option("model", help="its folder, or its name on the hub"),
+        option("--model", required=True, help="its folder, or its name on the hub"),
         option("--revision", nargs="+", help="snapshots of the hub, such as step512: one line each"),
     ],
     "seeds": [
@@ -177,6 +179,11 @@ def main() -> None:
     except KeyboardInterrupt:
         print("picollm: stopped from the keyboard", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:  # a fault of ours, or a file that nobody thought of
+        if TRACEBACK in os.environ:
+            raise
+        what = f"{type(error).__name__}: {one_line(error)[:300]}"
+        sys.exit(f"picollm: {what} (a fault of picollm, or a file of another version; {TRACEBACK}=1 shows where)")
 
 
 if __name__ == "__main__":

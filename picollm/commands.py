@@ -151,9 +151,9 @@ def export(arguments: argparse.Namespace) -> None:
     """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same parts)."""
     from picollm.model.huggingface import export
 
-    writable(Path(arguments.folder))
-    export(trained(arguments.model), Path(arguments.folder))
-    print(f"AutoModelForCausalLM.from_pretrained({arguments.folder!r})")
+    writable(Path(arguments.output))
+    export(trained(arguments.model), Path(arguments.output))
+    print(f"AutoModelForCausalLM.from_pretrained({arguments.output!r})")
 
 
 def writable(folder: Path) -> None:

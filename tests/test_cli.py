@@ -4,7 +4,9 @@ import shlex
 
 import pytest
 
-from picollm.cli import COMMANDS, GROUPS, function_of, parser
+from picollm.cli import COMMANDS, GROUPS, TRACEBACK, function_of, main, parser
+from picollm.files import write_json
+from picollm.report.chapters import CHAPTERS
 
 
 def test_each_command_stands_in_one_group_and_does_something():
@@ -49,3 +51,19 @@ def test_no_command_is_none_and_one_name_means_one_thing():
 def test_values_with_commas_are_lists():
     found = parser().parse_args(["bench", "--batches", "1,8", "--backends", "eager-fp32,openvino-fp32"])
     assert found.batches == [1, 8] and found.backends == ["eager-fp32", "openvino-fp32"] and found.output is None
+
+
+def test_a_fault_that_nobody_thought_of_is_one_line_too(tmp_path, monkeypatch):
+    """Metrics without the keys of this version."""
+    (tmp_path / "Snakefile").touch()
+    for name in (*(f"metrics/{chapter}" for chapter in CHAPTERS), "heads", "benchmark"):
+        write_json(tmp_path / f"reports/{name}.json", {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["picollm", "summary"])
+    monkeypatch.delenv(TRACEBACK, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value.code).startswith("picollm: KeyError: 'train_articles' (") and TRACEBACK in ended.value.code
+    monkeypatch.setenv(TRACEBACK, "1")
+    with pytest.raises(KeyError):
+        main()

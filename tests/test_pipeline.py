@@ -69,14 +69,14 @@ def test_the_trained_model_writes_is_evaluated_and_leaves(project):
     assert found["loss"] == pytest.approx(training["test_loss"], rel=1e-3)  # the split's tail is not in the packed rows
     assert "bits per byte" in project.picollm("evaluate", "data/corpus/validation.parquet")
     assert "empty.txt is empty" in refused(project, "evaluate", "empty.txt")
-    project.picollm("export", "exported")
+    project.picollm("export")
     assert {path.name for path in (project.path / "exported").iterdir()} == {"config.json", "model.safetensors"}
     assert json.loads(project.picollm("evaluate", "--json", "--model", "exported")) == found
 
 
 @pytest.mark.slow
 def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
-    project.picollm("export", "leaving")
+    project.picollm("export", "-o", "leaving")
     text = project.picollm("analyze", "--model", "leaving", "-o", "mine")
     assert "Heads: of 56" in text and "Clusters of heads: " in text
     for name in ("heads.json", "heads.csv", "clusters.json"):

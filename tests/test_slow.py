@@ -105,7 +105,7 @@ def test_without_a_compiler_and_without_tensorrt_it_says_so_and_goes_on(tmp_path
 def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
     project = workspace.create(tmp_path / "foreign")
     project.snakemake("pretrain")
-    project.picollm("export", "elsewhere")
+    project.picollm("export", "-o", "elsewhere")
     trained = json.loads((project.path / "reports/training.json").read_text())
     project.set("model", checkpoint="elsewhere")
     project.picollm("dvc-yaml")
@@ -202,7 +202,7 @@ def test_the_command_for_a_gpu_runs_from_anywhere_and_says_what_failed(tmp_path)
 def test_one_command_makes_a_model_fast(tmp_path):
     project = workspace.create(tmp_path / "optimize")
     project.snakemake("pretrain")
-    project.picollm("export", "elsewhere")
+    project.picollm("export", "-o", "elsewhere")
     project.set("engine", backends=["eager-bf16", "onnxruntime-int8", "tensorrt-fp16"], outputs=["last", "loss"])
     text = project.picollm("optimize", "--model", "elsewhere", "-o", "fast")
     report = json.loads((project.path / "fast/benchmark.json").read_text())
