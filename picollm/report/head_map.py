@@ -13,7 +13,7 @@ WIDE, HIGH = 568.0, 434.0  # all cells: eight layers of seven heads fill the pla
 LEFT, TOP = 48.0, 20.0
 LARGEST = 0.46  # radius of the costliest head, in cells
 SMALLEST = 1.8
-ROOM = 20.0  # a smaller cell has no letter
+ROOM = 30.0  # a smaller cell has no letter, and its layer no word
 
 
 def head_map(heads: Mapping, ablation: Mapping) -> dict:
@@ -44,7 +44,8 @@ def head_map(heads: Mapping, ablation: Mapping) -> dict:
         "width": round(LEFT + n_layers * step, 1),
         "height": round(TOP + n_heads * high, 1),
         "columns": [
-            {"text": str(n) if n else "layer 0", "x": round(LEFT + (n + 0.47) * step, 1)} for n in range(n_layers)
+            {"text": str(n) if n or step < ROOM else "layer 0", "x": round(LEFT + (n + 0.47) * step, 1)}
+            for n in range(n_layers)
         ],
         "rows": [
             {"text": str(n) if n else "head 0", "y": round(TOP + (n + 0.47) * high + 4, 1)} for n in range(n_heads)

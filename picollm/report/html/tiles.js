@@ -9,7 +9,8 @@ const tiles = [];
 export function build(grid, choose) {
   grid.style.gridTemplateColumns = `22px repeat(${DATA.layers}, minmax(0, 1fr))`;
   grid.append(document.createElement("span"));
-  for (let layer = 0; layer < DATA.layers; layer++) grid.append(text(layer));
+  const dense = DATA.layers > 12; // no room for a badge, nor for each layer's number
+  for (let layer = 0; layer < DATA.layers; layer++) grid.append(text(dense && layer % 2 ? "" : layer));
   for (let row = 0; row < DATA.heads_a_layer; row++) {
     grid.append(text(row));
     for (let layer = 0; layer < DATA.layers; layer++) {
@@ -18,12 +19,12 @@ export function build(grid, choose) {
       const button = document.createElement("button");
       button.type = "button";
       button.style.setProperty("--c", `var(--${fact.label})`);
-      button.title = `${fact.name}: ${fact.label}${fact.tag ? ` (${fact.tag})` : ""}`;
+      button.title = `${fact.name}: ${fact.label}${fact.tag ? ` (${fact.tag})` : ""}${fact.sink ? "; much on the first position" : ""}`;
       button.setAttribute("aria-label", button.title);
       if (fact.stability < 0.8) button.classList.add("unstable");
       const canvas = document.createElement("canvas");
       button.append(canvas);
-      if (fact.sink) {
+      if (fact.sink && !dense) {
         const badge = document.createElement("span");
         badge.className = "badge";
         badge.textContent = "s";
