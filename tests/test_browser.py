@@ -53,6 +53,7 @@ def browser():
 def opened(browser, file):
     """The page, opened from its file without a network; any error or request fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    context.set_default_timeout(120_000)  # ms: a busy machine is no fault of the page's
     page, faults = context.new_page(), []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
