@@ -212,6 +212,10 @@ class Report(Section):
     title: str = key("title of the page")
     sentences: int = key("sentences of each category in the page's explorer, as many as fit into it", ge=0)
     examples: int = key("sentences per category shown as heat maps", ge=1, le=20)
+    figure_size: float = key("of figures, in multiples of the usual one; their text keeps its size", ge=0.5, le=2)
+    palette: Literal["picollm", "colorblind", "deep", "muted"] = key(
+        "colours of the classes of heads: picollm (told apart by colour-blind readers) | one of seaborn's"
+    )
 
 
 class Config(Section):

@@ -22,6 +22,28 @@ from picollm.pipeline.fingerprint import rule_code
 from picollm.pipeline.receipts import artefact
 
 HEADER = "# Generated from rules/*.smk by `picollm dvc-yaml`: edit the rules, not this file.\n"
+LATENCIES, EMERGENCE = "reports/figures/benchmark.csv", "reports/figures/emergence.csv"
+# What `dvc plots show` and `diff` draw.
+PLOTS = [
+    {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
+    {
+        "benchmark": {
+            "x": {LATENCIES: "p50"},
+            "y": {LATENCIES: "name"},
+            "template": "bar_horizontal",
+            "title": "Latency by backend, output and batch",
+            "x_label": "median, ms",
+        }
+    },
+    {
+        "emergence": {
+            "x": {EMERGENCE: "step"},
+            "y": {EMERGENCE: ["kappa_max", "kappa_set", "previous", "duplicate", "induction"]},
+            "title": "Heads with an effect",
+            "y_label": "heads",
+        }
+    },
+]
 
 
 @dataclass(frozen=True)
@@ -84,12 +106,9 @@ def entry_of(stage: Stage) -> dict:
 
 def dvc_yaml(stages: list[Stage]) -> str:
     entries = {stage.name: entry_of(stage) for stage in stages}
-    plots = [
-        {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
-    ]
     text, writer = io.StringIO(), YAML()
     writer.width = 4096
-    writer.dump({"stages": entries, "plots": plots}, text)
+    writer.dump({"stages": entries, "plots": PLOTS}, text)
     return HEADER + text.getvalue()
 
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 
+from picollm.data.loading import open_split
 from picollm.files import write_json
 from picollm.hardware import describe_hardware
 from picollm.manifest import clear, describe
@@ -15,6 +16,7 @@ from picollm.model.device import set_up
 from picollm.model.weights import load_config
 from picollm.precision import fit
 from picollm.profiling.capture import capture
+from picollm.profiling.ladder import ladder
 from picollm.profiling.timeline import Analysis, analyse
 
 WARMUP = 3  # steps: they compile and fill caches
@@ -40,6 +42,7 @@ class ProfileReport(Analysis):
     tool: Tool
     hardware: dict
     workload: Workload
+    loading: list[dict]
 
 
 def profile_training(model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, dict]) -> ProfileReport:
@@ -64,6 +67,7 @@ def profile_training(model_config: Path, tokens: Path, folder: Path, cfg: Mappin
             "autocast": recipe["autocast"], "loss_path": captured.loss_path, "warmup_steps": WARMUP,
         },
         **analyse(captured.timeline),
+        "loading": ladder(open_split(tokens, "train"), cfg["pretrain"]["batch_rows"], device),
     }  # fmt: skip
     files = {"tool": report["tool"], "hardware": report["hardware"], "files": [describe(captured.file)]}
     write_json(folder / "manifest.json", files)

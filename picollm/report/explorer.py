@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from picollm.mechanisms.mechanisms import MechanismsReport
     from picollm.stats import Interval, Known
 
-BUDGET = 5_000_000  # bytes of base64 for all maps: the page stays below 8 MB with its figures
+BUDGET = 5_000_000  # bytes of base64 for all maps, and less where the page has less room (page.py)
 KAPPAS = ("self", "prev", "local", "sink", *SETS)
 
 
@@ -66,10 +66,10 @@ def chosen(categories: Sequence[CategoryMaps], heads: int, most: int, budget: in
     return taken
 
 
-def sentences(categories: Sequence[CategoryMaps], heads: int, most: int) -> tuple[list[dict], list[str]]:
+def sentences(categories: Sequence[CategoryMaps], heads: int, most: int, budget: int) -> tuple[list[dict], list[str]]:
     """The categories with their sentences as tokens, and the maps of all sentences in order."""
     found, maps = [], []
-    for category, numbers in zip(categories, chosen(categories, heads, most), strict=True):
+    for category, numbers in zip(categories, chosen(categories, heads, most, budget), strict=True):
         rows = []
         for number in numbers:
             rows.append({"text": category.texts[number], "tokens": category.tokens[number], "maps": len(maps)})

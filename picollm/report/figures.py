@@ -13,6 +13,7 @@ from picollm.attention.maps import CategoryMaps
 from picollm.files import read_json
 from picollm.report import attention_figures as attention
 from picollm.report import measurement_figures as measurement
+from picollm.report import sentence_figures
 from picollm.report.gallery import Gallery
 from picollm.report.mechanism_figures import mechanism_figures
 from picollm.report.style import LETTERS
@@ -45,6 +46,10 @@ def draw_figures(
     timeline = pd.DataFrame(report["profile"]["timeline"])
     steps = measurement.step_timeline(report["profile"])
     gallery.add("profile.svg", steps, "The first profiled training steps", data=timeline)
+    rungs = pd.DataFrame(report["profile"]["loading"])
+    step = report["profile"]["steps"]["mean_ms"]
+    drawn, rungs = measurement.loading_ladder(rungs, step), rungs.assign(share_of_a_step=rungs["median_ms"] / step)
+    gallery.add("loading.svg", drawn, "How long a batch takes to load, by way of loading", data=rungs)
     for category in categories:
         add_examples(gallery, category, report["heads"], examples)
     gallery.finish()
@@ -63,7 +68,9 @@ def add_examples(gallery: Gallery, category: CategoryMaps, heads: HeadsReport, e
         weights, text, tokens = category.maps[sentence], category.texts[sentence], category.tokens[sentence]
         title = f"{category.title}, example {number + 1}, “{text}”"  # a browser has more fonts than the figures
         stem = f"{category.category}-{number}"
-        gallery.add(f"{stem}-maps.png", attention.heat_maps(weights, text, names),
-                    f"{title}: attention of every head, relative to uniform", group=category.title)  # fmt: skip
-        gallery.add(f"{stem}-flow.svg", attention.flow_figure(weights, tokens),
-                    f"{title}: strongest above-chance edges, mean over heads", group=category.title)  # fmt: skip
+        gallery.add(f"{stem}-maps.png", sentence_figures.heat_maps(weights, text, names),
+                    f"{title}: attention of every head, relative to uniform", group=category.title,
+                    data=sentence_figures.map_table(weights, tokens))  # fmt: skip
+        gallery.add(f"{stem}-flow.svg", sentence_figures.flow_figure(weights, tokens),
+                    f"{title}: strongest above-chance edges, mean over heads, and the rollout through all layers",
+                    group=category.title, data=sentence_figures.flow_table(weights, tokens))  # fmt: skip

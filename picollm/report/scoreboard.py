@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from picollm.report.findings import (
     FAILED,
@@ -12,7 +12,6 @@ from picollm.report.findings import (
     UNTESTABLE,
     VERDICTS,
     DecidedClaim,
-    FindingsReport,
     claim,
 )
 from picollm.report.summary import tensorrt_words
@@ -33,9 +32,12 @@ def board(claims: Sequence[DecidedClaim]) -> list[dict]:
     ]
 
 
-def every_claim(findings: FindingsReport, training: TrainingReport, benchmark: BenchmarkReport) -> list[DecidedClaim]:
-    """All claims of the original, as rows of one table."""
-    return [*findings["claims"], loss_phases(training), tensorrt(benchmark), loading(training)]
+def every_claim(c: Mapping[str, Any]) -> list[DecidedClaim]:
+    """All claims of the original that the reports `c` have something to say of, as rows of one table."""
+    found = list(c["findings"]["claims"]) if "findings" in c else []
+    for name, test in (("training", loss_phases), ("benchmark", tensorrt), ("training", loading)):
+        found += [test(c[name])] if name in c else []
+    return found
 
 
 def loss_phases(training: TrainingReport) -> DecidedClaim:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from picollm.attention.labels import LABELS
 from picollm.attention.structure import LEAST_HEADS
@@ -56,16 +56,19 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def headline(
-    data: TokensManifest, training: TrainingReport, mechanisms: MechanismsReport, ablation: AblationReport, source: str
-) -> str:
-    """What was trained, on what, how good it is, and what its heads are needed for."""
-    articles = data["splits"]["train"]["articles"]
-    read = (
-        f"After {training['tokens'] / 1e6:.1f} million tokens of {articles:,} {SOURCES[source]}, this small transformer"
-    )
+def headline(c: Mapping[str, Any], source: str) -> str:
+    """What was trained, on what, how good it is, and what its heads are needed for: as much as the reports `c` tell."""
+    if not {"data", "training"} <= c.keys():
+        return "This page is not whole yet: what is missing, and what to run, stands in each chapter."
+    training, articles = c["training"], c["data"]["splits"]["train"]["articles"]
+    tokens = training["tokens"]
+    size = f"{tokens / 1e6:.1f} million" if tokens >= 1e6 else f"{tokens:,}"
+    read = f"After {size} tokens of {articles:,} {SOURCES[source]}, this small transformer"
     start = "This transformer from elsewhere" if training["imported"] else read
-    return f"{start} predicts {rank(*on_test(training))}; it {reach(mechanisms)}, and {missed(ablation)}."
+    good = f"{start} predicts {rank(*on_test(training))}"
+    if not {"mechanisms", "ablation"} <= c.keys():
+        return f"{good}."
+    return f"{good}; it {reach(c['mechanisms'])}, and {missed(c['ablation'])}."
 
 
 def reach(mechanisms: MechanismsReport) -> str:
@@ -99,39 +102,58 @@ def underline(training: TrainingReport) -> str:
     )
 
 
-def five_numbers(
-    heads: HeadsReport, mechanisms: MechanismsReport, ablation: AblationReport, probes: ProbesReport, benchmark: Mapping
-) -> list[dict]:
-    """Value, interval, what it is, and the baseline beside it; fewer where a probe or a backend could not run."""
+def five_numbers(c: Mapping[str, Any]) -> list[dict]:
+    """Value, interval, what it is, and the baseline beside it; fewer where a report of `c` is missing, or a probe or a
+    backend could not run."""
+    found = [make(c[name]) for name, make in NUMBERS.items() if name in c]
+    return [row for row in found if row]
+
+
+def costliest(ablation: AblationReport) -> dict:
     top = max(ablation["heads"], key=lambda head: head["delta"])
     middle = median(head["delta"] for head in ablation["heads"])
+    return number(top["delta"], top, "nats", f"lost without head {top['name']}", middle, "the median head")
+
+
+def near_by(heads: HeadsReport) -> dict:
     local, null = heads["labels"]["local"], heads["peaked_null"]
     shares = {end: 100 * local[end] for end in ("low", "high")}
+    untrained = 100 * null["labels"]["local"] / max(1, null["heads"])
+    return number(
+        100 * local["share"], shares, "%", "of the heads look near by", untrained, "untrained heads as peaked"
+    )
+
+
+def short_context(mechanisms: MechanismsReport) -> dict:
     curve = mechanisms["context"]["curve"]
-    short = next((row for row in curve if row["tokens"] == 4), curve[0])
-    found = [
-        number(top["delta"], top, "nats", f"lost without head {top['name']}", middle, "the median head"),
-        number(
-            100 * local["share"], shares, "%", "of the heads look near by",
-            100 * null["labels"]["local"] / max(1, null["heads"]), "untrained heads as peaked",
-        ),
-        number(
-            short["cost"], short, "nats", f"lost where {count(short['tokens'], 'token')} of context are read", 0.0,
-            "all of the context",
-        ),
-    ]  # fmt: skip
+    row = next((row for row in curve if row["tokens"] == 4), curve[0])
+    what = f"lost where {count(row['tokens'], 'token')} of context are read"
+    return number(row["cost"], row, "nats", what, 0.0, "all of the context")
+
+
+def clearest_probe(probes: ProbesReport) -> dict | None:
     tested = tested_probes(probes)
-    if tested:
-        name, (own, entry) = min(tested.items(), key=lambda item: item[1][1]["p"])
-        rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
-        shares = {end: 100 * own[end] for end in ("low", "high")}
-        what = f"of {name} items right, the clearest of {count(len(tested), 'probe')}"
-        found.append(number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival"))
+    if not tested:
+        return None
+    name, (own, entry) = min(tested.items(), key=lambda item: item[1][1]["p"])
+    rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
+    shares = {end: 100 * own[end] for end in ("low", "high")}
+    what = f"of {name} items right, the clearest of {count(len(tested), 'probe')}"
+    return number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival")
+
+
+def fastest(benchmark: Mapping) -> dict | None:
     best = best_row(benchmark)
-    if best:
-        ratio = best["speedups"]["eager-fp32"]
-        found.append(number(ratio["ratio"], ratio, "×", f"as fast: {best['backend']}, batch 1", 1.0, "eager fp32"))
-    return found
+    if best is None:
+        return None
+    ratio = best["speedups"]["eager-fp32"]
+    return number(ratio["ratio"], ratio, "×", f"as fast: {best['backend']}, batch 1", 1.0, "eager fp32")
+
+
+NUMBERS = {
+    "ablation": costliest, "heads": near_by, "mechanisms": short_context, "probes": clearest_probe,
+    "benchmark": fastest,
+}  # fmt: skip
 
 
 def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, than: str) -> dict:
