@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add = options["analyze"].add_argument
     add("--sentences", help="YAML like attention.sentences, or .txt (a line a sentence), .csv, .json")
     add("-o", "--output", default="analysis", help="the folder to write into (%(default)s)")
+    add("--ablate", action="store_true", help="also what the sentences lose without each head; takes much longer")
     add = options["seeds"].add_argument
     add("number", type=int, help="of seeds, from 1; each takes as long as pretrain")
     add("-o", "--output", default="seeds.json", help="the file to write (%(default)s)")

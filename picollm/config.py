@@ -210,6 +210,7 @@ class Report(Section):
     title: str = key("title of the page")
     sentences: int = key("sentences of each category in the page's explorer, as many as fit into it", ge=0)
     examples: int = key("sentences per category shown as heat maps", ge=1, le=20)
+    seeds: str | None = key("a file of `picollm seeds`, whose spread stands beside the classes' shares; null: none")
 
 
 class Config(Section):

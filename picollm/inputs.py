@@ -54,6 +54,14 @@ def model_files(model: dict[str, Any]) -> list[str]:
     return refuse_names("model.checkpoint", [str(file) for file in files])
 
 
+def seed_files(report: dict[str, Any]) -> list[str]:
+    """The file of report.seeds. Raises PicollmError where it is missing."""
+    path = report["seeds"]
+    if path and not Path(path).is_file():
+        raise PicollmError(f"report.seeds = {path}: no such file; `picollm seeds 3` writes one, or set it to null")
+    return refuse_names("report.seeds", [path]) if path else []
+
+
 def refuse_names(key: str, paths: list[str]) -> list[str]:
     """The paths. Raises PicollmError for the first that has another meaning in dvc.yaml or in a rule, or none."""
     for path in paths:

@@ -16,7 +16,7 @@ import picollm
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model.huggingface import export
 from picollm.model.transformer import ModelConfig, Transformer
-from picollm.seeds import lines, summary
+from picollm.seed_summary import lines, summary
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["The cat sat on the mat.", "Iron is a heavy grey metal.", "Most owls hunt small animals at night.", "He left."]
@@ -68,7 +68,7 @@ def test_both_kinds_of_models_lose_the_same_without_a_head(folder, tmp_path):
     """Our model, and the same weights through transformers' StableLM."""
     pytest.importorskip("transformers", reason="pip install -e '.[models]'")
     from picollm.api import Model
-    from picollm.model.foreign import load_foreign_model
+    from picollm.model.foreign_folder import load_foreign_model
 
     own = picollm.load_model(folder)
     other = Model(load_foreign_model(str(folder)), own.tokenizer)
@@ -111,10 +111,10 @@ def test_the_notebook_runs(folder, tmp_path):
 
 def test_seeds_are_compared_by_share_and_by_head():
     labels = np.array([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 4]])
-    found = summary([1, 2, 3], [6.0, 6.2, 6.4], labels)
+    found = summary([1, 2, 3], [6.0, 6.2, 6.4], labels, "recipe")
     assert found["validation_loss"] == {"mean": pytest.approx(6.2), "least": 6.0, "most": 6.4}
     assert found["shares"]["diagonal"] == {"mean": 0.5, "least": 0.5, "most": 0.5}
     assert found["agreement"] == pytest.approx((0 + 3 / 4 + 0) / 3)
     assert found["agreement_by_chance"] == pytest.approx((0.5 + 0.375 + 0.375) / 3)
     assert lines(found)[0] == "3 seeds: validation loss 6.200 (6.000 to 6.400)"
-    assert summary([1], [6.0], labels[:1])["agreement"] is None
+    assert summary([1], [6.0], labels[:1], "recipe")["agreement"] is None

@@ -21,12 +21,10 @@ from torch import Tensor
 from picollm.attention.extraction import attention_maps
 from picollm.attention.labels import Thresholds, assign, counts
 from picollm.attention.measures import NAMES, Sums, first_replicate, macro_mean, sentence_sums
-from picollm.model.foreign import ForeignModel
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 from picollm.progress import progress
 from picollm.stats import false_discovery_rate
 
-Examined = Transformer | ForeignModel
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)
 LENGTH_BANDS = 4
 PERMUTATIONS = 40  # for each pair of a head and a category: the least p, times the pairs, must stay below .05
@@ -97,6 +95,7 @@ def untrained_models(model: Examined, *, models: int, seed: int) -> Iterator[Exa
         yield fresh
 
 
+@torch.no_grad()
 def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device) -> Examined:
     """The model itself, its queries scaled so that each layer's heads together have this broad share on `ids`."""
     ids_ST = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)  # padded behind, which changes nothing before
@@ -104,9 +103,9 @@ def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int
         ids_ST[s, : len(sequence)] = torch.tensor(sequence)
     length_S = torch.tensor([len(sequence) for sequence in ids], device=device)
     model = model.to(device=device)
-    for layer, broad in enumerate(broad_L):
-        maps_SHQK = model.attention_maps(ids_ST.to(device))[0][:, layer]
-        logits_SHQK = maps_SHQK.double().log()  # but for a constant of each row, which softmax takes away
+    x, *rest = model.start(ids_ST.to(device))
+    for layer, (block, broad) in enumerate(zip(model.blocks, broad_L, strict=True)):
+        logits_SHQK = block.explicit(x, *rest)[1].double().log()  # but for a constant of each row, lost in softmax
 
         def excess(log_scale: float, logits: Tensor = logits_SHQK, broad: float = broad) -> float:
             return broad_share(logits * math.exp(log_scale), length_S) - broad
@@ -115,6 +114,7 @@ def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int
         signs = [excess(end) > 0 for end in ends]
         scale = math.exp(brentq(excess, *ends, xtol=1e-3)) if signs == [True, False] else SCALES[signs[1]]
         model.scale_logits(layer, scale)
+        x, _ = block.explicit(x, *rest)
     return model
 
 

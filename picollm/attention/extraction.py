@@ -22,8 +22,7 @@ from picollm.attention.sentences import Sentence, any_sentences
 from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.files import atomic_path
-from picollm.model.foreign import ForeignModel
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 from picollm.progress import progress
 
 # Of torch, whatever compute.threads says: on sentences this short a second thread gains nothing, and on a busy virtual
@@ -44,7 +43,7 @@ class Tokens:
 
 
 def extract_attention(
-    model: Transformer | ForeignModel,
+    model: Examined,
     sentences: str | Path,
     style: str,
     paths: Mapping[str, str | Path],
@@ -85,7 +84,7 @@ def tokenise(sentence: Sentence, tokenizer: Tokenizer) -> Tokens:
 
 
 def attention_maps(
-    model: Transformer | ForeignModel, ids: Sequence[Sequence[int]], device: torch.device
+    model: Examined, ids: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[NDArray[np.float32]]:
     """Float32 [L, H, Q, K] of one sequence after another, unpadded, so that no map depends on its neighbours."""
     model = model.to(device=device, dtype=torch.float32)
@@ -95,7 +94,7 @@ def attention_maps(
 
 
 def extract_category(
-    model: Transformer | ForeignModel,
+    model: Examined,
     *,
     category: str,
     title: str,
@@ -123,7 +122,7 @@ def extract_category(
             add(archive, f"ids_{number:03d}", np.array(sentences[number].ids, dtype=np.int64))
 
 
-def check(model: Transformer | ForeignModel, category: str, sentences: Sequence[Tokens]) -> None:
+def check(model: Examined, category: str, sentences: Sequence[Tokens]) -> None:
     """Raises PicollmError for a sentence over the context, of one token, or with a token that the model has not."""
     limit, vocabulary = model.config.context, model.config.vocab_size
     for number, tokens in enumerate(sentences, 1):

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.controls import (
-    Examined,
     by_threshold,
     category_effects,
     peaked_models,
@@ -58,6 +57,7 @@ from picollm.attention.measures import (
     sentence_sums,
 )
 from picollm.attention.relations import effects, relations
+from picollm.model.foreign import Examined
 from picollm.stats import (
     SIGNIFICANT,
     bootstrap_counts,
@@ -102,13 +102,13 @@ def classify_heads(
         shared = {"keys": keys, "window": cfg["window"], "device": device}
         null = values_of(untrained_models(model, **untrained), ids, number, **shared)
         broad_H = first_replicate(macro_mean(sums))["broad"]
-        as_peaked = list(peaked_models(model, broad_H, ids, device=device, **untrained))
-        peaked = values_of(as_peaked, ids, number, **shared)
         which, golds = marked_sentences(categories)
-        some = [ids[k] for k in which]
-        null_effects = (
-            [effects(list(attention_maps(other, some, device)), golds) for other in as_peaked] if some else []
-        )
+        some, rows = [ids[k] for k in which], []
+        for other in peaked_models(model, broad_H, ids, device=device, **untrained):  # one in memory at a time
+            rows.append(values_of([other], ids, number, **shared))
+            if some:
+                null_effects.append(effects(list(attention_maps(other, some, device)), golds))
+        peaked = {name: np.concatenate([row[name] for row in rows]) for name in NAMES}
         bare = without_separator(model, ids, number, **shared)
     return describe_heads(
         categories,

@@ -30,7 +30,6 @@ from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.stats import number_or_none, percentile_99, resampled
 
 FORMAT = 4
-COPYING = 0.6  # share of the other tokens above which its output copies; below 1 - this it writes against the token
 OTHER_SETS = 60  # that the induction heads together are held against
 ABLATED = 8  # repeated sequences that every head is ablated on
 CONTEXT_WINDOWS = 5  # times as many windows as heads are ablated on, for the curve of context
@@ -49,7 +48,7 @@ def score_mechanisms(s: ModelAndText) -> dict:
     return {
         "format": FORMAT,
         "definitions": repeats.SCORES,
-        "criteria": {"score": repeats.LEAST, "copying": COPYING},
+        "criteria": {"score": repeats.LEAST, "copying": repeats.COPYING},
         "lengths": list(found),
         "sequences": repeats.SEQUENCES * repeats.SEEDS,
         "least_count": int(s.counts[repeats.common(s.counts)].min()),
@@ -82,7 +81,7 @@ def head_rows(
         evidence = {
             "score": all(by_head[h]["value"] >= repeats.LEAST for by_head in scores["induction"].values()),
             "above_untrained": strict_H[h]["low"] > null["induction"],
-            "copies": copied_H[h]["low"] > COPYING,
+            "copies": copied_H[h]["low"] > repeats.COPYING,
         }
         rows.append({
             "name": name,
@@ -94,7 +93,7 @@ def head_rows(
                 score: number_or_none(found[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
             },
             "copying": copied_H[h],
-            "anti_copying": bool(copied_H[h]["high"] < 1 - COPYING),
+            "anti_copying": bool(copied_H[h]["high"] < 1 - repeats.COPYING),
             "second_copy_harm": harm_H[h],
             "direct": direct_H[h],
             "evidence": evidence,

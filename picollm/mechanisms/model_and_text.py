@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from picollm.attention.maps import name_of
+from picollm.attention.maps import names_of
 from picollm.data.loading import open_manifest, open_split
 from picollm.errors import PicollmError
 from picollm.mechanisms.intervention import batches, mean_outputs
@@ -33,8 +33,7 @@ class ModelAndText:
 
     @cached_property
     def names(self) -> list[str]:
-        shape = self.model.config
-        return [name_of(h, shape.n_heads) for h in range(shape.n_layers * shape.n_heads)]
+        return names_of(self.model.config)
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:

@@ -1,0 +1,149 @@
+"""Models of Hugging Face's transformers read from folders: what can't be examined is one line, before it is loaded.
+
+Weights come from safetensors alone (a pickle may run any code) and no code of the folder is ever run. They are held in
+float32, whatever they are stored in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from picollm.errors import PicollmError, one_line
+from picollm.files import read_json
+from picollm.model.foreign import FAMILIES, ForeignModel
+
+INDEX = "model.safetensors.index.json"
+COPIES = 2  # of the weights in memory: the model and one untrained beside it
+HUB = ("401", "403", "gated", "Unauthorized", "Forbidden")
+
+
+def load_foreign_model(name: str, revision: str | None = None) -> ForeignModel:
+    """A folder, or a name on the hub and a revision there.
+
+    Raises PicollmError for what can't be examined, with what to do.
+    """
+    folder = Path(name)
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError:
+        raise PicollmError("models of other families need transformers: pip install -e '.[models]'") from None
+    if folder.is_dir():
+        check_folder(folder)
+    with_hub = {"revision": revision, "trust_remote_code": False}
+    try:
+        settings = AutoConfig.from_pretrained(name, **with_hub)
+        check_settings(name, settings)
+        if folder.is_dir():
+            check_memory(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, **with_hub, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
+        )
+    except Exception as error:  # noqa: BLE001, transformers and the hub's client raise what they like
+        if isinstance(error, PicollmError):
+            raise
+        raise PicollmError(why_not(name, error)) from None
+    return ForeignModel(model)
+
+
+def why_not(name: str, error: Exception) -> str:
+    """One line for what transformers or the hub's client raised."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    text = " ".join(f"{type(link).__name__} {link}" for link in chain)
+    if "trust_remote_code" in text:
+        return f"{name} brings code of its own, which is never run: known families are {', '.join(FAMILIES)}"
+    if any(word in text for word in HUB):
+        return (
+            f"{name} is gated, private or unknown on the hub: accept its terms there and log in (`hf auth login`), or "
+            "name a folder on this machine"
+        )
+    if any(word in text for word in ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineMode", "proxy")):
+        return f"{name} is no folder here, and the hub can't be reached: name a folder on this machine"
+    return f"{name} can't be loaded by transformers: {one_line(error)[:300]}"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises PicollmError where a folder lacks its config or its weights."""
+    if not (folder / "config.json").is_file():
+        raise PicollmError(f"{folder} has no config.json: it is no model's folder")
+    if not weight_files(folder):
+        old = [path.name for path in sorted(folder.glob("*.bin"))]
+        how = (
+            f"its weights are in {old[0]}, a pickle, which is never read: convert them "
+            "(AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True))"
+            if old
+            else "it has no *.safetensors"
+        )
+        raise PicollmError(f"{folder}: {how}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards that its index names.
+
+    Raises PicollmError where a shard is missing.
+    """
+    index = folder / INDEX
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    lost = [file.name for file in files if not file.is_file()]
+    if lost:
+        raise PicollmError(
+            f"{folder}: of {len(files)} files of weights {len(lost)} are missing, the first is {lost[0]}: copy the "
+            "folder whole"
+        )
+    return files
+
+
+def check_settings(name: str, settings: Any) -> None:
+    """Raises PicollmError for a model that is no decoder of a known family."""
+    if getattr(settings, "is_encoder_decoder", False):
+        raise PicollmError(f"{name} is an encoder-decoder ({settings.model_type}): only decoders are examined")
+    if settings.model_type not in FAMILIES:
+        kind = next((kind for kind in getattr(settings, "architectures", None) or [] if "Masked" in kind), None)
+        encoder = f"{name} is an encoder ({kind}): only decoders are examined. " if kind else ""
+        raise PicollmError(
+            f"{encoder}{name} is of the family {settings.model_type!r}; known are {', '.join(FAMILIES)}. Its maps can "
+            "be analysed without it: docs/heads.md"
+        )
+
+
+def parameters_in(folder: Path) -> int:
+    """Of the headers of its safetensors files, without reading a weight."""
+    total = 0
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise PicollmError(f"{path} is damaged: its header is longer than the file; copy it again")
+            entries = json.loads(file.read(size))
+        total += sum(math.prod(entry["shape"]) for key, entry in entries.items() if key != "__metadata__")
+    return total
+
+
+def check_memory(folder: Path) -> None:
+    """Raises PicollmError where the weights would not fit, with what they would take."""
+    parameters, free = parameters_in(folder), psutil.virtual_memory().available
+    needed = 4 * parameters * COPIES
+    if needed > free:
+        raise PicollmError(
+            f"{folder}: {parameters / 1e9:.1f} billion parameters take {needed / 2**30:.1f} GiB in float32, the model "
+            f"and an untrained one to compare with; {free / 2**30:.1f} GiB are free here"
+        )
+
+
+def is_foreign_folder(folder: Path) -> bool:
+    """Whether a folder, or a name that is none, is of transformers and not one that this project writes or reads."""
+    if not folder.is_dir():
+        return True
+    values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    bare = values.get("model_type") == "stablelm" and not (folder / "tokenizer.json").is_file()
+    ours = "d_model" in values or "training_context" in values or bare
+    return not ours and ("model_type" in values or "architectures" in values)
