@@ -44,6 +44,7 @@ try:
     CONFIG = picollm_config.load("config.yaml")
     CORPUS_FILES = files.corpus_files(CONFIG["corpus"])
     MODEL_FILES = files.model_files(CONFIG["model"])
+    TOKENIZER_FILES = files.tokenizer_files(CONFIG["model"])
     SEED_FILES = files.seed_files(CONFIG["report"])
     files.refuse_names("attention.sentences", [CONFIG["attention"]["sentences"]])
     if workflow.is_main_process:  # before hours of training, not after

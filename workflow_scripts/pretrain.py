@@ -5,6 +5,8 @@ from pathlib import Path
 
 from picollm.files import write_csv, write_json
 from picollm.model.device import set_up
+from picollm.model.foreign import ForeignModel
+from picollm.model.foreign_folder import save_foreign
 from picollm.model.pretraining import Run, imported, pretrain
 from picollm.model.training import CURVE
 from picollm.model.training_report import metrics, training_report
@@ -28,8 +30,12 @@ with job() as rule:
     write_csv(output.curve, CURVE, result.curve)
     write_json(output.report, report)
     write_json(output.metrics, metrics(report))
-    save_model(result.best, output.weights, output.config)
-    save_weights(result.last, output.last)
+    if isinstance(result.best, ForeignModel):
+        context = result.best.config.context
+        save_foreign(result.best, *(Path(output[name]) for name in ("weights", "last", "config")), context)
+    else:
+        save_model(result.best, output.weights, output.config)
+        save_weights(result.last, output.last)
     save_snapshots(run.checkpoints().snapshots(), Path(output.snapshots))
     run.checkpoints().remove()
     found = "validation loss {validation_loss:.3f} nats (4-gram {four_gram_loss:.3f})".format_map(report)

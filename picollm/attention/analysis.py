@@ -16,8 +16,9 @@ from picollm.attention.sentences import any_sentences
 from picollm.data.tokenizers import Tokenizer, gpt2, of_folder
 from picollm.files import write_csv, write_json, write_text
 from picollm.mechanisms import causes
+from picollm.model.folders import is_foreign_folder
 from picollm.model.foreign import Examined
-from picollm.model.foreign_folder import is_foreign_folder, load_foreign_model
+from picollm.model.foreign_folder import load_foreign_model
 from picollm.model.huggingface import load_folder
 from picollm.stats import SIGNIFICANT
 

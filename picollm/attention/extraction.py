@@ -22,7 +22,7 @@ from picollm.attention.sentences import Sentence, any_sentences
 from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.files import atomic_path
-from picollm.model.foreign import Examined
+from picollm.model.foreign import Examined, ForeignModel
 from picollm.progress import progress
 
 # Of torch, whatever compute.threads says: on sentences this short a second thread gains nothing, and on a busy virtual
@@ -54,8 +54,8 @@ def extract_attention(
 
     Nothing is written where one of them does not fit the model. Raises PicollmError; see `check`.
     """
-    own, tokenizer = tokenizer is None, tokenizer or gpt2()
-    there = model.config.vocab_size
+    tokenizer, there = tokenizer or gpt2(), model.config.vocab_size
+    own = not isinstance(model, ForeignModel)
     if there < tokenizer.size or (own and there != tokenizer.size):  # others pad their vocabulary
         raise PicollmError(
             f"the model has a vocabulary of {there:,} tokens, {'GPT-2' if own else 'its tokenizer'}'s has "

@@ -54,8 +54,8 @@ def trace_emergence(
         for c, category in enumerate(categories)
         for row in zip(*(part[::SAMPLE] for part in (category.ids, category.tokens, category.gold)), strict=True)
     )
-    length = max(repeats.lengths(s.model.config.context, s.counts))
-    ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
+    length = max(repeats.lengths(s.model.config.context, s.counts, s.tokenizer.start))
+    ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"], start=s.tokenizer.start)[: repeats.FEW]
     windows, many = spread(s.validation, WINDOWS), spread(s.validation, CONTEXT_WINDOWS)
     contexts = [k for k in CONTEXTS if k in lengths(many.shape[1] - 1)]
     steps, nats, truncated, found = [], [], [], []

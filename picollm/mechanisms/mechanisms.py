@@ -37,11 +37,11 @@ CONTEXT_WINDOWS = 5  # times as many windows as heads are ablated on, for the cu
 
 def score_mechanisms(s: ModelAndText) -> dict:
     """The content of mechanisms.json but for its emergence."""
-    seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts)
+    seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts, s.tokenizer.start)
     found = {length: score_set(s, length) for length in fitting}
     longest = max(found)
     null = null_scores(s, longest)
-    ids_ST = repeats.sequences(s.counts, longest, seed=seed)
+    ids_ST = repeated(s, longest, seed)
     after_layer, direct_HW = attribution(s)
     heads = head_rows(s, found, null, ids_ST, intervals(direct_HW.T, seed))
     contexts = spread(s.validation, CONTEXT_WINDOWS * s.cfg["windows"])
@@ -51,7 +51,7 @@ def score_mechanisms(s: ModelAndText) -> dict:
         "criteria": {"score": repeats.LEAST, "copying": repeats.COPYING},
         "lengths": list(found),
         "sequences": repeats.SEQUENCES * repeats.SEEDS,
-        "least_count": int(s.counts[repeats.common(s.counts)].min()),
+        "least_count": int(s.counts[repeats.common(s.counts, s.tokenizer.start)].min()),
         "null": {name: number_or_none(value) for name, value in null.items()},
         "null_models": s.cfg["null_models"],
         "copies": copies(s, ids_ST),
@@ -118,6 +118,10 @@ def together(s: ModelAndText, heads: Sequence[Mapping], ids_ST: NDArray) -> dict
     return group_effect(loss_without, mask_LH, seed=s.cfg["seed"], sets=OTHER_SETS)
 
 
+def repeated(s: ModelAndText, length: int, seed: int, matched: bool = False) -> NDArray[np.int64]:
+    return repeats.sequences(s.counts, length, seed=seed, matched=matched, start=s.tokenizer.start)
+
+
 def best(heads: Sequence[Mapping], score: str, length: str) -> dict:
     top = max(heads, key=lambda head: head["scores"][score][length]["value"])
     return {"head": top["name"], **top["scores"][score][length]}
@@ -126,17 +130,14 @@ def best(heads: Sequence[Mapping], score: str, length: str) -> dict:
 def score_set(s: ModelAndText, length: int) -> dict[str, dict[str, NDArray]]:
     """Scores [S, H] of tokens drawn evenly (all seeds) and in proportion to the text's (one)."""
     seed = s.cfg["seed"]
-    even = [
-        repeats.scores(s.model, repeats.sequences(s.counts, length, seed=seed + k), s.device)
-        for k in range(repeats.SEEDS)
-    ]
-    matched = repeats.scores(s.model, repeats.sequences(s.counts, length, seed=seed, matched=True), s.device)
+    even = [repeats.scores(s.model, repeated(s, length, seed + k), s.device) for k in range(repeats.SEEDS)]
+    matched = repeats.scores(s.model, repeated(s, length, seed, matched=True), s.device)
     return {"drawn evenly": repeats.pooled(even), "as in the text": matched}
 
 
 def null_scores(s: ModelAndText, length: int) -> dict[str, float]:
     """The 99th percentile over the heads of untrained models."""
-    ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
+    ids_ST = repeated(s, length, s.cfg["seed"])[: repeats.FEW]
     untrained = untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"])
     found = [repeats.scores(other.to(s.device), ids_ST, s.device) for other in untrained]
     return {name: percentile_99(np.stack([scores[name].mean(0) for scores in found])) for name in repeats.SCORES}

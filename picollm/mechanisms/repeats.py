@@ -43,18 +43,20 @@ FEW_LENGTHS = (25, 50)
 COMMON = 100  # occurrences in the training text from which a token is taken; a small text gives its commonest
 
 
-def lengths(context: int, counts_V: NDArray) -> list[int]:
+def lengths(context: int, counts_V: NDArray, start: int = END_OF_TEXT) -> list[int]:
     """The lengths of a copy that fit, or the one that just does. Raises PicollmError where that is shorter than 2."""
-    most = min((context - 1) // 2, len(common(counts_V)))
+    most = min((context - 1) // 2, len(common(counts_V, start)))
     if most < 2:
-        raise PicollmError(f"no repeats in a context of {context} tokens and {len(common(counts_V))} different ones")
+        raise PicollmError(
+            f"no repeats in a context of {context} tokens and {len(common(counts_V, start))} different ones"
+        )
     return [length for length in LENGTHS if length <= most] or [most]
 
 
-def common(counts_V: NDArray) -> NDArray[np.int64]:
+def common(counts_V: NDArray, start: int = END_OF_TEXT) -> NDArray[np.int64]:
     """Ids that occur COMMON times in the training text, or else the commonest, twice as many as the longest copy."""
     order = np.argsort(-counts_V, kind="stable")
-    order = order[(counts_V[order] > 0) & (order != END_OF_TEXT)]
+    order = order[(counts_V[order] > 0) & (order != start)]
     return np.sort(order[: max((counts_V[order] >= COMMON).sum(), 2 * LENGTHS[-1])])
 
 
@@ -62,7 +64,7 @@ def sequences(
     counts_V: NDArray, length: int, *, seed: int, matched: bool = False, start: int = END_OF_TEXT
 ) -> NDArray[np.int64]:
     """[SEQUENCES, 2 length + 1]. With `matched`, tokens are drawn in proportion to their counts in the text."""
-    words = common(counts_V)
+    words = common(counts_V, start)
     generator = np.random.default_rng([seed, length])
     share = counts_V[words] / counts_V[words].sum() if matched else None
     copies = [generator.choice(words, length, replace=False, p=share) for _ in range(SEQUENCES)]
@@ -74,7 +76,7 @@ def of_vocabulary(vocab_size: int, context: int, start: int, *, seed: int) -> li
     whose training text nobody has here."""
     counts_V = np.full(vocab_size, COMMON)
     counts_V[start] = 0
-    fitting = lengths(context, counts_V)
+    fitting = lengths(context, counts_V, start)
     chosen = [length for length in fitting if length in FEW_LENGTHS] or fitting[-1:]
     return [sequences(counts_V, length, seed=seed, start=start)[:FEW] for length in chosen]
 

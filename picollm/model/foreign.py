@@ -75,7 +75,10 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class ForeignConfig:
-    """What the analyses ask of a model's shape, under the names of picollm's own."""
+    """What the analyses ask of a model's shape, under the names of picollm's own.
+
+    `context` is the longest sequence that it reads, in a run the one that the tokens are cut to.
+    """
 
     family: str
     vocab_size: int
@@ -162,7 +165,7 @@ class ForeignModel(nn.Module):
         self.config = ForeignConfig(
             settings.model_type,
             settings.vocab_size,
-            settings.max_position_embeddings,
+            getattr(settings, "training_context", settings.max_position_embeddings),
             settings.hidden_size,
             settings.num_hidden_layers,
             settings.num_attention_heads,

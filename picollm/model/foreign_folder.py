@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import torch
 
 from picollm.errors import PicollmError, one_line
-from picollm.files import read_json
-from picollm.model.foreign import FAMILIES, ForeignModel
+from picollm.files import read_json, sha256, write_bytes, write_json
+from picollm.model.folders import PROOF, is_foreign_folder, weight_files
+from picollm.model.foreign import FAMILIES, Examined, ForeignModel
+from picollm.model.huggingface import load_folder
+from picollm.model.weights import load_model
 
-INDEX = "model.safetensors.index.json"
 COPIES = 2  # of the weights in memory: the model and one untrained beside it
 HUB = ("401", "403", "gated", "Unauthorized", "Forbidden")
 
@@ -34,7 +37,9 @@ def load_foreign_model(name: str, revision: str | None = None) -> ForeignModel:
     except ImportError:
         raise PicollmError("models of other families need transformers: pip install -e '.[models]'") from None
     if folder.is_dir():
-        check_folder(folder)
+        if not (folder / "config.json").is_file():
+            raise PicollmError(f"{folder} has no config.json: it is no model's folder")
+        weight_files(folder)
     with_hub = {"revision": revision, "trust_remote_code": False}
     try:
         settings = AutoConfig.from_pretrained(name, **with_hub)
@@ -67,39 +72,6 @@ def why_not(name: str, error: Exception) -> str:
     if any(word in text for word in ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineMode", "proxy")):
         return f"{name} is no folder here, and the hub can't be reached: name a folder on this machine"
     return f"{name} can't be loaded by transformers: {one_line(error)[:300]}"
-
-
-def check_folder(folder: Path) -> None:
-    """Raises PicollmError where a folder lacks its config or its weights."""
-    if not (folder / "config.json").is_file():
-        raise PicollmError(f"{folder} has no config.json: it is no model's folder")
-    if not weight_files(folder):
-        old = [path.name for path in sorted(folder.glob("*.bin"))]
-        how = (
-            f"its weights are in {old[0]}, a pickle, which is never read: convert them "
-            "(AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True))"
-            if old
-            else "it has no *.safetensors"
-        )
-        raise PicollmError(f"{folder}: {how}")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or the shards that its index names.
-
-    Raises PicollmError where a shard is missing.
-    """
-    index = folder / INDEX
-    if (folder / "model.safetensors").is_file() or not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    lost = [file.name for file in files if not file.is_file()]
-    if lost:
-        raise PicollmError(
-            f"{folder}: of {len(files)} files of weights {len(lost)} are missing, the first is {lost[0]}: copy the "
-            "folder whole"
-        )
-    return files
 
 
 def check_settings(name: str, settings: Any) -> None:
@@ -139,11 +111,30 @@ def check_memory(folder: Path) -> None:
         )
 
 
-def is_foreign_folder(folder: Path) -> bool:
-    """Whether a folder, or a name that is none, is of transformers and not one that this project writes or reads."""
-    if not folder.is_dir():
-        return True
-    values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    bare = values.get("model_type") == "stablelm" and not (folder / "tokenizer.json").is_file()
-    ours = "d_model" in values or "training_context" in values or bare
-    return not ours and ("model_type" in values or "architectures" in values)
+def load_trained(weights: str | Path, config: str | Path) -> Examined:
+    """The model of a run, picollm's own or one of another family, in evaluation mode on the CPU.
+
+    Raises PicollmError where the file is damaged or does not fit.
+    """
+    folder = Path(config).parent
+    if not is_foreign_folder(folder):
+        return load_model(weights, config)
+    if sha256(weights) != read_json(config)[PROOF]:
+        raise PicollmError(f"{weights} is damaged (its sha256 is not that in {config}): run pretrain again")
+    return load_foreign_model(str(folder))
+
+
+def open_folder(folder: Path) -> Examined:
+    """The model in a folder of any layout, as its weights are: for engines, and by hand."""
+    return load_foreign_model(str(folder)) if is_foreign_folder(folder) else load_folder(folder)
+
+
+def save_foreign(model: ForeignModel, weights: Path, last: Path, config: Path, context: int) -> None:
+    """Their folder layout, in one file and float32, with the context of the run's tokens and the weights' sha256."""
+    with TemporaryDirectory(dir=weights.parent) as name:
+        model.model.save_pretrained(name, max_shard_size="1TB")
+        data = (Path(name) / "model.safetensors").read_bytes()
+        values = read_json(Path(name) / "config.json")
+    for path in (weights, last):
+        write_bytes(path, data)
+    write_json(config, values | {"training_context": context, PROOF: sha256(weights)})

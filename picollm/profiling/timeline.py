@@ -163,7 +163,10 @@ def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[dict]:
 
 
 def metrics(report: dict) -> dict[str, float]:
-    """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one."""
+    """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one; none of a model of
+    another family."""
+    if "needs" in report:
+        return {}
     workload, mean = report["workload"], report["steps"]["mean_ms"]
     found = {
         "step_ms": mean,

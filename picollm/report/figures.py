@@ -38,9 +38,10 @@ def draw_figures(
     latency = measurement.latency_bars(report["benchmark"]["results"])
     table = measurement.latencies(report["benchmark"]["results"])
     gallery.add("benchmark.svg", latency, "Latency by backend and batch", data=table)
-    timeline = pd.DataFrame(report["profile"]["timeline"])
-    steps = measurement.step_timeline(report["profile"])
-    gallery.add("profile.svg", steps, "The first profiled training steps", data=timeline)
+    if "timeline" in report["profile"]:  # there is none of a model of another family
+        timeline = pd.DataFrame(report["profile"]["timeline"])
+        steps = measurement.step_timeline(report["profile"])
+        gallery.add("profile.svg", steps, "The first profiled training steps", data=timeline)
     for category in categories:
         add_examples(gallery, category, report["heads"], examples)
     gallery.finish()

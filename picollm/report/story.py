@@ -238,6 +238,8 @@ def speed_sentence(benchmark: Mapping) -> str:
 
 
 def profile_sentence(profile: Mapping) -> str:
+    if "needs" in profile:
+        return profile["needs"]
     name, row = max(profile["ranges"].items(), key=lambda item: item[1]["share"])
     waits = profile["ranges"].get("data_wait")
     wait = f"; it waits for data {waits['share']:.1%} of the time".replace("%", " %") if waits else ""
