@@ -19,6 +19,7 @@ from picollm.model.transformer import ModelConfig, Transformer
 from picollm.seed_summary import lines, summary
 
 ROOT = Path(__file__).parents[1]
+ENDS = ("", "_low", "_high")
 TEXTS = ["The cat sat on the mat.", "Iron is a heavy grey metal.", "Most owls hunt small animals at night.", "He left."]
 
 
@@ -59,6 +60,10 @@ def test_maps_labels_and_costs(folder):
     assert found.weights.shape == (2, 2, 8, 8) and found.weights.sum(-1) == pytest.approx(1, abs=1e-5)
     heads = picollm.label_heads(model, TEXTS, null_models=1)
     assert list(heads["name"]) == model.heads and {"label", "kappa_local", "kappa_local_low"} <= set(heads)
+    scores = picollm.induction(model)
+    assert list(scores["name"]) == model.heads and not scores["induction_head"].any()
+    columns = [f"{score}{end}" for score in ("previous", "duplicate", "induction", "copying") for end in ENDS]
+    assert list(scores) == ["name", *columns, "induction_head"]
     costs = picollm.ablate(model, TEXTS)
     assert list(costs) == ["name", "delta", "low", "high", "p", "q"] and (costs["low"] <= costs["high"]).all()
     assert np.isfinite(costs["delta"]).all()
@@ -82,7 +87,7 @@ def test_what_can_not_be_done_is_one_line(folder):
     model = picollm.load_model(folder)
     assert "the model's context is 32" in refusal(picollm.maps, model, "word " * 60)
     assert "has one token" in refusal(picollm.maps, model, "word")
-    assert "two texts or more" in refusal(picollm.ablate, model, TEXTS[:1])
+    assert "two sentences or more" in refusal(picollm.ablate, model, TEXTS[:1])
     assert "the model's context is 32" in refusal(picollm.ablate, model, [TEXTS[0], "word " * 60])
     assert "one text or more" in refusal(picollm.label_heads, model, [])
 

@@ -2,6 +2,14 @@
 TransformerLens."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +19,14 @@ from refusals import refusal
 from picollm.attention.analysis import analyse_model, open_any
 from picollm.attention.controls import peaked, untrained_models
 from picollm.attention.sentences import CATEGORIES
+from picollm.errors import PicollmError
 from picollm.mechanisms import repeats
 from picollm.mechanisms.control import emergence_line, lines, scores_of
 from picollm.mechanisms.intervention import baseline, each_head, each_set, mean_outputs
 from picollm.mechanisms.readout import divisor, linear_part
+from picollm.model import foreign_folder
 from picollm.model.foreign import FAMILIES, ForeignModel
-from picollm.model.foreign_folder import load_foreign_model
+from picollm.model.foreign_folder import load_foreign_model, parameters_in
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[models]'")
@@ -280,21 +290,140 @@ def test_the_public_control_runs_to_its_end_on_random_weights(tmp_path, capsys):
     assert "has no head L5H1" in refusal(lines, "gpt2", small, 1, CPU)
 
 
-def test_what_can_not_be_examined_is_one_line(tmp_path):
+def test_a_folder_that_lacks_something_is_one_line(tmp_path):
     folder = saved(tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.rename(folder / "pytorch_model.bin")
-    assert "pytorch_model.bin, a pickle, which is never read: convert" in refusal(load_foreign_model, str(folder))
+    assert "pytorch_model.bin, a pickle, which is never read: convert" in refusal(load_foreign_model, folder)
     (folder / "pytorch_model.bin").unlink()
-    assert "it has no *.safetensors" in refusal(load_foreign_model, str(folder))
+    assert "has no model.safetensors" in refusal(load_foreign_model, folder)
     (tmp_path / "empty").mkdir()
-    assert "has no config.json" in refusal(load_foreign_model, str(tmp_path / "empty"))
-    for kind, words in (("t5", "is an encoder-decoder"), ("bert", "of the family 'bert'; known are gpt2")):
-        other = saved(tmp_path / kind)
-        (other / "config.json").write_text(json.dumps({"model_type": kind}))
-        assert words in refusal(load_foreign_model, str(other))
+    assert "has no config.json" in refusal(load_foreign_model, tmp_path / "empty")
     lost = saved(tmp_path / "lost")
     (lost / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in refusal(open_any, str(lost))
     (lost / "tokenizer.json").write_text("{")
     assert "tokenizer.json can't be read" in refusal(open_any, str(lost))
+    parts = saved(tmp_path / "parts", "llama", sharded=True)
+    files = sorted(parts.glob("*.safetensors"))
+    assert len(files) > 2
+    files[1].unlink()
+    said = refusal(load_foreign_model, parts)
+    assert (
+        f"of {len(files)} files of weights 1 are missing, the first is {files[1].name}: copy the folder whole" in said
+    )
+    files[0].write_bytes(files[0].read_bytes()[:7])
+    (parts / "model.safetensors.index.json").unlink()
+    assert "has no model.safetensors" in refusal(load_foreign_model, parts)
+    cut = saved(tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    assert "header is longer than the file" in refusal(load_foreign_model, cut)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "t5"}, "is an encoder-decoder (t5): only decoders are examined"),
+        (
+            {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+            "is an encoder (BertForMaskedLM): only decoders",
+        ),
+        ({"model_type": "opt"}, "is of the family 'opt'; known are gpt2"),
+        (
+            {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}},
+            "needs code of its own, which is never",
+        ),
+    ],
+)
+def test_a_model_of_another_kind_is_one_line(tmp_path, values, words):
+    folder = saved(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "own.py").write_text("raise SystemExit('code of the folder ran')")
+    assert words in refusal(load_foreign_model, folder)
+
+
+def test_bf16_weights_are_read_as_float32(tmp_path, ids):
+    model = theirs("llama")
+    model.bfloat16().save_pretrained(tmp_path)
+    found = load_foreign_model(tmp_path)
+    assert found.head.weight.dtype == torch.float32 and found.config.family == "llama"
+    with torch.no_grad():
+        expected = model.float()(ids).logits
+    assert torch.allclose(found(ids), expected, atol=1e-5)
+
+
+def test_a_tokenizer_of_another_model_is_one_line(tmp_path):
+    folder = saved(tmp_path / "model")
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(301)}, unk_token="w0"))
+    other.save(str(folder / "tokenizer.json"))
+    assert "its tokenizer has 301 ids, the model's vocabulary 300: they don't belong" in refusal(open_any, str(folder))
+
+
+def test_attention_without_weights_is_one_line(ids):
+    model = theirs("gpt2")
+    model.set_attn_implementation("sdpa")
+    said = refusal(ForeignModel(model).attention_maps, ids)
+    assert said == "layer 0: its attention gives no weights; they need attn_implementation='eager'"
+    with pytest.raises(PicollmError, match="a sequence of 65 tokens: the model accepts at most 64"):
+        ForeignModel(model).attention_maps(torch.ones(1, 65, dtype=torch.long))
+
+
+def test_too_little_memory_is_said_before_a_weight_is_read(tmp_path, monkeypatch):
+    folder = saved(tmp_path / "model")
+    number = sum(p.numel() for p in theirs("gpt2").parameters())
+    assert parameters_in(folder) == number
+    monkeypatch.setattr(foreign_folder.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * number - 1))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
+    assert re.search(
+        r"billion parameters take 0\.0 GiB in float32.* are free here$", refusal(load_foreign_model, folder)
+    )
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A hub that knows no repository but two: one gated, one that is not public."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_HEAD(self):
+        gated = "gated" in self.path
+        self.send_response(200 if self.path == "/" else 403 if gated else 401)
+        if self.path != "/":
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+
+def test_the_hubs_refusals_are_one_line(tmp_path):
+    """A process of its own: the hub's client reads its settings once."""
+    script = """
+import sys
+from picollm.errors import PicollmError
+from picollm.model.foreign_folder import folder_of
+for name in sys.argv[1:]:
+    try:
+        folder_of(name)
+    except PicollmError as error:
+        print(error)
+"""
+
+    def said(address, *names):
+        variables = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(
+            [sys.executable, "-c", script, *names], env=os.environ | variables, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    gated, unknown, name = said(f"http://127.0.0.1:{server.server_port}", "some/gated", "some/other", "no such folder")
+    server.shutdown()
+    server.server_close()
+    assert "some/gated is gated: accept its terms" in gated and "or name a folder on this machine" in gated
+    assert "some/other is unknown on the hub, or private: check it, log in" in unknown
+    assert name.startswith("no such folder is no folder here and can't be fetched")
+    (silent,) = said("http://127.0.0.1:9", "gpt2")
+    assert "gpt2 is no folder here, and the hub (http://127.0.0.1:9) can't be reached" in silent

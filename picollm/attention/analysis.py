@@ -14,11 +14,12 @@ from picollm.attention.heads import classify_heads, heads_csv
 from picollm.attention.maps import CategoryMaps, load_attention, load_categories
 from picollm.attention.sentences import any_sentences
 from picollm.data.tokenizers import Tokenizer, gpt2, of_folder
+from picollm.errors import PicollmError
 from picollm.files import write_csv, write_json, write_text
 from picollm.mechanisms import causes
 from picollm.model.folders import is_foreign_folder
 from picollm.model.foreign import Examined
-from picollm.model.foreign_folder import load_foreign_model
+from picollm.model.foreign_folder import folder_of, load_foreign_model
 from picollm.model.huggingface import load_folder
 from picollm.stats import SIGNIFICANT
 
@@ -33,12 +34,14 @@ def open_any(name: str, revision: str | None = None) -> tuple[Examined, Tokenize
     folder = Path(name)
     if not is_foreign_folder(folder):
         return load_folder(folder), None
-    model = load_foreign_model(name, revision)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["tokenizer.json", "config.json"]))
-    return model, of_folder(folder)
+    folder = folder_of(name, revision)
+    tokenizer, model = of_folder(folder), load_foreign_model(folder)
+    if model.config.vocab_size < max(tokenizer.size, tokenizer.start + 1):
+        raise PicollmError(
+            f"{name}: its tokenizer has {tokenizer.size:,} ids, the model's vocabulary {model.config.vocab_size:,}: "
+            "they don't belong together"
+        )
+    return model, tokenizer
 
 
 def causes_of(

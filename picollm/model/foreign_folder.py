@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 
+from picollm.data.hub import PATIENCE, refuse_silence
 from picollm.errors import PicollmError, one_line
 from picollm.files import read_json, sha256, write_bytes, write_json
 from picollm.model.folders import PROOF, is_foreign_folder, weight_files
@@ -23,58 +24,71 @@ from picollm.model.huggingface import load_folder
 from picollm.model.weights import load_model
 
 COPIES = 2  # of the weights in memory: the model and one untrained beside it
-HUB = ("401", "403", "gated", "Unauthorized", "Forbidden")
+WANTED = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]  # of a repository
 
 
-def load_foreign_model(name: str, revision: str | None = None) -> ForeignModel:
-    """A folder, or a name on the hub and a revision there.
+def folder_of(name: str, revision: str | None = None) -> Path:
+    """A folder as it is, or a name on the hub and a revision there, fetched. Raises PicollmError where it can't be."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import constants, errors, snapshot_download
 
-    Raises PicollmError for what can't be examined, with what to do.
-    """
-    folder = Path(name)
+    wanted = {"repo_id": name, "revision": revision, "allow_patterns": WANTED}
+    elsewhere = "or name a folder on this machine"
+    try:
+        refuse_silence(constants.ENDPOINT)
+    except OSError:
+        try:
+            return Path(snapshot_download(**wanted, local_files_only=True))
+        except (OSError, ValueError):
+            raise PicollmError(
+                f"{name} is no folder here, and the hub ({constants.ENDPOINT}) can't be reached: check the network, "
+                f"{elsewhere}"
+            ) from None
+    try:
+        return Path(snapshot_download(**wanted, etag_timeout=PATIENCE))
+    except errors.GatedRepoError:
+        raise PicollmError(
+            f"{name} is gated: accept its terms on its page at {constants.ENDPOINT} and log in (hf auth login), "
+            f"{elsewhere}"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        at = f" at {revision}" if revision else ""
+        raise PicollmError(f"{name}{at} is unknown on the hub, or private: check it, log in, {elsewhere}") from None
+    except (OSError, ValueError) as error:
+        raise PicollmError(
+            f"{name} is no folder here and can't be fetched ({one_line(error)[:200]}): {elsewhere[3:]}"
+        ) from None
+
+
+def load_foreign_model(folder: str | Path) -> ForeignModel:
+    """A folder's model. Raises PicollmError for what can't be examined, with what to do."""
+    folder = Path(folder)
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError:
         raise PicollmError("models of other families need transformers: pip install -e '.[models]'") from None
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise PicollmError(f"{folder} has no config.json: it is no model's folder")
-        weight_files(folder)
-    with_hub = {"revision": revision, "trust_remote_code": False}
+    values = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    if values is None:
+        raise PicollmError(f"{folder} has no config.json: it is no model's folder")
+    if "auto_map" in values and values.get("model_type") not in FAMILIES:
+        raise PicollmError(f"{folder} needs code of its own, which is never run; known are {', '.join(FAMILIES)}")
+    here = {"trust_remote_code": False, "local_files_only": True}
     try:
-        settings = AutoConfig.from_pretrained(name, **with_hub)
-        check_settings(name, settings)
-        if folder.is_dir():
-            check_memory(folder)
+        settings = AutoConfig.from_pretrained(folder, **here)
+        check_settings(folder, settings)
+        check_memory(folder)
         model = AutoModelForCausalLM.from_pretrained(
-            name, **with_hub, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
+            folder, **here, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
         )
-    except Exception as error:  # noqa: BLE001, transformers and the hub's client raise what they like
-        if isinstance(error, PicollmError):
-            raise
-        raise PicollmError(why_not(name, error)) from None
+    except PicollmError:
+        raise
+    except Exception as error:  # noqa: BLE001, transformers raises what it likes
+        raise PicollmError(f"{folder} can't be loaded by transformers: {one_line(error)[:300]}") from None
     return ForeignModel(model)
 
 
-def why_not(name: str, error: Exception) -> str:
-    """One line for what transformers or the hub's client raised."""
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    text = " ".join(f"{type(link).__name__} {link}" for link in chain)
-    if "trust_remote_code" in text:
-        return f"{name} brings code of its own, which is never run: known families are {', '.join(FAMILIES)}"
-    if any(word in text for word in HUB):
-        return (
-            f"{name} is gated, private or unknown on the hub: accept its terms there and log in (`hf auth login`), or "
-            "name a folder on this machine"
-        )
-    if any(word in text for word in ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineMode", "proxy")):
-        return f"{name} is no folder here, and the hub can't be reached: name a folder on this machine"
-    return f"{name} can't be loaded by transformers: {one_line(error)[:300]}"
-
-
-def check_settings(name: str, settings: Any) -> None:
+def check_settings(name: Path, settings: Any) -> None:
     """Raises PicollmError for a model that is no decoder of a known family."""
     if getattr(settings, "is_encoder_decoder", False):
         raise PicollmError(f"{name} is an encoder-decoder ({settings.model_type}): only decoders are examined")
@@ -121,12 +135,12 @@ def load_trained(weights: str | Path, config: str | Path) -> Examined:
         return load_model(weights, config)
     if sha256(weights) != read_json(config)[PROOF]:
         raise PicollmError(f"{weights} is damaged (its sha256 is not that in {config}): run pretrain again")
-    return load_foreign_model(str(folder))
+    return load_foreign_model(folder)
 
 
 def open_folder(folder: Path) -> Examined:
     """The model in a folder of any layout, as its weights are: for engines, and by hand."""
-    return load_foreign_model(str(folder)) if is_foreign_folder(folder) else load_folder(folder)
+    return load_foreign_model(folder) if is_foreign_folder(folder) else load_folder(folder)
 
 
 def save_foreign(model: ForeignModel, weights: Path, last: Path, config: Path, context: int) -> None:

@@ -140,7 +140,7 @@ def imported(run: Run, folder: Path) -> Result:
 
 def of_another_family(run: Run, folder: Path) -> ForeignModel:
     """A model of transformers that reads rows as long as the tokens'. Raises PicollmError where it can't."""
-    manifest, model = open_manifest(run.tokens), load_foreign_model(str(folder))
+    manifest, model = open_manifest(run.tokens), load_foreign_model(folder)
     if model.config.context < manifest["context"]:
         raise PicollmError(
             f"{folder} reads {model.config.context} tokens at once, tokens.context is {manifest['context']}: lower it"

@@ -163,8 +163,10 @@ def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[dict]:
 
 
 def metrics(report: dict) -> dict[str, float]:
-    """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one; none of a model of
-    another family."""
+    """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one.
+
+    None of a model of another family, which is not trained here.
+    """
     if "needs" in report:
         return {}
     workload, mean = report["workload"], report["steps"]["mean_ms"]
