@@ -14,9 +14,11 @@ from refusals import refusal
 
 import picollm
 from picollm.data.tokenizer import VOCAB_SIZE
+from picollm.files import write_json
 from picollm.model.huggingface import export
 from picollm.model.transformer import ModelConfig, Transformer
-from picollm.seed_summary import lines, summary
+from picollm.presets import preset
+from picollm.seed_summary import for_report, lines, recipe, summary
 
 ROOT = Path(__file__).parents[1]
 ENDS = ("", "_low", "_high")
@@ -123,3 +125,19 @@ def test_seeds_are_compared_by_share_and_by_head():
     assert found["agreement_by_chance"] == pytest.approx((0.5 + 0.375 + 0.375) / 3)
     assert lines(found)[0] == "3 seeds: validation loss 6.200 (6.000 to 6.400)"
     assert summary([1], [6.0], labels[:1], "recipe")["agreement"] is None
+
+
+def test_a_spread_over_seeds_belongs_to_its_configuration_and_text(tmp_path):
+    config, manifest, file = preset("smoke"), tmp_path / "manifest.json", tmp_path / "seeds.json"
+    manifest.write_text("{}")
+    write_json(file, summary([1, 2], [6.0, 6.1], np.zeros((2, 4), int), recipe(config, manifest)))
+    assert for_report(file, config, manifest)["current"]
+    other_seed = config | {"pretrain": config["pretrain"] | {"seed": 7}}
+    assert for_report(file, other_seed, manifest)["current"], "a seed is what it is over"
+    for section, values in (("pretrain", {"length": 99}), ("model", {"d_ff": 99}), ("heads", {"kappa": 0.5})):
+        edited = config | {section: config[section] | values}
+        assert not for_report(file, edited, manifest)["current"], section
+    manifest.write_text("{ }")
+    assert not for_report(file, config, manifest)["current"]
+    file.write_text("{}")
+    assert "is of another format: run `picollm seeds` again" in refusal(for_report, file, config, manifest)

@@ -106,7 +106,8 @@ def render(
 ) -> str:
     """The same inputs give the same bytes. Raises PicollmError where a figure is missing or damaged.
 
-    `chapters` are the reports by name; `cfg` has the config's sections report and corpus.
+    `chapters` are the reports by name, with `seeds` where there is a spread over them; `cfg` has the config's sections
+    report and corpus.
     """
     pictures, groups = embedded(figures), {}
     for entry in pictures.values():
@@ -118,7 +119,7 @@ def render(
     shown, maps = explorer.sentences(categories, len(heads["heads"]), cfg["report"]["sentences"])
     code = script()
     return environment().get_template("page.html.j2").render(
-        **{name: c[name] for name in c},
+        **({"seeds": None} | dict(c)),
         chapters=CHAPTERS,
         cfg=cfg,
         style=Markup((HTML / "style.css").read_text(encoding="utf-8")),
