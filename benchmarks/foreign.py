@@ -1,6 +1,6 @@
 """A model of GPT-2 small's size through `picollm analyze`, and its attention maps against TransformerLens.
 
-    python benchmarks/foreign.py                                  # about a quarter of an hour on two cores
+    python benchmarks/foreign.py
 
 Needed: `pip install -e '.[dev,models]' -c constraints.txt`. Weights are random (12 layers x 12 heads, 768 wide), the
 sentences are the shipped ones, the tokenizer is GPT-2's.
