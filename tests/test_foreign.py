@@ -123,7 +123,7 @@ def test_copying_is_what_a_head_alone_writes_through_the_last_norm(family):
     share = repeats.copying(found, ids.numpy(), CPU)
     x, calls = found.start(ids)
     bias = getattr(found.norm, "bias", None)
-    for layer, block in enumerate(found.blocks):
+    for layer, block in enumerate(found.layers):
         z = block.outputs(x, calls)
         for head in range(4):
             alone = torch.zeros_like(z)
@@ -210,11 +210,11 @@ def test_logits_are_scaled_layer_by_layer(family, ids):
 def test_means_are_over_all_positions(ids):
     found = ForeignModel(theirs("llama"))
     seen = []
-    for block in found.blocks:
+    for block in found.layers:
         block.out.register_forward_pre_hook(lambda module, given: seen.append(given[0].unflatten(-1, (4, -1))))
     found(ids)
     expected = torch.stack([z.mean((0, 1)) for z in seen])
-    for block in found.blocks:
+    for block in found.layers:
         block.out._forward_pre_hooks.clear()
     assert torch.allclose(mean_outputs(found, [ids[:1], ids[1:]]), expected, atol=1e-6)
 

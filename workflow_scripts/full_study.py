@@ -17,7 +17,7 @@ with job() as rule:
     device = set_up(**cfg["compute"])
     by = tokenizer_of(inputs.tokenizer)
     examined = open_model_and_text(
-        load_trained(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device
+        load_trained(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device, by
     )
     heads, clusters = read_json(inputs.heads), read_json(inputs.clusters)
     study = full_study(

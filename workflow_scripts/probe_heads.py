@@ -14,7 +14,7 @@ with job() as rule:
     device = set_up(cfg["compute"]["device"], threads=THREADS)
     by = tokenizer_of(inputs.tokenizer)
     examined = open_model_and_text(
-        load_trained(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device
+        load_trained(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device, by
     )
     report = probe_heads(examined, cfg["attention"]["style"])
     write_json(rule.outputs.report, report)

@@ -19,7 +19,7 @@ with job() as rule:
     heads = read_json(inputs.heads)
     by = tokenizer_of(inputs.tokenizer)
     examined = open_model_and_text(
-        load_trained(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device
+        load_trained(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device, by
     )
     report = score_mechanisms(examined)
     over_time = trace_emergence(

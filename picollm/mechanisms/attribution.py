@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from picollm.mechanisms.intervention import after, batches, head_output, losses
 from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.mechanisms.readout import divisor, linear_part
-from picollm.stats import number_or_none, resampled
+from picollm.stats import Known, known, resampled
 
 EVERY = 4  # one target of so many is read after each layer: the vocabulary head is what costs
 
 
 @torch.no_grad()
-def attribution(s: ModelAndText) -> tuple[list[dict], NDArray[np.float64]]:
+def attribution(s: ModelAndText) -> tuple[list[Known], NDArray[np.float64]]:
     """The loss after the embedding and after each layer, with intervals over windows; the direct parts, [L x H, W]."""
     after_layer, direct = [], []
     mean_D = s.model.head.weight[: s.model.config.vocab_size].mean(0)
@@ -33,7 +33,7 @@ def attribution(s: ModelAndText) -> tuple[list[dict], NDArray[np.float64]]:
         scored_BT[:, EVERY - 1 :: EVERY] = True
         x_BTD, *rest = s.model.start(ids[:, :-1])
         nats, written = [losses(s.model, x_BTD, ids, scored_BT)], []
-        for block in s.model.blocks:
+        for block in s.model.layers:
             z_BHTK = head_output(block, x_BTD, rest)
             written.append(torch.einsum("bhtk,dhk->bhtd", z_BHTK, block.out_weight()))
             x_BTD = after(block, x_BTD, z_BHTK, rest)
@@ -44,8 +44,4 @@ def attribution(s: ModelAndText) -> tuple[list[dict], NDArray[np.float64]]:
         direct.append(((written_NBTD * towards_BTD).sum(-1) / divisor(s.model.norm, x_BTD)).double().mean(-1))
     nats_LW = torch.cat(after_layer, dim=1).cpu().numpy()
     low, high = resampled(nats_LW, s.cfg["seed"])
-    rows = [
-        dict(zip(("value", "low", "high"), map(number_or_none, row), strict=True))
-        for row in zip(nats_LW.mean(1), low, high, strict=True)
-    ]
-    return rows, torch.cat(direct, dim=1).cpu().numpy()
+    return known(nats_LW.mean(1), low, high), torch.cat(direct, dim=1).cpu().numpy()

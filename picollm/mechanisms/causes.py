@@ -19,7 +19,7 @@ from picollm.mechanisms import repeats
 from picollm.mechanisms.intervention import baseline, each_head, mean_outputs
 from picollm.model.foreign import Examined
 from picollm.progress import progress
-from picollm.stats import interval_columns, number_or_none, per_head, resampled
+from picollm.stats import Effect, interval_columns, number_or_none, per_head, resampled
 
 SEED = 1
 
@@ -47,7 +47,7 @@ def induction(model: Examined, start: int, device: torch.device) -> list[dict]:
     return rows
 
 
-def ablated(model: Examined, ids: Sequence[Sequence[int]], device: torch.device) -> list[dict]:
+def ablated(model: Examined, ids: Sequence[Sequence[int]], device: torch.device) -> list[Effect]:
     """A row a head: what the sentences lose without it, its output at its mean over them, in nats per token, with a
     95 % interval over sentences, p, and q over the heads. Raises PicollmError for less than two sentences."""
     if len(ids) < 2:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def replacement(
     if kind in OF_OUTPUTS:
         z_BHTK = head_output(block, x_BTD, rest)
         return z_BHTK, mean_HK[:, None].expand_as(z_BHTK) if kind == "mean" else torch.zeros_like(z_BHTK)
-    q, k, v, z_BHTK = outputs(block, x_BTD, rest)
+    q, k, v, z_BHTK = outputs(cast(Block, block), x_BTD, rest)
     return z_BHTK, of_other_pattern(kind, q, k, v)
 
 
@@ -98,7 +99,7 @@ def losses(model: Examined, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor | N
 def baseline(model: Examined, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
     """Nats of each next token of the whole model, [B, T - 1]; 0 outside of `scored`."""
     x, *rest = model.start(ids_BT[:, :-1])
-    for block in model.blocks:
+    for block in model.layers:
         x = block(x, *rest)
     return losses(model, x, ids_BT, scored_BT)
 
@@ -112,7 +113,7 @@ def each_head(model: Examined, ids_BT: Tensor, kind: str, means_LHK: Tensor, sco
     x, *rest = model.start(ids_BT[:, :-1])
     found = []
     B, T = ids_BT[:, 1:].shape
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(model.layers):
         z_BHTK, other_BHTK = replacement(kind, block, x, rest, means_LHK[layer])
         H = z_BHTK.shape[1]
         for heads in torch.arange(H).split(max(1, TOKENS_AT_ONCE // (B * T))):
@@ -120,7 +121,7 @@ def each_head(model: Examined, ids_BT: Tensor, kind: str, means_LHK: Tensor, sco
             for n, head in enumerate(heads):
                 z_NBHTK[n, :, head] = other_BHTK[:, head]
             changed = after(block, x.repeat(len(heads), 1, 1), z_NBHTK.flatten(0, 1), rest)
-            for later in model.blocks[layer + 1 :]:
+            for later in model.layers[layer + 1 :]:
                 changed = later(changed, *rest)
             found.append(losses(model, changed, ids_BT, scored_BT).view(len(heads), B, T))
         x = after(block, x, z_BHTK, rest)
@@ -141,14 +142,14 @@ def each_set(
     """
     x, *rest = model.start(ids_BT[:, :-1])
     before = [x]
-    for block in model.blocks:
+    for block in model.layers:
         before.append(block(before[-1], *rest))
     for mask_LH in masks_LH:
         changed = mask_LH.any(-1).tolist()
         first = changed.index(True) if any(changed) else len(changed)
         x = before[first]
         for layer in range(first, len(changed)):
-            block = model.blocks[layer]
+            block = model.layers[layer]
             if changed[layer]:
                 z_BHTK = torch.where(
                     mask_LH[layer, :, None, None], means_LHK[layer, :, None], head_output(block, x, rest)
@@ -172,7 +173,7 @@ def batches(ids_WT: NDArray, device: torch.device) -> tuple[Tensor, ...]:
 @torch.no_grad()
 def mean_outputs(model: Examined, parts: Iterable[Tensor]) -> Tensor:
     """The mean output of each head over all positions of parts of ids [B, T], [L, H, K]."""
-    total, positions = 0.0, 0
+    total, positions = torch.zeros(()), 0
     for ids_BT in parts:
         total = total + torch.stack([z_BHTK.sum((0, 2)) for z_BHTK in head_outputs(model, ids_BT)])
         positions += ids_BT.numel()
@@ -183,7 +184,7 @@ def mean_outputs(model: Examined, parts: Iterable[Tensor]) -> Tensor:
 def head_outputs(model: Examined, ids_BT: Tensor) -> Iterator[Tensor]:
     """The heads' outputs z of one layer after another, [B, H, T, K]."""
     x, *rest = model.start(ids_BT)
-    for block in model.blocks:
+    for block in model.layers:
         z_BHTK = head_output(block, x, rest)
         yield z_BHTK
         x = after(block, x, z_BHTK, rest)

@@ -8,6 +8,8 @@ Shape suffixes: D model width, leading axes anything.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -25,9 +27,9 @@ def divisor(norm: nn.Module, x_D: Tensor) -> Tensor:
     return (x_D.square().mean(-1) + epsilon(norm)).sqrt()
 
 
-def gain(norm: nn.Module) -> Tensor:
+def gain(norm: Any) -> Tensor:
     return 1 + norm.weight if type(norm).__name__ == "GemmaRMSNorm" else norm.weight
 
 
-def epsilon(norm: nn.Module) -> float:
+def epsilon(norm: Any) -> float:
     return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps

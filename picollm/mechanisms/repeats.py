@@ -127,7 +127,7 @@ def copying(model: Examined, ids_ST: NDArray, device: torch.device) -> NDArray[n
     for ids in batches(ids_ST, device):
         token_BRD = model.head.weight[ids[:, 1 : length + 1]]
         shares = []
-        for block, z_BHTK in zip(model.blocks, head_outputs(model, ids), strict=True):
+        for block, z_BHTK in zip(model.layers, head_outputs(model, ids), strict=True):
             B, H = z_BHTK.shape[:2]
             written_BHQD = torch.einsum("bhqk,dhk->bhqd", z_BHTK[:, :, query], block.out_weight())
             logit_BHQR = linear_part(model.norm, written_BHQD) @ token_BRD.mT[:, None]

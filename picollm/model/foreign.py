@@ -1,7 +1,7 @@
 """Models of Hugging Face's transformers, examined as they are: attention by its eager path, heads by hooks.
 
 One table of module names per family is all that is known of one; nothing is ported. A model offers what the analyses
-take from picollm's own (picollm.model.transformer): `start`, `blocks`, `norm` and `head`, so that attention maps,
+take from picollm's own (picollm.model.transformer): `start`, `layers`, `norm` and `head`, so that attention maps,
 replaced heads and the logit lens are written once. Weights are read from safetensors alone, and no code of the folder
 is ever run (picollm.model.foreign_folder).
 
@@ -147,7 +147,8 @@ class ForeignBlock:
         return weight.unflatten(1, (self.n_heads, -1))
 
 
-Calls = list[tuple[tuple, dict[str, Any]]]
+# list[tuple[tuple, dict[str, Any]]]: a checker can't tell it from the rotary tensors that picollm's own blocks take.
+Calls = Any
 
 
 class Reached(Exception):  # noqa: N818, no error
@@ -173,7 +174,7 @@ class ForeignModel(nn.Module):
         self.calls: dict[tuple, Calls] = {}
 
     @property
-    def blocks(self) -> list[ForeignBlock]:
+    def layers(self) -> list[ForeignBlock]:
         layers = self.model.get_submodule(self.family.layers)
         return [ForeignBlock(i, layer, self.family, self.config.n_heads) for i, layer in enumerate(layers)]
 
@@ -183,11 +184,11 @@ class ForeignModel(nn.Module):
         return self.model.get_submodule(self.family.norm)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Linear:
         return self.model.get_output_embeddings()
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
 
     def start(self, ids_BT: Tensor) -> tuple[Tensor, Calls]:
@@ -217,7 +218,7 @@ class ForeignModel(nn.Module):
             if stop:
                 raise Reached
 
-        handles = [block.layer.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks]
+        handles = [block.layer.register_forward_pre_hook(note, with_kwargs=True) for block in self.layers]
         try:
             yield seen
         finally:
@@ -241,7 +242,7 @@ class ForeignModel(nn.Module):
         """Attention weights [B, L, H, query, key], and what `hidden` returns."""
         x_BTD, calls = self.start(ids_BT)
         maps = []
-        for block in self.blocks:
+        for block in self.layers:
             x_BTD, weights_BHQK = block.explicit(x_BTD, calls)
             maps.append(weights_BHQK)
         return torch.stack(maps, dim=1), self.norm(x_BTD)
@@ -255,12 +256,12 @@ class ForeignModel(nn.Module):
     @torch.no_grad()
     def scale_logits(self, layer: int, factor: float) -> None:
         """Multiply the attention logits of a layer."""
-        self.family.scale(self.blocks[layer].layer, factor)
+        self.family.scale(self.layers[layer].layer, factor)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters: all of them, and those outside embeddings (of positions too) and head."""
         total = sum(p.numel() for p in self.parameters())
-        body = sum(p.numel() for block in self.blocks for p in block.layer.parameters())
+        body = sum(p.numel() for block in self.layers for p in block.layer.parameters())
         return {"total": total, "non_embedding": body + sum(p.numel() for p in self.norm.parameters())}
 
 

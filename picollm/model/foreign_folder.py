@@ -143,7 +143,7 @@ def open_folder(folder: Path) -> Examined:
     return load_foreign_model(folder) if is_foreign_folder(folder) else load_folder(folder)
 
 
-def save_foreign(model: ForeignModel, weights: Path, last: Path, config: Path, context: int) -> None:
+def save_foreign(model: ForeignModel, weights: Path, last: Path, config: Path) -> None:
     """Their folder layout, in one file and float32, with the context of the run's tokens and the weights' sha256."""
     with TemporaryDirectory(dir=weights.parent) as name:
         model.model.save_pretrained(name, max_shard_size="1TB")
@@ -151,4 +151,4 @@ def save_foreign(model: ForeignModel, weights: Path, last: Path, config: Path, c
         values = read_json(Path(name) / "config.json")
     for path in (weights, last):
         write_bytes(path, data)
-    write_json(config, values | {"training_context": context, PROOF: sha256(weights)})
+    write_json(config, values | {"training_context": model.config.context, PROOF: sha256(weights)})
