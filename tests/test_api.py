@@ -18,6 +18,7 @@ from picollm.files import write_json
 from picollm.model.huggingface import export
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.presets import preset
+from picollm.report.sources import Sources, with_seeds
 from picollm.seed_summary import for_report, lines, recipe, summary
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +133,11 @@ def test_a_spread_over_seeds_belongs_to_its_configuration_and_text(tmp_path):
     manifest.write_text("{}")
     write_json(file, summary([1, 2], [6.0, 6.1], np.zeros((2, 4), int), recipe(config, manifest)))
     assert for_report(file, config, manifest)["current"]
+    shown = config | {"report": config["report"] | {"seeds": str(file)}}
+    assert with_seeds(Sources({}), shown, str(manifest)).reports["seeds"]["current"]
+    assert with_seeds(Sources({}), config, str(manifest)) == Sources({}), "no file is named"
+    lacking = Sources({}, absent={"data": "nowhere is missing"})
+    assert with_seeds(lacking, shown, "nowhere") == lacking
     other_seed = config | {"pretrain": config["pretrain"] | {"seed": 7}}
     assert for_report(file, other_seed, manifest)["current"], "a seed is what it is over"
     for section, values in (("pretrain", {"length": 99}), ("model", {"d_ff": 99}), ("heads", {"kappa": 0.5})):
