@@ -22,7 +22,7 @@ PYTEST := python -m pytest -n 2 --dist worksteal
 # Commands in .venv name the folder that they were installed in: a clone that was moved or copied needs them anew.
 MOVED := $(shell test -s $(VENV)/ready && test "$$(cat $(VENV)/ready)" != "$$(pwd -P)" && echo moved)
 
-.PHONY: report study bench-full gpu setup-nsys setup-browser test-tensorrt check test test-slow test-walk test-all lint format setup clean moved
+.PHONY: report study bench-full gpu setup-nsys setup-browser test-tensorrt check test test-slow test-slurm test-walk test-all lint format setup clean moved
 
 report: setup
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
@@ -63,6 +63,13 @@ test: $(VENV)/dev lint
 
 test-slow: $(VENV)/dev
 	@$(RUN) $(PYTEST) -m 'slow and not exhaustive' --durations 15
+
+# A real Slurm on loopback, all of it; CI takes FEW='and not exhaustive'. The plugin lies beside .venv's packages, as it
+# adds seconds to every call of snakemake where Slurm's commands are installed and no Slurm answers.
+test-slurm: $(VENV)/dev
+	@.ci/install-slurm
+	@$(PIP) --upgrade --no-deps --target $(VENV)/slurm snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler
+	@$(RUN) PYTHONPATH="$(CURDIR)/$(VENV)/slurm" python -m pytest -m "slurm $(FEW)" tests/test_slurm.py --durations 5
 
 # Random sequences of deeds: make test-walk WALKS=1000 SEED=7
 test-walk: $(VENV)/dev

@@ -20,6 +20,8 @@ rule extract_attention:
         "logs/benchmarks/extract_attention.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("extract_attention"),
     params:
         cfg=sections("attention", "compute"),
         code=fingerprint("extract_attention"),
@@ -43,6 +45,8 @@ rule classify_heads:
         "logs/benchmarks/classify_heads.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("classify_heads"),
     params:
         cfg=sections("heads", "compute"),
         code=fingerprint("classify_heads"),
@@ -65,6 +69,8 @@ rule cluster_heads:
         "logs/benchmarks/cluster_heads.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("cluster_heads"),
     params:
         cfg=sections("clusters"),
         code=fingerprint("cluster_heads"),
@@ -90,6 +96,8 @@ rule state_findings:
         "logs/benchmarks/state_findings.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("state_findings"),
     params:
         cfg=sections("heads"),
         code=fingerprint("state_findings"),

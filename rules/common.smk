@@ -16,7 +16,9 @@ from picollm.attention.sentences import CATEGORIES, load_sentences
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
 from picollm.pipeline import locks, seal, watch
+from picollm.pipeline import resources as scheduled
 from picollm.pipeline.dvc_yaml import Stage, check_dvc_yaml, check_writable
+from picollm.pipeline.given import give, given
 from picollm.pipeline.receipts import artefact
 from picollm.report.chapters import CHAPTERS
 
@@ -40,7 +42,10 @@ def stop(error):
 
 try:
     picollm_config.refuse_overrides(dict(config))
-    CONFIG = picollm_config.load("config.yaml")
+    if workflow.is_main_process:
+        CONFIG, FINGERPRINTS = picollm_config.load("config.yaml"), {}
+    else:  # a job on another machine
+        CONFIG, FINGERPRINTS = map(given(ROOT).get, ("config", "code"))
     CORPUS_FILES = files.corpus_files(CONFIG["corpus"])
     MODEL_FILES = files.model_files(CONFIG["model"])
     files.refuse_names("attention.sentences", [CONFIG["attention"]["sentences"]])
@@ -50,6 +55,7 @@ except PicollmError as error:
     stop(error)
 
 
+SIZE = scheduled.size_of(CONFIG, CORPUS_FILES)
 # A folder of text is one dependency: DVC hashes all that is in it.
 CORPUS = files.corpus_dependencies(CONFIG["corpus"])
 
@@ -65,17 +71,33 @@ def code_files(rule):
 
 def fingerprint(rule):
     """The `code` param of a rule, the sha256 of its script and of every picollm module that it imports."""
-    return code.fingerprint(code_files(rule), ROOT)
+    if rule not in FINGERPRINTS:
+        FINGERPRINTS[rule] = code.fingerprint(code_files(rule), ROOT)
+    return FINGERPRINTS[rule]
+
+
+def cpus(rule, here=None):
+    """Threads of a rule: on a cluster what it can use, here by default all, so that nothing else runs beside it."""
+    if workflow.is_main_process and not watch.on_cluster(workflow):
+        return here or workflow.cores
+    return scheduled.threads_of(rule, CONFIG)
+
+
+def needs(rule):
+    """What a rule asks of a scheduler."""
+    return scheduled.resources(rule, CONFIG, SIZE)
 
 
 def stages():
     """Snakemake's rules, in the words of picollm.pipeline.dvc_yaml; `all` has no artefact of its own.
 
-    A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is full_study, whose
-    time `dvc repro` would spend at every change.
+    A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is what writes into
+    study/, whose time `dvc repro` would spend at every change.
     """
     corpus_files = set(CORPUS_FILES)
-    rules = [r for r in workflow.rules if r.output and r.name != "full_study"]
+    rules = [
+        r for r in workflow.rules if r.output and not r.output[0].startswith("study/")
+    ]
     temporary = [
         path for rule in rules for path in rule.output if is_flagged(path, "temp")
     ]
@@ -132,7 +154,7 @@ def guard():
     """
     if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
         return
-    if not runs_rules():
+    if not RUNS:
         return
     dry = workflow.output_settings.dryrun
     if not dry:
@@ -140,6 +162,7 @@ def guard():
         # Jobs import this checkout's picollm, even where another clone's is the installed one.
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ.update(PYTHONPATH=os.pathsep.join(paths))
+        give(ROOT, CONFIG, FINGERPRINTS)
     outputs = {artefact(path) for stage in stages() for path in stage.outputs}
     if "DVC_STAGE" not in os.environ and not seal.intact(ROOT, sorted(outputs)):
         picollm("sync", *(["--dry-run"] if dry else []), check=True)
@@ -170,4 +193,5 @@ def end():
         DISPLAY.stop()
 
 
-DISPLAY = watch.display(workflow, ROOT) if runs_rules() else None
+RUNS = workflow.is_main_process and runs_rules()
+DISPLAY = watch.display(workflow, ROOT) if RUNS else None

@@ -19,6 +19,8 @@ rule prepare_corpus:
         "logs/benchmarks/prepare_corpus.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("prepare_corpus"),
     params:
         cfg=sections("corpus"),
         code=fingerprint("prepare_corpus"),
@@ -38,6 +40,9 @@ rule tokenize_slice:
         "logs/benchmarks/tokenize_slice-{slice}.tsv"
     conda:
         "envs/picollm.yaml"
+    threads: cpus("tokenize_slice", here=1)
+    resources:
+        **needs("tokenize_slice"),
     params:
         cfg=sections("tokens"),
         code=fingerprint("tokenize_pack"),
@@ -61,7 +66,9 @@ rule tokenize_pack:
         "logs/benchmarks/tokenize_pack.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("tokenize_pack")
+    resources:
+        **needs("tokenize_pack"),
     params:
         cfg=sections("tokens"),
         code=fingerprint("tokenize_pack"),

@@ -25,6 +25,8 @@ rule score_mechanisms:
         "logs/benchmarks/score_mechanisms.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("score_mechanisms"),
     params:
         cfg=sections("mechanisms", "compute"),
         code=fingerprint("score_mechanisms"),
@@ -47,7 +49,9 @@ rule ablate_heads:
         "logs/benchmarks/ablate_heads.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("ablate_heads")
+    resources:
+        **needs("ablate_heads"),
     params:
         cfg=sections("mechanisms", "compute"),
         code=fingerprint("ablate_heads"),
@@ -70,6 +74,8 @@ rule probe_heads:
         "logs/benchmarks/probe_heads.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("probe_heads"),
     params:
         cfg=sections("mechanisms", "attention", "compute"),
         code=fingerprint("probe_heads"),
@@ -96,7 +102,9 @@ rule full_study:
         "logs/benchmarks/full_study.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("full_study")
+    resources:
+        **needs("full_study"),
     params:
         cfg=sections("mechanisms", "compute"),
         code=fingerprint("full_study"),

@@ -28,6 +28,11 @@ ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PA
 class Workspace:
     path: Path
 
+    @property
+    def paths(self) -> str:
+        """PYTHONPATH of its commands."""
+        return str(self.path)
+
     def run(self, *command: str, ok: bool | None = True, **environment: str) -> str:
         """Standard output and errors together; asserts success, failure (ok=False) or neither (ok=None)."""
         done = subprocess.run(
@@ -37,7 +42,7 @@ class Workspace:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=ENVIRONMENT | {"PYTHONPATH": str(self.path)} | environment,
+            env=ENVIRONMENT | {"PYTHONPATH": self.paths} | environment,
         )
         assert ok is None or (done.returncode == 0) == ok, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}"
         return done.stdout

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO
@@ -14,7 +16,7 @@ from typing import IO
 from picollm.errors import PicollmError
 
 FOLDER = Path(".snakemake/picollm")  # it goes when Snakemake's records go
-HOLDER = "PICOLLM_RUN"  # set for the children of the process that holds the lock
+HOLDER = "PICOLLM_RUN"  # which run holds the lock: set for its children, and for its jobs on other machines
 
 
 def flock(path: Path, kind: int) -> IO | None:
@@ -40,17 +42,22 @@ def hold(root: Path) -> AbstractContextManager:
     file = flock(root / FOLDER / "run.lock", fcntl.LOCK_EX)
     if file is None:
         owner = (root / FOLDER / "run.lock").read_text().strip() or "unknown"
-        raise PicollmError(f"another run is at work here (process {owner}): wait for it, or end it")
+        raise PicollmError(f"another run is at work here ({owner}): wait for it, or end it")
     jobs = flock(root / FOLDER / "job.lock", fcntl.LOCK_EX)
     if jobs is None:
-        raise PicollmError("a job of an interrupted run is still at work here: wait for it, or end it")
+        owner = (root / FOLDER / "run.lock").read_text().strip()
+        file.close()
+        raise PicollmError(
+            f"a job of an interrupted run ({owner or 'unknown'}) is still at work here: wait for it, or end it "
+            "(on a cluster: `squeue --me`, `scancel`)"
+        )
     jobs.close()
     for lock in (root / ".snakemake/locks").glob("*.lock"):
         lock.unlink()
     file.truncate(0)
-    file.write(str(os.getpid()))
+    os.environ[HOLDER] = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}"
+    file.write(os.environ[HOLDER])
     file.flush()
-    os.environ[HOLDER] = str(os.getpid())
     return file
 
 
