@@ -133,6 +133,7 @@ class Attention(Section):
 
     sentences: str = key("YAML or JSON file with the ten categories; edit it, or name your own")
     style: Literal["plain", "wikitext"] = key("plain | wikitext (spaced punctuation, @-@ joins, as in that corpus)")
+    apart: bool = key("each category is a cluster job of its own; the bytes do not depend on it")
 
 
 class Heads(Section):
@@ -161,6 +162,7 @@ class Mechanisms(Section):
 
     windows: int = key("validation windows that heads are ablated on; below 6 no p can be < .05", ge=6, le=100_000)
     mean_windows: int = key("training windows that a head's mean output is computed on", gt=0)
+    slices: int = key("cluster jobs that ablate heads; the bytes do not depend on it", ge=1, le=1000)
     null_models: int = key("untrained models that get the same scores and probes", ge=1, le=100)
     seed: int = key("of sequences, resampling and untrained models", ge=0)
 

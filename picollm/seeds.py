@@ -41,7 +41,9 @@ def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.devic
     tokenizer = gpt2()
     found = [
         (c, tokenise(sentence, tokenizer))
-        for c, category in enumerate(load_sentences(**config["attention"]).values())
+        for c, category in enumerate(
+            load_sentences(config["attention"]["sentences"], config["attention"]["style"]).values()
+        )
         for sentence in category.sentences
     ]
     number, ids = [c for c, _ in found], [tokens.ids for _, tokens in found]

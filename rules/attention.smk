@@ -6,12 +6,38 @@ reports/findings.json.
 """
 
 
+rule extract_category:
+    """One category's maps, where attention.apart asks for a job of each."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        sentences=CONFIG["attention"]["sentences"],
+    output:
+        maps=temp(EXTRACTED),
+    log:
+        "logs/extract_category-{category}.log",
+    benchmark:
+        "logs/benchmarks/extract_category-{category}.tsv"
+    conda:
+        "envs/picollm.yaml"
+    resources:
+        **needs("extract_category"),
+    params:
+        cfg=sections("attention", "compute"),
+        code=fingerprint("extract_attention"),
+    script:
+        "../workflow_scripts/extract_attention.py"
+
+
 rule extract_attention:
     """Every head's attention on every sentence, one .npz per category."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
         sentences=CONFIG["attention"]["sentences"],
+        apart=expand(
+            EXTRACTED, category=CATEGORIES if CONFIG["attention"]["apart"] else []
+        ),
     output:
         **{category: f"data/attention/{category}.npz" for category in CATEGORIES},
     log:

@@ -124,13 +124,16 @@ def stages():
     ]
 
 
-SLICES = ".snakemake/picollm/slices/{slice}.npy"
+# Shares of a rule's work, each a job of its own where the configuration asks for that.
+SLICES = ".snakemake/picollm/slices/{slice}.ids"
+ABLATED = ".snakemake/picollm/ablated/{slice}.npz"
+EXTRACTED = ".snakemake/picollm/extracted/{category}.npz"
 
 
-def slices():
-    """The files that tokenize_pack puts together; none where it does the whole work itself."""
-    count = CONFIG["tokens"]["slices"]
-    return expand(SLICES, slice=range(count)) if count > 1 else []
+def shares(pattern, section):
+    """The files that a rule puts together; none where it does the whole work itself."""
+    count = CONFIG[section]["slices"]
+    return expand(pattern, slice=range(count)) if count > 1 else []
 
 
 def runs_rules():

@@ -56,7 +56,7 @@ rule tokenize_pack:
         train="data/corpus/train.parquet",
         validation="data/corpus/validation.parquet",
         test="data/corpus/test.parquet",
-        slices=slices(),
+        slices=shares(SLICES, "tokens"),
     output:
         manifest="data/tokens/manifest.json",
         metrics="reports/metrics/data.json",

@@ -34,12 +34,37 @@ rule score_mechanisms:
         "../workflow_scripts/score_mechanisms.py"
 
 
+rule ablate_slice:
+    """One share of the windows that heads are ablated on, where mechanisms.slices asks for more than one job."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        tokens="data/tokens/manifest.json",
+    output:
+        part=temp(ABLATED),
+    log:
+        "logs/ablate_slice-{slice}.log",
+    benchmark:
+        "logs/benchmarks/ablate_slice-{slice}.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: cpus("ablate_slice")
+    resources:
+        **needs("ablate_slice"),
+    params:
+        cfg=sections("mechanisms", "compute"),
+        code=fingerprint("ablate_heads"),
+    script:
+        "../workflow_scripts/ablate_heads.py"
+
+
 rule ablate_heads:
     """What the loss loses without each head."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
         tokens="data/tokens/manifest.json",
+        slices=shares(ABLATED, "mechanisms"),
     output:
         report="reports/ablation.json",
         metrics="reports/metrics/ablation.json",

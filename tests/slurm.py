@@ -24,6 +24,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 PACKAGES = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 SYSTEM_PATHS = "/usr/sbin:/usr/local/sbin:/usr/bin"
 NODES = ("one", "two")
+CLIENTS = ("srun", "scontrol")  # that jobs call
 CONFIG = """
 ClusterName=picollm
 SlurmctldHost={host}(127.0.0.1)
@@ -78,8 +79,8 @@ def missing() -> str | None:
 class Cluster:
     """One that runs; `environment` is what its clients need.
 
-    The plugin takes Slurm's variables out of a job's environment, as a configuration is at one place elsewhere: a
-    client `srun` of our own puts it back.
+    The plugin takes Slurm's variables out of a job's environment, as a cluster's configuration is at one place for all:
+    clients of our own put it back.
     """
 
     folder: Path
@@ -178,10 +179,11 @@ def cluster(folder: Path, cpus: int = 2, memory: int = 8000) -> Iterator[Cluster
     ]
     text = CONFIG.format(folder=folder, host=host, controller=controller, nodes="\n".join(nodes))
     (folder / "slurm.conf").write_text(text)
-    srun = folder / "bin/srun"
-    srun.parent.mkdir()
-    srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
-    srun.chmod(0o755)
+    (folder / "bin").mkdir()
+    for name in CLIENTS:
+        client = folder / "bin" / name
+        client.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which(name)} "$@"\n')
+        client.chmod(0o755)
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
     found = Cluster(folder)

@@ -81,6 +81,7 @@ def test_every_rule_runs_as_a_job_and_a_cancelled_one_runs_again(cluster, tmp_pa
     standin.install(project.path)
     project.set("tokens", slices=2)
     project.picollm("dvc-yaml")
+    (project.path / "logs").mkdir()
     wish(project, "within", "pretrain", WAITS)
     run = start(project, *RUN)
     reached(project, run)
@@ -99,6 +100,8 @@ def test_the_smoke_preset_gives_the_bytes_of_a_local_run(cluster, tmp_path):
     here, there = (workspace.create(tmp_path / name) for name in ("here", "there"))
     here.snakemake("--quiet", "all", "reports/final.html")
     there.set("tokens", slices=2)
+    there.set("attention", apart=True)
+    there.set("mechanisms", slices=2)
     there.picollm("dvc-yaml")
     there.run(*RUN, "reports/final.html")
     differing = {path for path, data in artefacts(here).items() if artefacts(there).get(path) != data}
@@ -230,7 +233,7 @@ def test_a_slice_that_fails_leaves_the_others_and_one_command_goes_on(cluster, b
     wish(project, "before", "tokenize_slice", "from picollm.errors import PicollmError\nraise PicollmError('no luck')")
     said = project.run(*RUN, "--retries", "0", "data/tokens/manifest.json", ok=False)
     assert "tokenize_slice: FAILED: no luck" in said and "Traceback" not in said, said
-    kept = list((project.path / ".snakemake/picollm/slices").glob("*.npy"))
+    kept = list((project.path / ".snakemake/picollm/slices").glob("*.ids"))
     assert len(kept) == 2
     stamps = {path: path.stat().st_mtime_ns for path in kept}
     wish(project, "before", "tokenize_pack", WAITS)
@@ -241,3 +244,30 @@ def test_a_slice_that_fails_leaves_the_others_and_one_command_goes_on(cluster, b
     ended(run)
     ended(start(project, *RUN))
     assert wrong(project) == [] and views(project) == (NONE, NONE)
+
+
+@pytest.mark.exhaustive
+def test_training_on_two_nodes_gives_way_to_another_job_and_goes_on_exactly(cluster, tmp_path):
+    """torchrun's agents on both nodes of an allocation, which are given to a job of a partition that goes first."""
+    project = workspace.create(tmp_path / "project")
+    project.set("pretrain", processes=2, length=400, checkpoint_every=20, validate_every=200)
+    project.snakemake("--quiet", "all", "data/tokens/manifest.json")
+    alone = project.copy(tmp_path / "alone")
+    nodes = [f"pretrain:{resource}" for resource in ("nodes=2", "tasks=2", "mpi=srun", "tasks_per_gpu=0")]
+    run = start(project, *RUN, "--retries", "0", "--set-resources", *nodes, "--", "data/model/model.safetensors")
+    deadline = time.monotonic() + 600
+    while not list((project.path / "checkpoints").glob("*/step-*.json")):
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()[0]
+        time.sleep(0.1)
+    number = cluster.wait_for("pretrain", "RUNNING")
+    cluster.run("sbatch", "--partition", "urgent", "--exclusive", "--nodes", "2", "--wait", "--wrap", "sleep 1")
+    said = ended(run, seconds=1200)
+    assert "FAILED" not in said, said
+    assert cluster.jobs()[number] == ("COMPLETED", "pretrain")
+    assert "Restarts=1" in cluster.run("scontrol", "show", "job", number)
+    training = json.loads((project.path / "reports/training.json").read_text())
+    assert len(training["resumed_at"]) == 1 and 0 < training["resumed_at"][0] < 400
+    alone.snakemake("--quiet", "all", "data/model/model.safetensors")
+    for name in ("model", "last"):
+        weights = [(one.path / f"data/model/{name}.safetensors").read_bytes() for one in (project, alone)]
+        assert weights[0] == weights[1]

@@ -14,6 +14,7 @@ import yaml
 from picollm.presets import config_yaml, preset
 
 ROOT = Path(__file__).parent.parent
+HELPERS = {"tokenize_slice", "extract_category", "ablate_slice"}  # parts of the rules that put their files together
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore", ".gitattributes")
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200", "PICOLLM_UNCALIBRATED": "1"}
@@ -64,11 +65,11 @@ class Workspace:
 
     @staticmethod
     def jobs(text: str) -> set[str]:
-        """The rules in the table of `snakemake -n --quiet rules`; tokenize_slice is a part of tokenize_pack."""
+        """The rules in the table of `snakemake -n --quiet rules`; parts of a rule count as it."""
         if "Nothing to be done" in text:
             return set()
         table = text.split("Job stats:")[1].split("Reasons:")[0].split("total")[0]
-        return {line.split()[0] for line in table.splitlines()[3:] if line.strip()} - {"all", "tokenize_slice"}
+        return {line.split()[0] for line in table.splitlines()[3:] if line.strip()} - {"all"} - HELPERS
 
     def changed(self) -> set[str]:
         """The stages that DVC calls changed."""

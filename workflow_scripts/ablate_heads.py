@@ -1,7 +1,14 @@
-"""What the loss loses without each head: mean ablation on the validation split."""
+"""ablate_heads: what the loss loses without each head, by mean ablation on the validation split.
 
-from picollm.files import write_json
-from picollm.mechanisms.ablation import ablate_heads, metrics
+ablate_slice, the same code in several jobs: one share of the windows.
+"""
+
+import io
+
+import numpy as np
+
+from picollm.files import write_bytes, write_json
+from picollm.mechanisms.ablation import ablate_heads, metrics, part_of_effects
 from picollm.mechanisms.model_and_text import open_model_and_text
 from picollm.model.device import set_up
 from picollm.model.weights import load_model
@@ -11,8 +18,14 @@ with job() as rule:
     cfg, inputs = rule.cfg, rule.inputs
     device = set_up(**cfg["compute"])
     model = load_model(inputs.weights, inputs.config)
-    report = ablate_heads(open_model_and_text(model, inputs.tokens, cfg["mechanisms"], device))
-    write_json(rule.outputs.report, report)
-    numbers = metrics(report)
-    write_json(rule.outputs.metrics, numbers)
-    rule.found(f"without {numbers['heads_that_matter']} of the heads, each by itself, the loss rises")
+    examined = open_model_and_text(model, inputs.tokens, cfg["mechanisms"], device)
+    if rule.name == "ablate_slice":
+        file = io.BytesIO()
+        np.savez(file, **part_of_effects(examined, int(rule.wildcards.slice), cfg["mechanisms"]["slices"]))
+        write_bytes(rule.outputs.part, file.getvalue())
+    else:
+        report = ablate_heads(examined, [np.load(path) for path in inputs.slices])
+        write_json(rule.outputs.report, report)
+        numbers = metrics(report)
+        write_json(rule.outputs.metrics, numbers)
+        rule.found(f"without {numbers['heads_that_matter']} of the heads, each by itself, the loss rises")

@@ -1,13 +1,25 @@
-"""Attention weights of the trained model on every sentence of the ten categories: one .npz per category."""
+"""Attention weights of the trained model on every sentence of the ten categories: one .npz per category.
+
+extract_category, the same code in a job of each: one category.
+"""
+
+from pathlib import Path
 
 from picollm.attention.extraction import THREADS, extract_attention
+from picollm.files import write_bytes
 from picollm.model.device import set_up
 from picollm.model.weights import load_model
 from picollm.pipeline.job import job
 
 with job() as rule:
-    device = set_up(rule.cfg["compute"]["device"], threads=THREADS)
-    model = load_model(rule.inputs.weights, rule.inputs.config)
-    style = rule.cfg["attention"]["style"]
-    extract_attention(model, rule.inputs.sentences, style, dict(rule.outputs.items()), device)
-    rule.found(f"{len(rule.outputs)} categories of sentences")
+    inputs, paths = rule.inputs, dict(rule.outputs.items())
+    if rule.name == "extract_category":
+        paths = {rule.wildcards.category: rule.outputs.maps}
+    if inputs.get("apart"):
+        for made, path in zip(inputs.apart, paths.values(), strict=True):
+            write_bytes(path, Path(made).read_bytes())
+    else:
+        device = set_up(rule.cfg["compute"]["device"], threads=THREADS)
+        model = load_model(inputs.weights, inputs.config)
+        extract_attention(model, inputs.sentences, rule.cfg["attention"]["style"], paths, device)
+    rule.found(f"{len(paths)} categories of sentences")

@@ -29,17 +29,21 @@ CORPUS_BYTES = {"enwiki-sample": 3.2e6, "wikitext-103": 540e6, "grammar": 20e6}
 # Peak resident MB of a rule's processes in the smoke and the shipped configuration, whatever the size of the text:
 # mostly the libraries.
 BASE_MB = {
-    "prepare_corpus": 600, "tokenize_slice": 600, "tokenize_pack": 900, "pretrain": 1000, "extract_attention": 700,
-    "classify_heads": 900, "cluster_heads": 700, "score_mechanisms": 1000, "ablate_heads": 1200, "probe_heads": 900,
-    "full_study": 1500, "state_findings": 400, "trt_compile": 2500, "trt_benchmark": 2000, "nsys_capture": 1500,
-    "draw_figures": 700, "final_report": 500, "train_variant": 1000, "compare_seeds": 700, "sweep": 400,
+    "prepare_corpus": 600, "tokenize_pack": 900, "pretrain": 1000, "extract_attention": 700, "classify_heads": 900,
+    "cluster_heads": 700, "score_mechanisms": 1000, "ablate_heads": 1200, "probe_heads": 900, "full_study": 1500,
+    "state_findings": 400, "trt_compile": 2500, "trt_benchmark": 2000, "nsys_capture": 1500, "draw_figures": 700,
+    "final_report": 500, "train_variant": 1000, "compare_seeds": 700, "sweep": 400,
+}  # fmt: skip
+# A share of a rule's work asks for what the rule would.
+SHARE_OF = {
+    "tokenize_slice": "tokenize_pack", "extract_category": "extract_attention", "ablate_slice": "ablate_heads"
 }  # fmt: skip
 RUNS_THE_MODEL = (
     "pretrain", "extract_attention", "classify_heads", "score_mechanisms", "ablate_heads", "probe_heads", "full_study",
     "trt_compile", "trt_benchmark", "nsys_capture", "train_variant",
 )  # fmt: skip
 ONE_THREAD = ("extract_attention", "classify_heads", "score_mechanisms", "probe_heads")  # attention.extraction.THREADS
-PER_CORPUS = ("prepare_corpus", "tokenize_slice", "tokenize_pack")
+PER_CORPUS = ("prepare_corpus", "tokenize_pack")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def size_of(config: Config, corpus_files: Sequence[str] = ()) -> Size:
 
 def threads_of(rule: str, config: Config) -> int:
     """CPUs, on a cluster: training's processes have `compute.threads` each."""
+    rule = SHARE_OF.get(rule, rule)
     if rule in ONE_THREAD:
         return 1
     own = config["compute"]["threads"]
@@ -97,7 +102,7 @@ def memory_mb(rule: str, config: Config, size: Size) -> int:
 
 def minutes(rule: str, config: Config, size: Size) -> int:
     """From the seconds that were measured of the shipped configuration (picollm.pipeline.estimate)."""
-    likewise = {"tokenize_slice": "tokenize_pack", "train_variant": "pretrain"}.get(rule, rule)
+    likewise = "pretrain" if rule == "train_variant" else rule
     fixed, plain, products = SECONDS.get(likewise, (0, 600, 0))
     if rule in PER_CORPUS:
         plain *= size.corpus / CORPUS_BYTES["enwiki-sample"]
@@ -111,7 +116,6 @@ def disk_mb(rule: str, size: Size) -> int:
     """What a rule writes: the text as parquet, two bytes a token, the checkpoints beside the model."""
     written = {
         "prepare_corpus": size.corpus,
-        "tokenize_slice": 2 * size.tokens,
         "tokenize_pack": 2 * size.tokens,
         "pretrain": 4 * 20 * size.parameters,
     }.get(rule, 4 * size.parameters)
@@ -129,7 +133,7 @@ def more_each_time(amount: int) -> Callable:
 
 def resources(rule: str, config: Config, size: Size) -> dict[str, Any]:
     """Snakemake's `resources` of a rule; `runtime` is in minutes. A GPU is asked for where compute.device is cuda."""
-    gpus = 0
+    rule, gpus = SHARE_OF.get(rule, rule), 0
     if config["compute"]["device"] == "cuda" and rule in RUNS_THE_MODEL:
         gpus = config["pretrain"]["processes"] if rule == "pretrain" else 1
     return {
