@@ -52,7 +52,7 @@ MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=20
 KillWait=10
-MinJobAge=300
+MinJobAge=86400
 InactiveLimit=0
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 JobRequeue=1
@@ -99,7 +99,7 @@ class Cluster:
         return done.stdout
 
     def jobs(self, state: str = "all") -> dict[str, tuple[str, str]]:
-        """{Slurm's number: (state, rule)} of jobs that Snakemake submitted; they are known for five minutes."""
+        """{Slurm's number: (state, rule)} of all jobs that Snakemake submitted."""
         rows = self.run("squeue", "--noheader", "--format=%i|%T|%k", f"--states={state}").splitlines()
         parts = (row.split("|") for row in rows)
         return {number: (name, comment.removeprefix("rule_")) for number, name, comment in parts}
