@@ -32,10 +32,23 @@ def flock(path: Path, kind: int) -> IO | None:
     return file
 
 
+def has_locks(path: Path) -> bool:
+    """Whether the file system of this locked file has any: some shared ones have not."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+    return False
+
+
 def hold(root: Path) -> AbstractContextManager:
     """Lock the repository for this process and its children. Raises PicollmError where somebody else is at work.
 
-    Once it is held nobody else can be, so a lock that Snakemake left behind is stale, and is removed.
+    Once it is held nobody else can be, so a lock that Snakemake left behind is stale, and is removed; where the file
+    system has no locks, Snakemake's is the only one, and stays.
     """
     if os.environ.get(HOLDER):
         return nullcontext()
@@ -52,8 +65,9 @@ def hold(root: Path) -> AbstractContextManager:
             "(on a cluster: `squeue --me`, `scancel`)"
         )
     jobs.close()
-    for lock in (root / ".snakemake/locks").glob("*.lock"):
-        lock.unlink()
+    if has_locks(root / FOLDER / "run.lock"):
+        for lock in (root / ".snakemake/locks").glob("*.lock"):
+            lock.unlink()
     file.truncate(0)
     os.environ[HOLDER] = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}"
     file.write(os.environ[HOLDER])
