@@ -71,9 +71,8 @@ def code_files(rule):
 
 def fingerprint(rule):
     """The `code` param of a rule, the sha256 of its script and of every picollm module that it imports."""
-    if rule not in FINGERPRINTS:
-        FINGERPRINTS[rule] = code.fingerprint(code_files(rule), ROOT)
-    return FINGERPRINTS[rule]
+    found = FINGERPRINTS.get(rule) or code.fingerprint(code_files(rule), ROOT)
+    return FINGERPRINTS.setdefault(rule, found)
 
 
 def cpus(rule, here=None):
@@ -134,6 +133,34 @@ def shares(pattern, section):
     """The files that a rule puts together; none where it does the whole work itself."""
     count = CONFIG[section]["slices"]
     return expand(pattern, slice=range(count)) if count > 1 else []
+
+
+def seeds_of(wildcards):
+    """The trainings of so many seeds, from 1."""
+    return expand(
+        "study/variants/pretrain__seed~{seed}.json",
+        seed=range(1, int(wildcards.number) + 1),
+    )
+
+
+def grid(wildcards):
+    """The trainings of each row of the table."""
+    import pandas  # only here: a quarter of a second
+    from snakemake.utils import Paramspace
+
+    table = pandas.read_csv("presets/sweep.csv", dtype=str)
+    space = Paramspace(table, filename_params="*", filename_sep=",")
+    return expand("study/variants/{row}.json", row=space.instance_patterns)
+
+
+def variant(wildcards):
+    """The sections of a training, with the values that its file's name has."""
+    try:
+        values = picollm_config.variant(CONFIG, wildcards.variant)
+    except PicollmError as error:
+        stop(error)
+    names = ("model", "pretrain", "attention", "heads", "compute")
+    return {name: values[name] for name in names}
 
 
 def runs_rules():

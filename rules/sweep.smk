@@ -5,34 +5,6 @@ OUTPUTS: study/variants/KEY~VALUE,....json, study/seeds-NUMBER.json, study/sweep
 """
 
 
-def seeds_of(wildcards):
-    """The trainings of so many seeds, from 1."""
-    return expand(
-        "study/variants/pretrain__seed~{seed}.json",
-        seed=range(1, int(wildcards.number) + 1),
-    )
-
-
-def grid(wildcards):
-    """The trainings of each row of the table."""
-    import pandas  # only here: a quarter of a second
-    from snakemake.utils import Paramspace
-
-    table = pandas.read_csv("presets/sweep.csv", dtype=str)
-    space = Paramspace(table, filename_params="*", filename_sep=",")
-    return expand("study/variants/{row}.json", row=space.instance_patterns)
-
-
-def variant(wildcards):
-    """The sections of a training, with the values that its file's name has."""
-    try:
-        values = picollm_config.variant(CONFIG, wildcards.variant)
-    except PicollmError as error:
-        stop(error)
-    names = ("model", "pretrain", "attention", "heads", "compute")
-    return {name: values[name] for name in names}
-
-
 rule train_variant:
     """One training that differs from config.yaml by the values in its name: its loss, and its heads' classes."""
     input:

@@ -106,7 +106,7 @@ def test_a_server_that_refuses_the_key_says_so_and_nothing_is_lost(built, tmp_pa
     url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/store"
     project.run("dvc", "remote", "add", "-q", "--local", "-d", "store", url)
     project.run("dvc", "remote", "modify", "--local", "store", "keyfile", str(tmp_path / "other"))
-    said = project.run("dvc", "push", "-q", ok=False)
+    said = project.run("dvc", "push", ok=False)
     assert "Permission denied" in said and "Traceback" not in said, said
     assert not (tmp_path / "store").exists() and views(project) == (NONE, NONE)
 
@@ -120,7 +120,7 @@ def test_a_full_store_says_so_and_the_next_push_goes_on(built, tmp_path):
         pytest.skip("this container may not mount")
     try:
         project.run("dvc", "remote", "add", "-q", "--local", "-d", "store", str(store))
-        said = project.run("dvc", "push", "-q", ok=False)
+        said = project.run("dvc", "push", ok=False)
         assert "No space left" in said or "failed to push" in said, said
         assert "Traceback" not in said
         subprocess.run(["mount", "-o", "remount,size=64m", store], check=True)

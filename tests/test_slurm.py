@@ -98,7 +98,7 @@ def test_every_rule_runs_as_a_job_and_a_cancelled_one_runs_again(cluster, tmp_pa
 def test_the_smoke_preset_gives_the_bytes_of_a_local_run(cluster, tmp_path):
     """For real. Measurements differ, as they do between any two runs, and what reads them: figures, page, claims."""
     here, there = (workspace.create(tmp_path / name) for name in ("here", "there"))
-    here.snakemake("--quiet", "all", "reports/final.html")
+    here.snakemake("--quiet", "all", "--", "reports/final.html")
     there.set("tokens", slices=2)
     there.set("attention", apart=True)
     there.set("mechanisms", slices=2)
@@ -251,7 +251,7 @@ def test_training_on_two_nodes_gives_way_to_another_job_and_goes_on_exactly(clus
     """torchrun's agents on both nodes of an allocation, which are given to a job of a partition that goes first."""
     project = workspace.create(tmp_path / "project")
     project.set("pretrain", processes=2, length=400, checkpoint_every=20, validate_every=200)
-    project.snakemake("--quiet", "all", "data/tokens/manifest.json")
+    project.snakemake("--quiet", "all", "--", "data/tokens/manifest.json")
     alone = project.copy(tmp_path / "alone")
     nodes = [f"pretrain:{resource}" for resource in ("nodes=2", "tasks=2", "mpi=srun", "tasks_per_gpu=0")]
     run = start(project, *RUN, "--retries", "0", "--set-resources", *nodes, "--", "data/model/model.safetensors")
@@ -267,7 +267,7 @@ def test_training_on_two_nodes_gives_way_to_another_job_and_goes_on_exactly(clus
     assert "Restarts=1" in cluster.run("scontrol", "show", "job", number)
     training = json.loads((project.path / "reports/training.json").read_text())
     assert len(training["resumed_at"]) == 1 and 0 < training["resumed_at"][0] < 400
-    alone.snakemake("--quiet", "all", "data/model/model.safetensors")
+    alone.snakemake("--quiet", "all", "--", "data/model/model.safetensors")
     for name in ("model", "last"):
         weights = [(one.path / f"data/model/{name}.safetensors").read_bytes() for one in (project, alone)]
         assert weights[0] == weights[1]
