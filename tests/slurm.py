@@ -20,6 +20,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 PACKAGES = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 SYSTEM_PATHS = "/usr/sbin:/usr/local/sbin:/usr/bin"
@@ -128,11 +130,14 @@ class Cluster:
     def lose(self, node: str) -> None:
         """The node's daemon and all that it runs die at once, as when a machine loses its power."""
         daemon = self.processes.pop(f"slurmd-{node}")
-        steps = subprocess.run(["pgrep", "-f", f"{self.folder}/spool-{node}/"], capture_output=True, text=True).stdout
+        steps = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "slurmstepd"]
+        own = [one for one in steps if f"{self.folder}/slurmd-{node}.log" in {file.path for file in one.open_files()}]
+        below = [child for one in own for child in one.children(recursive=True)]
         daemon.kill()
         daemon.wait()
-        for step in map(int, steps.split()):
-            with_children(step, signal.SIGKILL)
+        for one in (*own, *below):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
 
     def stop(self) -> None:
         """Every job, then the daemons, by their own numbers."""
@@ -147,15 +152,6 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def with_children(process: int, number: int) -> None:
-    """A signal to a process and all below it; the parent first, so that it starts no other."""
-    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True).stdout.split()
-    with suppress(ProcessLookupError):
-        os.kill(process, number)
-    for child in map(int, children):
-        with_children(child, number)
 
 
 def free_ports(count: int) -> list[int]:

@@ -142,8 +142,8 @@ def test_what_slurm_refuses_is_one_line_with_the_knob(edited, resource, line):
 @pytest.mark.parametrize(
     ("resource", "deed", "line"),
     [
-        ("mem_mb=300", f"hold = bytearray(600_000_000)\n{SLEEPS}", "more than its memory: raise mem_mb"),
-        ("runtime=1", SLEEPS, "longer than its time: raise runtime"),
+        ("mem_mb=700*attempt**2", f"hold = bytearray(1_500_000_000)\n{SLEEPS}", "more than its memory: raise mem_mb"),
+        ("runtime=attempt**4", SLEEPS, "longer than its time: raise runtime"),
     ],
 )
 def test_a_job_over_its_limit_names_the_knob_and_the_next_attempt_has_more(edited, resource, deed, line):
