@@ -127,7 +127,7 @@ def trace(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> d
         path = Path(scratch, "trace.json")
         rows = markov_rows(400, shape.context + 1, 1)
         workload.run(shape, recipe, rows, device, steps=20 if recipe.length > 100 else 3, warmup=5, trace=path)
-        found = analyse(read_kineto(path))
+        found: dict = {**analyse(read_kineto(path))}
     found["workload"] = {"batch_rows": recipe.batch_rows, "context": shape.context}
     found["metrics"] = metrics(found)
     del found["timeline"]

@@ -21,7 +21,8 @@ with job() as rule:
     examined = open_model_and_text(model, inputs.tokens, cfg["mechanisms"], device)
     if rule.name == "ablate_slice":
         file = io.BytesIO()
-        np.savez(file, **part_of_effects(examined, int(rule.wildcards.slice), cfg["mechanisms"]["slices"]))
+        part = part_of_effects(examined, int(rule.wildcards.slice), cfg["mechanisms"]["slices"])
+        np.savez(file, whole=part["whole"], more=part["more"])
         write_bytes(rule.outputs.part, file.getvalue())
     else:
         report = ablate_heads(examined, [np.load(path) for path in inputs.slices])

@@ -6,6 +6,7 @@ extract_category, the same code in a job of each: one category.
 from pathlib import Path
 
 from picollm.attention.extraction import THREADS, extract_attention
+from picollm.attention.sentences import any_sentences
 from picollm.files import write_bytes
 from picollm.model.device import set_up
 from picollm.model.weights import load_model
@@ -21,5 +22,6 @@ with job() as rule:
     else:
         device = set_up(rule.cfg["compute"]["device"], threads=THREADS)
         model = load_model(inputs.weights, inputs.config)
-        extract_attention(model, inputs.sentences, rule.cfg["attention"]["style"], paths, device)
+        sentences = any_sentences(inputs.sentences, rule.cfg["attention"]["style"])
+        extract_attention(model, sentences, paths, device)
     rule.found(f"{len(paths)} categories of sentences")

@@ -13,6 +13,6 @@ with job() as rule:
         found = read_json(path)
         row["validation_loss"] = found["validation_loss"]
         row |= {label: found["labels"].count(k) for k, label in enumerate(LABELS)}
-    write_csv(rule.outputs.table, rows[0], rows)
+    write_csv(rule.outputs.table, list(rows[0]), rows)
     best = min(rows, key=lambda row: row["validation_loss"])
     rule.found(f"{len(rows)} trainings, the best {best['validation_loss']:.3f} nats")
