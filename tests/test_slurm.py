@@ -42,15 +42,13 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def environment(request, monkeypatch):
+def environment(cluster, monkeypatch):
     """Of every command: the cluster's, and the plugin's place beside the repository's own picollm."""
-    if WHERE:
-        running = request.getfixturevalue("cluster")
-        plugin = str(Path(WHERE.origin).parents[1])
-        monkeypatch.setattr(Workspace, "paths", property(lambda self: f"{self.path}{os.pathsep}{plugin}"))
-        path = f"{running.folder / 'bin'}{os.pathsep}{workspace.ENVIRONMENT['PATH']}"
-        own = workspace.ENVIRONMENT | running.environment | {"PATH": path}
-        monkeypatch.setattr(workspace, "ENVIRONMENT", own)
+    plugin = str(Path(WHERE.origin).parents[1])
+    monkeypatch.setattr(Workspace, "paths", property(lambda self: f"{self.path}{os.pathsep}{plugin}"))
+    path = f"{cluster.folder / 'bin'}{os.pathsep}{workspace.ENVIRONMENT['PATH']}"
+    own = workspace.ENVIRONMENT | cluster.environment | {"PATH": path}
+    monkeypatch.setattr(workspace, "ENVIRONMENT", own)
 
 
 @pytest.fixture
