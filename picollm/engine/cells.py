@@ -72,9 +72,7 @@ def time_all(
                     journal.add(key, time_cell(loaded, output, given, how.protocol, ctx.device, bar.update, journal))
                 found = journal.entries[key]
                 about = {"output": output, "batch": batch}
-                results += summarise(
-                    found, status, about, ctx.model.config.context, how.protocol.seed, how.noise_limit
-                )
+                results += summarise(found, status, about, ctx.model.config.context, how.protocol.seed, how.noise_limit)
                 clocks.append(about | found["clocks"])
                 samples += [
                     {"backend": name, **about, "round": number, "ms": ms}
@@ -109,7 +107,7 @@ def time_cell(
     journal: Journal,
 ) -> dict:
     """One output and batch size: `host`, and on a GPU `warm` and `flushed`, are milliseconds by backend and round;
-    `wrong` is {backend: status} of those that have none; `clocks` has the GPU's state `before`, `after`, and `unsteady`.
+    `wrong` is {backend: status} of those that have none; `clocks` has the GPU's state before and after, and `unsteady`.
     """
     context, where = inputs[0].shape[1], f"at output {output}, batch {len(inputs[0])}"
     wrong = {name: backend.status for name, backend in loaded.items() if not backend.runs}
@@ -142,7 +140,11 @@ def time_cell(
 
 
 def timed(
-    runs: Mapping[str, Call], inputs: list[np.ndarray], protocol: Protocol, advance: Callable, timer: Timer | None = None
+    runs: Mapping[str, Call],
+    inputs: list[np.ndarray],
+    protocol: Protocol,
+    advance: Callable,
+    timer: Timer | None = None,
 ) -> tuple[dict[str, Rounds], dict[str, str]]:
     """Milliseconds, to a tenth of a microsecond, and {backend: status} of those that failed."""
     measured, failed = measure(
@@ -282,7 +284,8 @@ def device_ms(found: Mapping, name: str, seed: int) -> dict | None:
     if name not in found["warm"]:
         return None
     return {
-        kind: latency(found[kind][name]) | {"speedup": speedup(found[kind][REFERENCE], found[kind][name], seed)["ratio"]}
+        kind: latency(found[kind][name])
+        | {"speedup": speedup(found[kind][REFERENCE], found[kind][name], seed)["ratio"]}
         for kind in ("warm", "flushed")
         if name in found[kind]
     }

@@ -1,7 +1,8 @@
 """What the host's clock can't tell: a call's latency on the GPU itself, and whether the GPU's clocks stood still.
 
 Input on the device before, answer left there, time by CUDA events (of a call whose kernels the host starts one by one,
-the gaps between them too). Twice: the L2 cache as the previous call left it, and flushed. Never executed by us on a GPU.
+the gaps between them too). Twice: the L2 cache as the previous call left it, and flushed. Never executed by us on a
+GPU.
 """
 
 from __future__ import annotations

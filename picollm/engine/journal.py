@@ -19,8 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from picollm.errors import PicollmError, one_line
 
 BROKEN = 75  # the exit code of a process whose GPU answers nobody any more
@@ -102,7 +100,8 @@ class Journal:
 
 def gpu_is_broken() -> bool:
     """Whether this process can't use its GPU any more; too little memory is no such thing."""
-    if not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # heavy: the parent has no need of it
+    if torch is None or not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()
@@ -117,9 +116,10 @@ def supervise(command: list[str], journal: Path, *, needed: str, limit: float = 
     Raises PicollmError with what the command itself gave as the reason (`child`), or where nothing but `needed`, the
     backend without which there is nothing to measure, is to blame.
     """
+    Journal(journal).add("error", None)  # of an attempt before this one
     while ended := run_once(command, journal, limit):
         kept = Journal(journal)
-        if "error" in kept.entries:
+        if kept.entries["error"]:
             raise PicollmError(kept.entries["error"])
         backend, where = kept.last_mark()
         if backend in ("", needed) or (backend in kept.ended and ended != BROKEN_WORDS):
@@ -159,10 +159,10 @@ def stamp(journal: Path) -> tuple[int, ...]:
 
 
 def child(work: Callable[[Journal], None], journal: Path) -> None:
-    """What a supervised command does: the work, its error as a reason for the parent, and an end when the parent ends."""
+    """What a supervised command does: the work, its error as a reason for the parent, an end when the parent ends."""
 
     def follow() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not through sys.stdin, whose lock Python wants at its end
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

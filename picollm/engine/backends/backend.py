@@ -16,7 +16,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-
 from torch import Tensor
 
 from picollm.engine.export import export_onnx, in_precision
@@ -31,7 +30,7 @@ Run = Callable[..., np.ndarray]  # a graph of picollm.engine.export: int64 array
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """A run whose graph takes tensors on the device and leaves its answer there, `call`; as a Run it copies both ways."""
+    """A Run that copies both ways around `call`, which takes tensors on the device and leaves its answer there."""
 
     call: Callable[..., Tensor]
     device: torch.device

@@ -24,7 +24,8 @@ from picollm.errors import PicollmError, one_line
 log = logging.getLogger(__name__)
 
 CLASSES: tuple[type[Backend], ...] = (
-    Eager, Compiled, CudaGraph, CompiledGraph, AotInductor, AotInductorRow, OnnxRuntime, OpenVino, TensorRt, TensorRtRow,
+    Eager, Compiled, CudaGraph, CompiledGraph, AotInductor, AotInductorRow, OnnxRuntime, OpenVino, TensorRt,
+    TensorRtRow,
 )  # fmt: skip
 BACKENDS = {x.name: x for runtime in CLASSES for x in map(runtime, RUNTIMES[runtime.runtime])}
 

@@ -2,7 +2,7 @@
 
 without an NVIDIA GPU   TensorRT-RTX compiles the ONNX file ahead of time for named compute capabilities (Turing to
                         Blackwell RTX cards) into a plan that such a card finishes by JIT. It is built here, not run.
-with one                torch-tensorrt compiles the torch.export program for that GPU into an exported program, `.trt.pt2`.
+with one                torch-tensorrt compiles the torch.export program for that GPU into another one, `.trt.pt2`.
 
 `tensorrt` takes any batch up to the largest and is tuned for that one, `tensorrt-b1` is tuned for one row.
 
@@ -97,7 +97,9 @@ class TensorRt(Backend):
         if path.suffix == ".plan":
             return load_plan(path)
         torch_tensorrt = import_torch_tensorrt()
-        torch_tensorrt.runtime.set_cudagraphs_mode(mode=True)  # of this process: one launch a call, recorded for each shape
+        torch_tensorrt.runtime.set_cudagraphs_mode(
+            mode=True
+        )  # of this process: one launch a call, recorded for each shape
         return DeviceRun(torch_tensorrt.load(str(path)).module(), ctx.device)
 
 

@@ -54,8 +54,8 @@ def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Ma
 
 
 def run_settings(trt, engine):
-    """Kernels for the very shapes, before the first answer: by default a general one runs until the special one is there,
-    in the middle of a measurement. And one launch a call."""
+    """Kernels for the very shapes before the first answer (by default a general one runs until the special one is
+    there, in the middle of a measurement), and one launch a call."""
     settings = engine.create_runtime_config()
     settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     settings.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
