@@ -1,5 +1,6 @@
 """The compiled artefacts compute what the model computes, and a wrong one is refused in one line."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from picollm.engine.backends.registry import BACKENDS, load_backend
 from picollm.engine.backends.tensorrt import RTX, TORCH, choose_target, shapes
 from picollm.engine.backends.tensorrt_rtx import build_plan
 from picollm.engine.build import artefact, build, read_manifest
+from picollm.engine.export import LogitsAlone, compilable
 from picollm.engine.grid import BACKENDS as NAMES
 from picollm.engine.grid import Grid
 from picollm.errors import PicollmError
@@ -102,6 +104,16 @@ def test_other_precisions_are_near_and_return_float32(model, ctx, name, atol):
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, eager(model, ids(2)), atol=atol)
     assert model.embedding.weight.dtype == torch.float32, "a backend must not change the model it was given"
+
+
+@pytest.mark.parametrize("positions", [LAST, EVERY, np.array([5, 2])])
+def test_the_last_block_where_it_is_read_gives_the_plain_models_answer(model, positions):
+    """In double precision, so that nothing but a wrong computation could differ."""
+    exact, tokens = copy.deepcopy(model).double(), torch.from_numpy(ids(3))
+    with torch.no_grad():
+        found = exact.hidden_at(tokens, torch.from_numpy(positions))
+        torch.testing.assert_close(found, exact.hidden(tokens)[:, positions], rtol=0, atol=1e-12)
+    assert isinstance(compilable(model, "logits"), LogitsAlone), "compiled backends get it"
 
 
 def test_no_artefact_names_a_path_of_this_machine(built):
