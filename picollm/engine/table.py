@@ -33,7 +33,7 @@ def backend_lines(report: dict) -> Iterator[str]:
 
 def latency_lines(report: dict) -> Iterator[str]:
     """One line a result, medians and ratios to the eager baselines with 95 % intervals, or what went wrong there."""
-    for cell in report["clocks"] or ():
+    for cell in report.get("clocks") or ():
         if cell["unsteady"]:
             yield f"UNSTEADY: output {cell['output']}, batch {cell['batch']}: the GPU: {cell['unsteady']}"
     for row in report["results"]:
@@ -44,7 +44,7 @@ def latency_lines(report: dict) -> Iterator[str]:
                 yield f"{about} {row['status']}"
             continue
         over = [f"{s['ratio']:.2f}x [{s['low']:.2f}, {s['high']:.2f}] {name}" for name, s in row["speedups"].items()]
-        gpu = device_words(row["device_ms"]) + gpu_words(row["gpu_ms"])
+        gpu = device_words(row.get("device_ms")) + gpu_words(row["gpu_ms"])
         noisy = "; NOISY: beyond benchmark.noise_limit" if row["noisy"] else ""
         yield f"{about} p50 {row['latency_ms']['p50']:9.2f} ms  {', '.join(over) or 'baseline'}{gpu}{noisy}"
 
