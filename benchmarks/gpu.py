@@ -48,7 +48,7 @@ from picollm.engine.backends.backend import BuildContext, LoadContext
 from picollm.engine.benchmark import Setting, benchmark
 from picollm.engine.build import build
 from picollm.engine.grid import BACKENDS, REFERENCE, Grid, runs_on_cpu
-from picollm.engine.journal import Journal, child, supervise
+from picollm.engine.journal import LIMIT, Journal, child, supervise
 from picollm.engine.table import lines
 from picollm.engine.timing import Protocol
 from picollm.files import read_json, sha256, write_json, write_text
@@ -190,7 +190,7 @@ def measure_apart(folder: Path, output: Path, arguments: argparse.Namespace, nam
     found = work / "report.json"
     command = [sys.executable, __file__, "--size", arguments.size, "--device", arguments.device,
                "--backends", ",".join(names), "--child", str(work), "--model", str(folder)]  # fmt: skip
-    supervise(command, work, needed=REFERENCE, limit=NO_ANSWER)
+    supervise(command, work, needed=REFERENCE, limit=LIMIT if arguments.size == "smoke" else NO_ANSWER)
     return read_json(found)
 
 
