@@ -1,5 +1,4 @@
-# make report: the whole pipeline, from nothing.  make check: lint and the quick tests, in a minute.  make test: all but
-# the slow ones.  Each sets up .venv by itself.
+# `make help` lists the targets. Each sets up .venv automatically.
 
 PYTHON ?= python3
 # Packages beyond the needed ones. tensorrt brings NVIDIA's proprietary builder: `make report EXTRAS=` leaves it out.
@@ -16,68 +15,64 @@ endif
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # --no-compile: Python compiles what is imported, on first use; compiling all of it would take longer than the download.
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
-# Two tests at a time: many wait for the tools that they start.
-PYTEST := python -m pytest -n 2 --dist worksteal
+# Two tests at a time: many wait for the tools that they start. Threads that wait for each other must not spin meanwhile:
+# of two such processes on two cores each would hold up the other.
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist worksteal
 
 # Commands in .venv name the folder that they were installed in: a clone that was moved or copied needs them anew.
 MOVED := $(shell test -s $(VENV)/ready && test "$$(cat $(VENV)/ready)" != "$$(pwd -P)" && echo moved)
 
-.PHONY: report study bench-full gpu setup-nsys setup-browser test-tensorrt check test test-slow test-walk test-all lint format setup clean moved
+.PHONY: report study bench-full gpu docs setup-nsys setup-browser test-tensorrt check test test-slow test-walk test-all lint format setup clean moved help
 
-report: setup
+report: setup ## the complete pipeline, from nothing; prints what was learned
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
 	@echo; $(RUN) picollm summary; echo; echo "Report: $(CURDIR)/reports/final.html"
 
-study: setup
+study: setup ## every causal analysis of the heads, into study/; resumes where it stopped
 	@$(RUN) snakemake --cores all --quiet rules host reason -- study/study.json
 
-# Every backend, output and batch size, the gate on the whole validation split: into bench/. NNCF is for int8.
-bench-full: setup
+# The gate uses the complete validation split. NNCF is for int8.
+bench-full: setup ## time every backend, output and batch size, into bench/
 	@$(PIP) -e '.[int8]'
 	@$(RUN) snakemake --cores all --quiet rules host reason -- data/model/model.safetensors data/tokens/manifest.json
 	@$(RUN) picollm optimize --full --output bench
 
-# With the machine's own Python, which has the PyTorch of its GPU: into gpu/.
-gpu:
+gpu: ## everything that needs a GPU, with the Python that has its PyTorch (PYTHON=...), into gpu/
 	@$(PYTHON) benchmarks/gpu.py
 
-# Nsight Systems from Debian's packages; needs root.
-setup-nsys:
+setup-nsys: ## install Nsight Systems from Debian's packages; needs root
 	@.ci/install-nsys
 
-# Chromium from Debian's packages, for tests of the report's page; needs root.
-setup-browser:
+setup-browser: ## install Chromium from Debian's packages, for tests of the report's page; needs root
 	@apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium
 
-# About 5 GB: PyTorch's CUDA build with torch-tensorrt-rtx. No GPU needed.
-test-tensorrt:
+test-tensorrt: ## build with torch-tensorrt: about 5 GB of packages, no GPU needed
 	@test -d .venv-tensorrt || $(PYTHON) -m venv .venv-tensorrt
 	@.venv-tensorrt/bin/python -m pip install --quiet --no-compile -r tests/tensorrt.txt
 	@PYTHONPATH=. .venv-tensorrt/bin/python tests/tensorrt_build.py
 
-check: $(VENV)/dev format
+check: $(VENV)/dev format ## lint and the tests that start neither Snakemake nor DVC
 	@$(RUN) $(PYTEST) -m 'not slow and not exhaustive and not tools'
 
-test: $(VENV)/dev lint
+test: $(VENV)/dev lint ## lint and the fast suite, two tests at a time
 	@$(RUN) $(PYTEST)
 
-test-slow: $(VENV)/dev
+test-slow: $(VENV)/dev ## the tests that take long or need system packages
 	@$(RUN) $(PYTEST) -m 'slow and not exhaustive' --durations 15
 
-# Random sequences of deeds: make test-walk WALKS=1000 SEED=7
-test-walk: $(VENV)/dev
+test-walk: $(VENV)/dev ## random sequences of events; WALKS=1000 SEED=7
 	@$(RUN) WALKS=$(or $(WALKS),100) SEED=$(or $(SEED),0) $(PYTEST) -m walk
 
-test-all: $(VENV)/dev lint
+test-all: $(VENV)/dev lint ## everything, with the variations that CI leaves out
 	@$(RUN) $(PYTEST) -m ''
 
-lint: format
+lint: format ## format, and Snakemake's linter
 	@$(RUN) snakemake --lint
 
-format: $(VENV)/dev
-	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules && $(RUN) pyrefly check --output-format min-text
+format: $(VENV)/dev ## check style, spelling and types
+	@$(RUN) codespell && $(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) snakefmt --check Snakefile rules && $(RUN) pyrefly check --output-format min-text
 
-setup: $(VENV)/ready
+setup: $(VENV)/ready ## install into .venv
 
 moved:
 	@echo "This clone was moved or copied from $$(cat $(VENV)/ready): its $(VENV) is made anew."
@@ -94,5 +89,14 @@ $(VENV)/dev: $(VENV)/ready
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-clean:
+# Without --quiet, which would hide warnings from the strict mode too.
+docs: $(VENV)/ready ## build the documentation as a site, into site/; a broken link is an error
+	@$(PIP) -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+	@echo "Documentation: $(CURDIR)/site/index.html"
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+clean: ## remove .venv, Snakemake's records and logs
 	rm -rf $(VENV) .venv-tensorrt .snakemake logs

@@ -30,7 +30,7 @@ from picollm.attention.clusters import cluster_heads
 from picollm.attention.extraction import extract_attention
 from picollm.attention.heads import classify_heads
 from picollm.attention.maps import load_categories
-from picollm.attention.sentences import CATEGORIES
+from picollm.attention.sentences import CATEGORIES, any_sentences
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.model.weights import save_model
@@ -69,7 +69,7 @@ def extraction(rounds: int) -> None:
 
         def ours() -> float:
             start = time.perf_counter()
-            extract_attention(model, SENTENCES, "plain", paths, CPU)
+            extract_attention(model, any_sentences(SENTENCES), paths, CPU)
             return time.perf_counter() - start
 
         ours()
@@ -113,7 +113,7 @@ def child(size: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = paths_in(folder)
         start = time.perf_counter()
-        extract_attention(model, SENTENCES, "plain", paths, CPU)
+        extract_attention(model, any_sentences(SENTENCES), paths, CPU)
         seconds["extract_attention"] = time.perf_counter() - start
         start = time.perf_counter()
         report = classify_heads(load_categories(list(paths.values())), model, config["heads"], CPU)

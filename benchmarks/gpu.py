@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 from picollm.engine.backends.backend import BuildContext, LoadContext
 from picollm.engine.benchmark import Setting, benchmark
 from picollm.engine.build import build
-from picollm.engine.grid import BACKENDS, REFERENCE, Grid, runs_on_cpu
+from picollm.engine.grid import BACKENDS, FULL_BACKENDS, REFERENCE, Grid, runs_on_cpu
 from picollm.engine.journal import LIMIT, Journal, child, supervise
 from picollm.engine.table import lines
 from picollm.engine.timing import Protocol
@@ -165,7 +165,7 @@ def loading_ladder(size: str) -> dict:
 def wanted_backends(device: torch.device, asked: list[str] | None) -> list[str]:
     if device.type == "cpu":
         return asked or ["eager-fp32", "eager-bf16", "openvino-bf16", "onnxruntime-fp32"]
-    return asked or [name for name in BACKENDS if not runs_on_cpu(name)]
+    return asked or [name for name in FULL_BACKENDS if not runs_on_cpu(name)]
 
 
 def measure(folder: Path, size: str, device: torch.device, threads: int, names: list[str], journal: Journal) -> dict:
@@ -199,7 +199,7 @@ def trace(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> d
         path = Path(scratch, "trace.json")
         rows = markov_rows(400, shape.context + 1, 1)
         workload.run(shape, recipe, rows, device, steps=20 if recipe.length > 100 else 3, warmup=5, trace=path)
-        found = analyse(read_kineto(path))
+        found: dict = {**analyse(read_kineto(path))}
     found["workload"] = {"batch_rows": recipe.batch_rows, "context": shape.context}
     found["metrics"] = metrics(found)
     del found["timeline"]
@@ -297,7 +297,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu"), help="the folder to write into (%(default)s)")
     parser.add_argument("--parts", type=listed(PARTS), default=list(PARTS), help=", ".join(PARTS))
-    parser.add_argument("--backends", type=listed(BACKENDS), help="of the benchmark; by default all that can run")
+    parser.add_argument("--backends", type=listed(BACKENDS), help="of the benchmark; by default those of the full grid")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no part is begun")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)

@@ -21,49 +21,22 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from training import SIZES, load, random_rows
 
 from picollm.engine.timing import speedup
 from picollm.model.device import set_up
 from picollm.model.training import Trainer
+from picollm.profiling.ladder import row_by_row
 
 ROWS = 20_000
-AHEAD = 2  # batches that each of two workers reads ahead
+AHEAD = 2  # batches that each of two workers reads ahead, in picollm.profiling.ladder
 DRAINED = 2 * AHEAD + 1  # steps before a block that count for nothing
 STEPS = 8  # in a block
 RUNGS = ("L0", "L0 (again)", "L1", "L2", "L3", "L4")
-
-
-class EachRow(Dataset):
-    def __init__(self, rows: np.ndarray) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> Tensor:
-        return torch.from_numpy(self.rows[number].astype(np.int64))
-
-
-def endless(loader: DataLoader) -> Iterator[Tensor]:
-    while True:
-        yield from loader
-
-
-def row_by_row(rows: np.ndarray, batch: int, device: torch.device, *, pin: bool, workers: int) -> Iterator[Tensor]:
-    ahead = {"persistent_workers": True, "prefetch_factor": AHEAD} if workers else {}
-    pinned = pin and device.type == "cuda"
-    loader = DataLoader(
-        EachRow(rows), batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=pinned, **ahead
-    )
-    return endless(loader)
 
 
 def trainer(rung: str, size: str, rows: np.ndarray, device: torch.device) -> Trainer:
@@ -72,7 +45,8 @@ def trainer(rung: str, size: str, rows: np.ndarray, device: torch.device) -> Tra
     made.model.train()
     if rung[:2] in ("L0", "L1", "L2"):
         workers = 2 if rung == "L2" else 0
-        made.stream = row_by_row(rows, recipe.batch_rows, device, pin=rung in ("L1", "L2"), workers=workers)
+        pin = rung in ("L1", "L2") and device.type == "cuda"
+        made.stream = row_by_row(rows, recipe.batch_rows, pin=pin, workers=workers)
     return made
 
 

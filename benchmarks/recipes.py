@@ -58,11 +58,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--config", type=Path, default=Path("config.yaml"))
     parser.add_argument("--validations", type=int, default=1, help="a run; the best counts")
-    parser.add_argument("--only", default="", help="recipes whose name has this in it")
+    parser.add_argument("--only", action="append", help="recipes whose name has this in it; may be given again")
     parser.add_argument("--recipe", action="append", default=[], help='another one: NAME={"pretrain": {"lr": 0.01}}')
     arguments = parser.parse_args()
     recipes = RECIPES | {name: json.loads(edits) for name, edits in (text.split("=", 1) for text in arguments.recipe)}
-    recipes = {name: edits for name, edits in recipes.items() if arguments.only in name}
+    recipes = {name: edits for name, edits in recipes.items() if any(part in name for part in arguments.only or [""])}
     found: dict[str, list[dict]] = {name: [] for name in recipes}
     for seed in range(1, arguments.seeds + 1):
         for name, edits in recipes.items():

@@ -38,12 +38,15 @@ def preset(arguments: argparse.Namespace) -> None:
 
 
 def config_docs(arguments: argparse.Namespace) -> None:
-    """Write docs/configuration.md and docs/config.schema.json, after an edit of picollm/config.py or a preset."""
-    from picollm import presets
+    """Write the generated pages of docs/ (configuration, commands, files, glossary) and docs/config.schema.json.
+
+    Needed after an edit of picollm/config.py, a preset, a command's options, a rule or picollm/report/glossary.py.
+    """
+    from picollm import reference
     from picollm.files import write_text
 
-    write_text("docs/configuration.md", presets.documentation())
-    write_text(presets.SCHEMA, presets.schema())
+    for path, text in reference.pages(Path.cwd()).items():
+        write_text(path, text)
 
 
 def track(arguments: argparse.Namespace) -> None:
@@ -100,15 +103,18 @@ def compare(arguments: argparse.Namespace) -> None:
     print(compare(Path.cwd(), arguments.old, arguments.new, Path(arguments.output)))
 
 
-def data(arguments: argparse.Namespace) -> None:
-    """Packed tokens and corpora: what is in a file, with decoded samples, and whether it is what it says."""
+def data_inspect(arguments: argparse.Namespace) -> None:
+    """What packed tokens or a corpus hold, with decoded samples."""
     from picollm.data import inspection
 
-    path = Path(arguments.path)
-    if arguments.action == "inspect":
-        print(inspection.inspect(path))
-        return
-    problems, told = inspection.verify(path)
+    print(inspection.inspect(Path(arguments.path)))
+
+
+def data_verify(arguments: argparse.Namespace) -> None:
+    """Whether packed tokens or a corpus are what they say they are. Exit code 1 on any problem."""
+    from picollm.data import inspection
+
+    problems, told = inspection.verify(Path(arguments.path))
     print("\n".join([*problems, f"{told}: {f'{len(problems)} problems' if problems else 'all as the manifest says'}"]))
     sys.exit(1 if problems else 0)
 
@@ -148,9 +154,9 @@ def export(arguments: argparse.Namespace) -> None:
     """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same parts)."""
     from picollm.model.huggingface import export
 
-    writable(Path(arguments.folder))
-    export(trained(arguments.model), Path(arguments.folder))
-    print(f"AutoModelForCausalLM.from_pretrained({arguments.folder!r})")
+    writable(Path(arguments.output))
+    export(trained(arguments.model), Path(arguments.output))
+    print(f"AutoModelForCausalLM.from_pretrained({arguments.output!r})")
 
 
 def writable(folder: Path) -> None:
@@ -180,6 +186,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     from picollm.model.device import set_up
     from picollm.report.attention_figures import head_figures
     from picollm.report.gallery import Gallery
+    from picollm.report.style import set_up as set_up_figures
     from picollm.report.summary import clusters_line, heads_line
 
     config, folder = load("config.yaml"), Path(arguments.output)
@@ -190,6 +197,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     model, tokenizer = open_any(arguments.model)
     given = {"device": device, "tokenizer": tokenizer}
     heads, clusters, arrays = analyse_model(model, sentences, style, folder, **given, **sections)
+    set_up_figures(config["report"]["figure_size"], config["report"]["palette"])
     gallery = Gallery(folder / "figures/manifest.json")
     head_figures(gallery, heads, None, clusters, arrays)
     gallery.finish()
@@ -289,6 +297,17 @@ def open_report(arguments: argparse.Namespace) -> None:
         raise PicollmError(f"{report} is missing: run `make report` first")
     if not webbrowser.open(report.resolve().as_uri()):
         print(f"No browser here: open {report.resolve()} in one")
+
+
+def page(arguments: argparse.Namespace) -> None:
+    """The report of what is there now: a chapter that is missing or out of date says what to run."""
+    from picollm.config import load
+    from picollm.report.now import page_of_now
+
+    output = Path(arguments.output)
+    writable(output.parent)
+    lacking = page_of_now(output, load("config.yaml"))
+    print(*lacking, f"Written: {output}", sep="\n")
 
 
 def bundle(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -21,6 +21,10 @@ from picollm.yaml12 import read_yaml
 
 OUTPUTS = tuple(GRAPH_OF_OUTPUT)
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+if TYPE_CHECKING:  # no checker follows a list of names that is computed
+    BackendName = OutputName = Capability = str
+else:
+    BackendName, OutputName, Capability = Literal[BACKENDS], Literal[OUTPUTS], Literal[CAPABILITIES]
 
 
 def key(description: str, **limits: Any) -> Any:
@@ -168,15 +172,13 @@ class Mechanisms(Section):
 class Engine(Section):
     """Inference engines: trt_compile, trt_benchmark"""
 
-    backends: list[Literal[BACKENDS]] = key("RUNTIME-PRECISION; docs/engines.md lists them", min_length=1)
-    outputs: list[Literal[OUTPUTS]] = key(
-        "timed: last (logits of the last position) | full (of all) | loss", min_length=1
-    )
+    backends: list[BackendName] = key("RUNTIME-PRECISION; docs/engines.md lists them", min_length=1)
+    outputs: list[OutputName] = key("timed: last (logits of the last position) | full (of all) | loss", min_length=1)
     grid: Literal["listed", "full"] = key(
         "listed | full (all backends, outputs and batch sizes, whole validation split)"
     )
     emulated: bool = key("also build and time precisions that this processor only emulates")
-    compute_capabilities: list[Literal[CAPABILITIES]] = key(
+    compute_capabilities: list[Capability] = key(
         f"GPUs that TensorRT-RTX compiles for without one: {' '.join(CAPABILITIES)}", min_length=1
     )
     max_batch: int = key("largest batch that engines accept", gt=0)
@@ -210,6 +212,10 @@ class Report(Section):
     title: str = key("title of the page")
     sentences: int = key("sentences of each category in the page's explorer, as many as fit into it", ge=0)
     examples: int = key("sentences per category shown as heat maps", ge=1, le=20)
+    figure_size: float = key("of figures, in multiples of the usual one; their text keeps its size", ge=0.5, le=2)
+    palette: Literal["picollm", "colorblind", "deep", "muted"] = key(
+        "colours of the classes of heads: picollm (told apart by colour-blind readers) | one of seaborn's"
+    )
 
 
 class Config(Section):
@@ -275,7 +281,8 @@ def explain(error: ErrorDetails) -> str:
 
 def keys_beside(section: list[str]) -> dict:
     """The keys that are allowed at the top level, or inside a section."""
-    return Config.model_fields[section[0]].annotation.model_fields if section else Config.model_fields
+    of = cast(type[Section], Config.model_fields[section[0]].annotation) if section else Config
+    return of.model_fields
 
 
 def load(path: str | Path) -> dict[str, dict[str, Any]]:

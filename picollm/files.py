@@ -7,9 +7,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from picollm.errors import PicollmError
 
@@ -53,7 +54,7 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
     """A header, then the rows."""
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, lineterminator="\n")
@@ -62,8 +63,8 @@ def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) ->
     write_text(path, table.getvalue())
 
 
-def read_json(path: str | Path) -> dict:
-    """Raises PicollmError where the file is missing or is not JSON."""
+def read_json(path: str | Path) -> Any:
+    """Of the type that its writer declares. Raises PicollmError where the file is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

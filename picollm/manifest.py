@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict, cast
 
 from picollm.errors import PicollmError
 from picollm.files import sha256
 
 
-def describe(path: Path) -> dict[str, str | int]:
+class Entry(TypedDict):
+    file: str
+    bytes: int
+    sha256: str
+
+
+def describe(path: Path) -> Entry:
     """The entry of one file, which lies beside the manifest."""
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def entries(manifest: object) -> Iterator[dict]:
+def entries(manifest: object) -> Iterator[Entry]:
     """Every such entry of a manifest, at any depth."""
     if isinstance(manifest, dict):
         if {"file", "bytes", "sha256"} <= manifest.keys():
-            yield manifest
+            yield cast(Entry, manifest)
         manifest = list(manifest.values())
     if isinstance(manifest, list):
         for item in manifest:
             yield from entries(item)
 
 
-def prove(manifest_path: str | Path, entry: dict, rule: str) -> Path:
+def prove(manifest_path: str | Path, entry: Entry, rule: str) -> Path:
     """The entry's file, hashed. Raises PicollmError, naming the rule to run, where it is missing or has other bytes."""
     path = Path(manifest_path).parent / entry["file"]
     if not path.exists():

@@ -54,9 +54,10 @@ class progress(tqdm):  # noqa: N801  named like the function that it is used as
             options["mininterval"] = DRAW_SECONDS if status_file() else LINE_SECONDS
         super().__init__(*arguments, disable=disable, **options)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.drawn:
-            return super().display(msg, pos)
+            super().display(msg, pos)
+            return
         facts = {name: self.format_dict[name] for name in ("n", "total", "elapsed", "initial", "unit", "prefix")}
         facts["postfix"] = self.postfix or ""
         if status_file():
@@ -64,7 +65,6 @@ class progress(tqdm):  # noqa: N801  named like the function that it is used as
         elif time.monotonic() - self.line_at >= LINE_SECONDS:
             self.line_at = time.monotonic()
             print(f"{facts['prefix'] or 'progress'}: {describe(facts)}", file=sys.stderr, flush=True)
-        return True
 
     def close(self) -> None:
         if self.drawn:

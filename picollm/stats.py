@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, norm, permutation_test, t, ttest_1samp
+
+from picollm.errors import PicollmError
 
 SIGNIFICANT = 0.05  # q, or the p of a single test
 BOOTSTRAPS = 2000
@@ -25,21 +27,69 @@ def number_or_none(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
 
 
+def finite(value: float) -> float:
+    """`number_or_none` of what is defined wherever the model's numbers are finite. Raises PicollmError else."""
+    if not math.isfinite(value):
+        raise PicollmError(f"a statistic came out as {value}: the model gives numbers that are not finite")
+    return round(float(value), 6)
+
+
+class Interval(TypedDict):
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Known(TypedDict):
+    """An interval of what is always defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Effect(TypedDict):
+    """Of one head: more nats without it, with interval, p and q over the heads."""
+
+    name: str
+    delta: float
+    low: float
+    high: float
+    p: float
+    q: float
+
+
+class Accuracy(TypedDict):
+    """Of items in clusters, with its interval."""
+
+    accuracy: float
+    low: float
+    high: float
+    items: int
+    clusters: int
+
+
+def known(*columns: NDArray) -> list[Known]:
+    """Rows of the columns value, low and high."""
+    rows = zip(*columns, strict=True)
+    return [{"value": finite(value), "low": finite(low), "high": finite(high)} for value, low, high in rows]
+
+
 def cluster_means(values_XI: NDArray, cluster_I: NDArray) -> NDArray[np.float64]:
     """[..., I] to [..., C], in order of the clusters' numbers."""
     members_IC = cluster_I[:, None] == np.unique(cluster_I)
     return values_XI @ (members_IC / members_IC.sum(0))
 
 
-def accuracy(right_I: NDArray, cluster_I: NDArray) -> dict[str, float | int | None]:
+def accuracy(right_I: NDArray, cluster_I: NDArray) -> Accuracy:
     """Mean over clusters of equal size, and its 95 % interval by Student's t: bootstraps of so few are too narrow."""
     right_C = cluster_means(right_I, cluster_I)
     half = t.ppf(0.975, len(right_C) - 1) * right_C.std(ddof=1) / np.sqrt(len(right_C))
     low, high = np.clip((right_C.mean() - half, right_C.mean() + half), 0, 1)
     return {
-        "accuracy": number_or_none(right_C.mean()),
-        "low": number_or_none(low),
-        "high": number_or_none(high),
+        "accuracy": finite(right_C.mean()),
+        "low": finite(low),
+        "high": finite(high),
         "items": len(right_I),
         "clusters": len(right_C),
     }
@@ -78,10 +128,13 @@ def interval(replicates: NDArray, level: float = 0.95) -> tuple[NDArray, NDArray
     return low, high
 
 
-def interval_columns(statistics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+def interval_columns(statistics: Mapping[str, Interval]) -> dict[str, float | None]:
     """Statistics with `value`, `low` and `high` as one row of a table: `name`, `name_low`, `name_high`."""
-    ends = {"": "value", "_low": "low", "_high": "high"}
-    return {f"{name}{end}": row[part] for name, row in statistics.items() for end, part in ends.items()}
+    return {
+        column: value
+        for name, row in statistics.items()
+        for column, value in ((name, row["value"]), (f"{name}_low", row["low"]), (f"{name}_high", row["high"]))
+    }
 
 
 def false_discovery_rate(p: NDArray) -> NDArray:
@@ -103,13 +156,13 @@ def percentile_99(values: NDArray) -> float:
     return percentile(values, 0.99)
 
 
-def per_head(more_HW: NDArray, names: Sequence[str], *, seed: int) -> list[dict]:
+def per_head(more_HW: NDArray, names: Sequence[str], *, seed: int) -> list[Effect]:
     """Each head's mean effect over windows (or sentences, or clusters), its 95 % interval, p, and q over the heads."""
     p_H = sign_flip_p(more_HW, seed)
     columns = (more_HW.mean(1), *resampled(more_HW, seed), p_H, false_discovery_rate(p_H))
     return [
-        {"name": name, **dict(zip(("delta", "low", "high", "p", "q"), map(number_or_none, row), strict=True))}
-        for name, *row in zip(names, *columns, strict=True)
+        {"name": name, "delta": finite(delta), "low": finite(low), "high": finite(high), "p": finite(p), "q": finite(q)}
+        for name, delta, low, high, p, q in zip(names, *columns, strict=True)
     ]
 
 
@@ -121,7 +174,7 @@ def resampled(more_HW: NDArray, seed: int, level: float = 0.95, of_W: NDArray | 
     """
     n = more_HW.shape[1]
     counts_RW = bootstrap_counts(np.zeros(n, dtype=int), replicates=BOOTSTRAPS, seed=seed)
-    outside = norm.sf(math.sqrt(n / (n - 1)) * t.isf((1 - level) / 2, n - 1))
+    outside = float(norm.sf(math.sqrt(n / (n - 1)) * t.isf((1 - level) / 2, n - 1)))
     of_R1 = (counts_RW @ (np.ones(n) if of_W is None else of_W))[:, None]
     drawn_RH = np.divide(counts_RW @ more_HW.T, of_R1, out=np.full((BOOTSTRAPS, len(more_HW)), np.nan), where=of_R1 > 0)
     return interval(drawn_RH, 1 - 2 * outside)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
@@ -51,7 +52,7 @@ def parse_yaml(text: str, name: str) -> object:
         raise PicollmError(f"{name}{place} is not YAML: {one_line(told)}") from None
 
 
-def read_yaml(path: str | Path) -> object:
+def read_yaml(path: str | Path) -> Any:
     """A file's value, as `parse_yaml`. Raises FileNotFoundError too."""
     try:
         text = Path(path).read_text(encoding="utf-8")

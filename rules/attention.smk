@@ -35,7 +35,9 @@ rule classify_heads:
         config="data/model/config.json",
     output:
         report="reports/heads.json",
-        table="reports/heads.csv",
+        table=report(
+            "reports/heads.csv", caption="captions/heads.rst", category="Heads"
+        ),
         metrics="reports/metrics/heads.json",
     log:
         "logs/classify_heads.log",
@@ -82,7 +84,9 @@ rule state_findings:
         ablation="reports/ablation.json",
         training="reports/training.json",
     output:
-        report="reports/findings.json",
+        report=report(
+            "reports/findings.json", caption="captions/findings.rst", category="Claims"
+        ),
         metrics="reports/metrics/findings.json",
     log:
         "logs/state_findings.log",

@@ -8,7 +8,6 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from snakemake.cli import parse_args
-from snakemake.io import is_flagged
 
 from picollm import config as picollm_config
 from picollm import inputs as files
@@ -16,7 +15,7 @@ from picollm.attention.sentences import CATEGORIES, load_sentences
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
 from picollm.pipeline import locks, seal, watch
-from picollm.pipeline.dvc_yaml import Stage, check_dvc_yaml, check_writable
+from picollm.pipeline.dvc_yaml import check_dvc_yaml, check_writable, stages_of
 from picollm.pipeline.receipts import artefact
 from picollm.report.chapters import CHAPTERS
 
@@ -50,56 +49,19 @@ except PicollmError as error:
     stop(error)
 
 
-# A folder of text is one dependency: DVC hashes all that is in it.
-CORPUS = files.corpus_dependencies(CONFIG["corpus"])
-
-
 def sections(*names):
     """The `cfg` param of a rule, whole config sections in one dict, as Snakemake compares params without names."""
     return {name: CONFIG[name] for name in names}
 
 
-def code_files(rule):
-    return code.rule_code(rule, ROOT)
-
-
 def fingerprint(rule):
     """The `code` param of a rule, the sha256 of its script and of every picollm module that it imports."""
-    return code.fingerprint(code_files(rule), ROOT)
+    return code.fingerprint(code.rule_code(rule, ROOT), ROOT)
 
 
 def stages():
-    """Snakemake's rules, in the words of picollm.pipeline.dvc_yaml; `all` has no artefact of its own.
-
-    A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is full_study, whose
-    time `dvc repro` would spend at every change.
-    """
-    corpus_files = set(CORPUS_FILES)
-    rules = [r for r in workflow.rules if r.output and r.name != "full_study"]
-    temporary = [
-        path for rule in rules for path in rule.output if is_flagged(path, "temp")
-    ]
-    return [
-        Stage(
-            name=rule.name,
-            inputs=[
-                dependency
-                for path in rule.input
-                if not any(other.match(path) for other in temporary)
-                for dependency in (CORPUS if str(path) in corpus_files else [str(path)])
-            ],
-            outputs=[str(path) for path in rule.output],
-            sections=list(rule.params.cfg),
-            code=[str(path) for path in code_files(rule.name)],
-            helpers=[
-                other.name
-                for other in rules
-                if other is not rule and other.script == rule.script
-            ],
-        )
-        for rule in rules
-        if not any(path in temporary for path in rule.output)
-    ]
+    """Snakemake's rules, in the words of picollm.pipeline.dvc_yaml."""
+    return stages_of(workflow.rules, ROOT, CONFIG["corpus"])
 
 
 SLICES = ".snakemake/picollm/slices/{slice}.npy"

@@ -35,7 +35,9 @@ rule trt_benchmark:
         tokens="data/tokens/manifest.json",
     output:
         report="reports/benchmark.json",
-        samples="reports/benchmark.csv",
+        samples=report(
+            "reports/benchmark.csv", caption="captions/benchmark.rst", category="Speed"
+        ),
         metrics="reports/metrics/benchmark.json",
     log:
         "logs/trt_benchmark.log",

@@ -16,7 +16,11 @@ rule pretrain:
         config="data/model/config.json",
         snapshots="data/model/snapshots/manifest.json",
         report="reports/training.json",
-        curve="reports/training.csv",
+        curve=report(
+            "reports/training.csv",
+            caption="captions/training.rst",
+            category="Training",
+        ),
         metrics="reports/metrics/training.json",
     log:
         "logs/pretrain.log",

@@ -55,7 +55,9 @@ rule final_report:
         profile="reports/profile.json",
         metrics=[f"reports/metrics/{chapter}.json" for chapter in CHAPTERS],
     output:
-        report="reports/final.html",
+        report=report(
+            "reports/final.html", caption="captions/report.rst", category="Report"
+        ),
     log:
         "logs/final_report.log",
     benchmark:

@@ -382,10 +382,11 @@ def test_a_batch_beyond_the_engine_or_the_split_is_refused(ctx, folder, rows):
         benchmark(ctx, np.full_like(rows, 50_000), setting([], last=(1,)), folder)
 
 
-def test_the_full_grid_has_everything():
+def test_the_full_grid_has_everything_but_what_is_unproven():
     engine = {"grid": "full", "backends": ["eager-fp32"], "outputs": ["last"], "max_batch": 2, "emulated": True}
     full, listed = grid(engine, [1]), grid(engine | {"grid": "listed", "outputs": ["last", "loss"]}, [2, 1, 2])
-    assert full.backends == BACKENDS and full.graphs == ("logits", "nats") and full.largest == 32 <= full.max_batch
+    assert full.graphs == ("logits", "nats") and full.largest == 32 <= full.max_batch
+    assert set(BACKENDS) - set(full.backends) == {"aoti-b1-fp32", "aoti-b1-bf16", "aoti-b1-fp16"}
     assert set(full.batches) == {"last", "full", "loss"}
     assert listed == Grid(("eager-fp32", "eager-bf16"), {"last": (2, 1), "loss": (2, 1)}, 2, emulated=True)
     assert listed.graphs == ("logits", "nats") and grid(engine | {"grid": "listed"}).graphs == ("logits",)

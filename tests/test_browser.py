@@ -2,15 +2,15 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from page_inputs import chapters, draw, page_of
 from synthetic import random_causal
-from test_report import CFG, chapters, draw
 
 from picollm.attention.maps import from_arrays
-from picollm.report.page import render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup-browser")
@@ -35,7 +35,7 @@ def page_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     figures = draw(folder / "figures")
     file = folder / "final.html"
-    file.write_text(render(figures, chapters(), categories(), CFG), encoding="utf-8")
+    file.write_text(page_of(figures, categories=categories()), encoding="utf-8")
     return file
 
 
@@ -49,20 +49,27 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def view(browser, page_file):
+@contextmanager
+def opened(browser, file):
     """The page, opened from its file without a network; any error or request fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    context.set_default_timeout(120_000)  # ms: a busy machine is no fault of the page's
     page, faults = context.new_page(), []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
     page.on(
         "request", lambda request: None if request.url.startswith(("file:", "data:")) else faults.append(request.url)
     )
-    page.goto(page_file.as_uri())
+    page.goto(file.as_uri())
     yield page
     assert faults == []
     context.close()
+
+
+@pytest.fixture
+def view(browser, page_file):
+    with opened(browser, page_file) as page:
+        yield page
 
 
 def test_the_first_screen_is_whole_without_scrolling(view):
@@ -73,6 +80,43 @@ def test_the_first_screen_is_whole_without_scrolling(view):
             assert box["y"] + box["height"] <= height, (inside, width, box)
             assert box["x"] >= 0 and box["x"] + box["width"] <= width + 1, (inside, width, box)
     assert view.evaluate("document.documentElement.scrollWidth") <= 391, "a phone scrolls one way alone"
+
+
+SMALL = """() => [...document.querySelectorAll('main *, header *')].map(e => {
+    const own = [...e.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !e.getClientRects().length || /^(TITLE|OPTION)$/i.test(e.tagName)) return null;
+    const svg = e.ownerSVGElement, box = svg && svg.getAttribute('viewBox');
+    const zoom = box ? svg.getBoundingClientRect().width / Number(box.split(' ')[2]) : 1;
+    return [e.textContent.trim().slice(0, 30), zoom * parseFloat(getComputedStyle(e).fontSize)];
+}).filter(row => row && row[1] < 8.99)"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_text_is_below_nine_pixels(view, width):
+    view.set_viewport_size({"width": width, "height": 844})
+    view.evaluate("document.querySelectorAll('details').forEach(row => { row.open = true; })")
+    assert view.evaluate(SMALL) == []
+
+
+def test_what_is_missing_breaks_nothing_else(browser, page_file):
+    found = {name: report for name, report in chapters().items() if name not in ("heads", "benchmark")}
+    absent = {name: f"reports/{name}.json is missing: run `snakemake`" for name in ("heads", "benchmark")}
+    file = page_file.with_name("part.html")
+    file.write_text(page_of(page_file.parent / "figures/manifest.json", found, categories(), absent=absent), "utf-8")
+    with opened(browser, file) as page:
+        for chapter in ("explorer", "heads", "causes", "speed", "overview"):
+            assert page.locator(f"#{chapter} .absent").first.is_visible(), chapter
+        assert page.locator("#families .lead").is_visible() and not page.locator("#families .absent").count()
+        page.click("#theme")
+        assert page.locator("#theme").inner_text() == "Light"
+
+
+def test_what_a_head_s_page_folds_stays_as_it_was_left(view):
+    folds = view.locator("#facts details")
+    assert folds.count() == 3 and not folds.first.get_attribute("open")
+    folds.first.locator("summary").click()
+    view.locator("#tiles button").first.click()
+    assert folds.first.get_attribute("open") is not None and folds.nth(1).get_attribute("open") is None
 
 
 def test_a_click_on_the_map_opens_the_head(view):
@@ -104,6 +148,11 @@ def test_the_map_shows_the_weights(view):
             assert np.abs(found[query, key, :3] - expected).max() <= 2, (query, key)
 
 
+def address(view, *parts):
+    """The address has these parts, as soon as it is written."""
+    view.wait_for_function("parts => parts.every(part => location.hash.includes(part))", arg=list(parts))
+
+
 def test_the_views_differ_and_are_what_they_say(view):
     maps = categories()[0].maps[0].reshape(4, 9, 9)[0]
     view.evaluate("location.hash = '#head=L0H0&category=0&sentence=0&view=no-sink&scale=linear'")
@@ -117,7 +166,7 @@ def test_the_views_differ_and_are_what_they_say(view):
     above = maps[6] * 7
     most, least = int(np.argmax(above[:7])), int(np.argmin(above[:7]))
     assert relative[6, most, 0] > relative[6, most, 2] and relative[6, least, 2] > relative[6, least, 0]
-    assert "scale=linear" in view.url and "view=relative" in view.url
+    address(view, "scale=linear", "view=relative")
     for scale in ("sqrt", "log", "linear"):
         view.click(f"#scale [value={scale}]")
         assert view.locator(f"#scale [value={scale}]").get_attribute("aria-pressed") == "true"
@@ -138,9 +187,10 @@ def test_keys_choose_heads_sentences_and_words(view):
     view.keyboard.press("[")
     assert view.locator("#category").input_value() == "0" and view.locator("#sentence").input_value() == "1"
     view.locator("#arcs text").nth(2).click()
-    assert "word=2" in view.url and view.locator("#arcs text.on").text_content() == "cat"
+    address(view, "word=2")
+    assert view.locator("#arcs text.on").text_content() == "cat"
     view.keyboard.press("Escape")
-    assert "word" not in view.url
+    view.wait_for_function("!location.hash.includes('word')")
 
 
 def test_two_heads_side_by_side(view):
@@ -148,6 +198,7 @@ def test_two_heads_side_by_side(view):
     view.locator("#tiles button").first.click()
     titles = view.locator("#facts h3").all_inner_texts()
     assert [title.split()[0] for title in titles] == ["L0H0", "L1H1"] and view.locator("#heat2 canvas").is_visible()
+    address(view, "pin=L1H1", "head=L0H0")
     view.reload()
     assert len(view.locator("#facts h3").all()) == 2, "the address has all of the state"
     view.click("#pin")

@@ -15,16 +15,18 @@ from picollm.attention.clusters import (
     cophenetic_correlation,
     cut,
     describe_clusters,
-    distances,
     metrics,
-    principal_coordinates,
     rand_test,
-    resampled_distances,
-    sentence_divergences,
     silhouette,
-    split_half,
     stability,
     tree,
+)
+from picollm.attention.distances import (
+    distances,
+    principal_coordinates,
+    resampled_distances,
+    sentence_divergences,
+    split_half,
 )
 from picollm.attention.structure import structure
 from picollm.errors import PicollmError

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from refusals import refusal
 from scipy.stats import entropy, false_discovery_control
 from synthetic import column, content_uniform, offset, random_causal
 
@@ -9,7 +10,7 @@ from picollm.attention.controls import by_threshold, category_effects, shuffled
 from picollm.attention.key_sets import SETS, key_sets
 from picollm.attention.labels import LABELS, Thresholds, assign, counts, strongest_kappa
 from picollm.attention.measures import NAMES, Sums, macro_mean, sentence_sums
-from picollm.stats import false_discovery_rate
+from picollm.stats import false_discovery_rate, finite
 
 
 def values_of(maps, category=None):
@@ -149,3 +150,9 @@ def test_kappa_of_a_set_is_chance_corrected():
         assert found[f"kappa_{name}"][0] == pytest.approx(numerator / denominator), name
         assert flat[f"kappa_{name}"][0] == pytest.approx(0, abs=1e-12), name
     assert np.isfinite(found["kappa_duplicate"]).all() and np.isfinite(found["kappa_induction"]).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_always_defined_is_refused_where_it_is_no_number(value):
+    assert finite(1 / 3) == 0.333333
+    assert "not finite" in refusal(finite, value)

@@ -12,7 +12,7 @@ from refusals import refusal
 from picollm.attention.extraction import attention_maps, extract_category, tokenise
 from picollm.attention.extraction import extract_attention as extract_all
 from picollm.attention.maps import fault_of, load_attention, load_categories
-from picollm.attention.sentences import CATEGORIES, parse
+from picollm.attention.sentences import CATEGORIES, load_sentences, parse
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.data.tokenizers import Tokenizer, by_bytes, gpt2
 from picollm.errors import PicollmError
@@ -189,9 +189,9 @@ def test_nothing_is_written_where_a_later_category_does_not_fit(tmp_path):
     sentences = tmp_path / "sentences.yaml"
     sentences.write_text(yaml.safe_dump(lines))
     paths = {name: tmp_path / "out" / f"{name}.npz" for name in CATEGORIES}
-    said = refusal(extract_all, small_model(vocab_size=VOCAB_SIZE), sentences, "plain", paths, CPU)
+    said = refusal(extract_all, small_model(vocab_size=VOCAB_SIZE), load_sentences(sentences), paths, CPU)
     assert "temporal, sentence 1 has 4" in said and not (tmp_path / "out").exists()
-    said = refusal(extract_all, small_model(vocab_size=60_000), sentences, "plain", paths, CPU)
+    said = refusal(extract_all, small_model(vocab_size=60_000), load_sentences(sentences), paths, CPU)
     assert "vocabulary of 60,000 tokens, GPT-2's has 50,257" in said and not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 from synthetic import random_causal
 
-from picollm.report import attention_figures as attention
+from picollm.report import sentence_figures as attention
 from picollm.report.compare import draw_curves
 from picollm.report.gallery import Gallery
 from picollm.report.style import legible, plt

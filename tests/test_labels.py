@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from synthetic import column, content_uniform, offset, random_causal, rotating, 
 from picollm.attention.analysis import analyse_maps
 from picollm.attention.controls import (
     broad_share,
+    no_controls,
     peaked_models,
     untrained_models,
     without_separator,
@@ -261,9 +263,10 @@ def report():
 def described(categories, *, null, bare, bootstraps):
     keys = every_key_set(categories)
     sums = sentence_sums(every_map(categories), numbering(categories), window=4, keys=keys)
+    controls = no_controls(sums.numerator.shape[-1])
+    controls = replace(controls, null=null or controls.null, bare=bare)
     return describe_heads(
-        categories, sums, null=null, peaked=None, bare=bare, null_effects=[], configured=CONFIGURED, window=4,
-        bootstraps=bootstraps, seed=1,
+        categories, sums, controls, configured=CONFIGURED, window=4, bootstraps=bootstraps, seed=1,
     )  # fmt: skip
 
 

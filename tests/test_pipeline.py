@@ -69,16 +69,16 @@ def test_the_trained_model_writes_is_evaluated_and_leaves(project):
     assert found["loss"] == pytest.approx(training["test_loss"], rel=1e-3)  # the split's tail is not in the packed rows
     assert "bits per byte" in project.picollm("evaluate", "data/corpus/validation.parquet")
     assert "empty.txt is empty" in refused(project, "evaluate", "empty.txt")
-    project.picollm("export", "exported")
+    project.picollm("export")
     assert {path.name for path in (project.path / "exported").iterdir()} == {"config.json", "model.safetensors"}
     assert json.loads(project.picollm("evaluate", "--json", "--model", "exported")) == found
 
 
 @pytest.mark.slow
 def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
-    project.picollm("export", "leaving")
+    project.picollm("export", "-o", "leaving")
     text = project.picollm("analyze", "--model", "leaving", "-o", "mine")
-    assert "Heads: of 56" in text and "Clusters of heads: " in text
+    assert "Heads: of 56" in text and "Families of heads: " in text
     for name in ("heads.json", "heads.csv", "clusters.json"):
         assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name
     for path in (project.path / "data/attention").glob("*.npz"):
@@ -230,6 +230,22 @@ def test_without_a_command_it_says_where_things_stand(project):
     project.run("git", "checkout", "-q", "config.yaml")
     for name in ("Report", "Pipeline", "Model", "Data", "Measure"):
         assert re.search(rf"^{name} +\(e\.g\. picollm", project.picollm("--help"), re.M), name
+
+
+def test_the_page_of_now_says_what_is_out_of_date_and_what_is_missing(project):
+    page, clusters = project.path / "page.html", project.path / "reports/clusters.json"
+    assert project.picollm("page") == "Written: page.html\n"
+    assert page.read_text() == (project.path / "reports/final.html").read_text()
+    project.set("clusters", max_k=3)
+    old = "reports/clusters.json is out of date: run `snakemake --cores all -- reports/clusters.json`"
+    assert old in project.picollm("page") and old in page.read_text()
+    project.run("git", "checkout", "-q", "config.yaml")
+    aside = clusters.rename(clusters.with_suffix(".aside"))
+    missing = "reports/clusters.json is missing: run `snakemake --cores all -- reports/clusters.json`"
+    assert missing in project.picollm("page") and missing in page.read_text()
+    aside.rename(clusters)
+    page.unlink()
+    assert project.planned() == set()
 
 
 def test_a_bundle_has_the_run_and_the_same_bytes_each_time(project):

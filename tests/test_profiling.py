@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing
+from itertools import islice
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from picollm.errors import PicollmError
 from picollm.model.training import TrainingConfig
 from picollm.model.transformer import ModelConfig
 from picollm.profiling import capture, workload
+from picollm.profiling.ladder import BATCHES, ROUNDS, ladder, row_by_row
 from picollm.profiling.timeline import analyse, intersection, length, metrics, read_kineto, read_nsys, spans, union
 
 needs_nsys = pytest.mark.skipif(
@@ -271,3 +273,13 @@ def test_without_nsys_auto_takes_torch_and_says_why(tmp_path, monkeypatch):
     found = capture.capture("auto", {}, tmp_path)
     assert (found.tool, found.loss_path) == ("torch.profiler", "eager") and "not on PATH" in found.reason
     assert analyse(found.timeline)["steps"]["n"] == 2
+
+
+def test_the_ladder_of_loading_times_every_way_and_row_by_row_gives_every_row():
+    rows = np.arange(24 * 9, dtype=np.uint16).reshape(24, 9)
+    batches = list(islice(row_by_row(rows, 4, pin=False, workers=0), 12))
+    for epoch in (batches[:6], batches[6:]):
+        assert sorted(row.tolist() for batch in epoch for row in batch) == rows.tolist()
+    found = ladder(rows, 4, torch.device("cpu"))
+    assert [row["rung"] for row in found] == ["row by row", "row by row, 2 workers", "gather", "workers", "resident"]
+    assert all(row["n"] == ROUNDS * BATCHES and 0 < row["median_ms"] <= row["p90_ms"] for row in found)

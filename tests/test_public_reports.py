@@ -151,7 +151,7 @@ def test_a_command_that_can_not_do_its_work_says_why_in_one_line(fresh, tmp_path
     arguments = {
         "missing": ["evaluate", tmp_path / "nowhere.parquet"],
         "damaged": ["evaluate", tmp_path / "damaged.parquet"],
-        "export": ["export", locked / "model"],
+        "export": ["export", "-o", locked / "model"],
         "analyze": ["analyze", "-o", locked / "out"],
         "optimize": ["optimize", "-o", locked / "out"],
         "profile": ["profile", "-o", locked / "out"],

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path, con
     assert [splits[split]["articles"] for split in ("train", "validation", "test")] == [5, 6, 6]  # ceil(0.2 x 24)
     assert (project.path / "reports/final.html").stat().st_size > 100_000
     assert project.planned() == project.changed() == set()
+    project.run("dvc", "plots", "show", "--out", "plots")
+    drawn = (project.path / "plots/index.html").read_text()
+    for title in ("Training", "Latency by backend, output and batch", "Heads with an effect"):
+        assert f'"{title}"' in drawn, title
+    project.snakemake("--report", "all.zip")
+    with zipfile.ZipFile(project.path / "all.zip") as archive:
+        listed = archive.read(next(name for name in archive.namelist() if name.endswith("/report.html"))).decode()
+    for path, caption in (("reports/final.html", "attention explorer"), ("reports/heads.csv", "Every head"),
+                          ("reports/training.csv", "every step"), ("reports/benchmark.csv", "Raw latencies"),
+                          ("reports/findings.json", "the verdict on this model")):  # fmt: skip
+        assert path in listed and caption in listed, path
     with open(text / "wiki.train.tokens", "a") as file:
         file.write("One more line .\n")
     assert project.changed() == {"prepare_corpus"} and "prepare_corpus" in project.planned()
@@ -93,7 +105,7 @@ def test_without_a_compiler_and_without_tensorrt_it_says_so_and_goes_on(tmp_path
 def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
     project = workspace.create(tmp_path / "foreign")
     project.snakemake("pretrain")
-    project.picollm("export", "elsewhere")
+    project.picollm("export", "-o", "elsewhere")
     trained = json.loads((project.path / "reports/training.json").read_text())
     project.set("model", checkpoint="elsewhere")
     project.picollm("dvc-yaml")
@@ -195,7 +207,7 @@ def test_the_command_for_a_gpu_runs_from_anywhere_and_says_what_failed(tmp_path)
 def test_one_command_makes_a_model_fast(tmp_path):
     project = workspace.create(tmp_path / "optimize")
     project.snakemake("pretrain")
-    project.picollm("export", "elsewhere")
+    project.picollm("export", "-o", "elsewhere")
     project.set("engine", backends=["eager-bf16", "onnxruntime-int8", "tensorrt-fp16"], outputs=["last", "loss"])
     text = project.picollm("optimize", "--model", "elsewhere", "-o", "fast")
     report = json.loads((project.path / "fast/benchmark.json").read_text())

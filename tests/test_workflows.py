@@ -1,8 +1,9 @@
-"""docs/workflows.md, run as it stands there: every command, and what it printed."""
+"""docs/workflows.md and the tutorials, run as they are: every command, and what it printed."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from doctest import ELLIPSIS, OutputChecker
 
@@ -10,13 +11,17 @@ import pytest
 import workspace
 from workspace import ROOT
 
-PAGE = (ROOT / "docs" / "workflows.md").read_text()
-BLOCKS = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = [
-    (lines[0], "".join(line + "\n" for line in lines[1:]))
-    for block in BLOCKS
-    for lines in (step.splitlines() for step in block.removeprefix("$ ").split("\n$ "))
-]
+TUTORIALS = ("your-text", "your-sentences", "your-model", "compare-runs", "your-gpu")  # each continues the one before
+
+
+def commands(page: str) -> list[tuple[str, str]]:
+    """Each command in the console blocks of a page of docs/, with what it printed."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    return [
+        (lines[0], "".join(line + "\n" for line in lines[1:]))
+        for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+        for lines in (step.splitlines() for step in block.removeprefix("$ ").split("\n$ "))
+    ]
 
 
 def blurred(text: str) -> str:
@@ -27,25 +32,43 @@ def blurred(text: str) -> str:
     return text.replace("\n...\n", "\n...")  # which may stand for no line
 
 
-@pytest.mark.slow
-def test_every_command_of_the_page_prints_what_the_page_says(tmp_path):
-    project = workspace.create(tmp_path / "project")
+def with_tools(path) -> tuple[workspace.Workspace, str]:
+    """A repository with a first commit, and the PATH on which its `picollm` is this one."""
+    project = workspace.create(path / "project")
     project.commit("The pipeline")
     project.run("git", "branch", "-q", "-M", "main")
-    tools = tmp_path / "bin"
+    tools = path / "bin"
     tools.mkdir()
     (tools / "picollm").write_text(f'#!/bin/sh\nexec {sys.executable} -m picollm.cli "$@"\n')
     (tools / "picollm").chmod(0o755)
-    path = f"{tools}:{workspace.ENVIRONMENT['PATH']}"
-    for command, wanted in COMMANDS:
+    return project, f"{tools}:{workspace.ENVIRONMENT['PATH']}"
+
+
+def run_page(project: workspace.Workspace, path: str, page: str) -> None:
+    for command, wanted in commands(page):
         printed = project.run("bash", "-c", command, PATH=path)
         same = OutputChecker().check_output(blurred(wanted), blurred(printed), ELLIPSIS)
         assert same, f"$ {command}\n{printed}\n--- the page says\n{wanted}"
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_prints_what_the_page_says(tmp_path):
+    project, path = with_tools(tmp_path)
+    run_page(project, path, "workflows")
     assert project.planned() == project.changed() == set()
 
 
+@pytest.mark.exhaustive
+def test_every_command_of_the_tutorials_prints_what_they_say(tmp_path):
+    project, path = with_tools(tmp_path)
+    for folder in ("docs", "benchmarks"):
+        shutil.copytree(ROOT / folder, project.path / folder, ignore=shutil.ignore_patterns("__pycache__", "gallery"))
+    for page in TUTORIALS:
+        run_page(project, path, f"tutorials/{page}")
+
+
 def test_the_page_shows_the_four_habits():
-    text = "\n".join(command for command, _ in COMMANDS)
+    text = "\n".join(command for command, _ in commands("workflows"))
     for habit in ("snakemake --cores all", "dvc repro", "-R trt_benchmark", "dvc repro -q -f -s trt_benchmark",
                   "dvc metrics diff", "dvc params diff", "dvc plots diff", "dvc exp run"):  # fmt: skip
         assert habit in text

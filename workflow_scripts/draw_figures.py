@@ -5,8 +5,10 @@ from pathlib import Path
 from picollm.attention.maps import load_categories
 from picollm.pipeline.job import job
 from picollm.report.figures import draw_figures
+from picollm.report.style import set_up
 
 with job() as rule:
-    inputs, examples = rule.inputs, rule.cfg["report"]["examples"]
-    drawn = draw_figures(Path(rule.outputs.manifest), inputs, load_categories(inputs.maps), examples)
+    inputs, cfg = rule.inputs, rule.cfg["report"]
+    set_up(cfg["figure_size"], cfg["palette"])
+    drawn = draw_figures(Path(rule.outputs.manifest), inputs, load_categories(inputs.maps), cfg["examples"])
     rule.found(f"{len(drawn)} figures")

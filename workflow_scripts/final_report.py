@@ -3,17 +3,19 @@
 import logging
 from pathlib import Path
 
-from picollm.attention.maps import load_categories
-from picollm.files import read_json, write_text
+from picollm.files import write_text
 from picollm.pipeline.job import job
 from picollm.report.page import render
+from picollm.report.sources import read_sources
 
 with job() as rule:
     inputs = rule.inputs
-    read = set(inputs.keys()) - {"figures", "page", "maps", "metrics"}
-    chapters = {name: read_json(inputs[name]) for name in sorted(read)}
-    html = render(Path(inputs.figures), chapters, load_categories(inputs.maps), rule.cfg)
+    paths = {name: inputs[name] for name in sorted(set(inputs.keys()) - {"figures", "page", "maps", "metrics"})}
+    sources = read_sources(paths, inputs.maps, inputs.figures)
+    for why in sources.absent.values():
+        logging.warning("a chapter is left out: %s", why)
+    html = render(Path(inputs.figures), sources, rule.cfg)
     write_text(rule.outputs.report, html)
-    what = f"{rule.outputs.report}, {len(html) / 1e6:.1f} MB"
+    what = f"{rule.outputs.report}, {len(html.encode()) / 1e6:.1f} MB"
     logging.info("%s", what)
     rule.found(what)

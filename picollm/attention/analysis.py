@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from numpy.typing import NDArray
 
-from picollm.attention.clusters import cluster_heads, write_arrays
+from picollm.attention.clusters import ClustersReport, cluster_heads, write_arrays
 from picollm.attention.controls import Examined
 from picollm.attention.extraction import extract_attention
-from picollm.attention.heads import classify_heads, heads_csv
+from picollm.attention.heads import HeadsReport, classify_heads, heads_csv
 from picollm.attention.maps import CategoryMaps, load_categories
 from picollm.attention.sentences import any_sentences
 from picollm.data.tokenizers import Tokenizer, of_folder
@@ -45,7 +45,7 @@ def analyse_maps(
     clusters: Mapping,
     model: Examined | None = None,
     device: torch.device = CPU,
-) -> tuple[dict, dict, dict[str, NDArray]]:
+) -> tuple[HeadsReport, ClustersReport, dict[str, NDArray]]:
     """The contents of heads.json, clusters.json and clusters.npz; `heads` and `clusters` are the config's sections.
 
     The maps may be of anything that attends (`picollm.attention.maps.from_arrays`); those of a `model` are also held
@@ -64,11 +64,12 @@ def analyse_model(
     device: torch.device,
     tokenizer: Tokenizer | None = None,
     **sections: Mapping,
-) -> tuple[dict, dict, dict[str, NDArray]]:
+) -> tuple[HeadsReport, ClustersReport, dict[str, NDArray]]:
     """Writes attention/CATEGORY.npz, heads.json, heads.csv, clusters.json and clusters.npz into the folder, and returns
     what `analyse_maps` does, which takes the `sections`."""
-    paths = {name: folder / "attention" / f"{name}.npz" for name in any_sentences(sentences, style)}
-    extract_attention(model, sentences, style, paths, device, tokenizer)
+    found = any_sentences(sentences, style)
+    paths = {name: folder / "attention" / f"{name}.npz" for name in found}
+    extract_attention(model, found, paths, device, tokenizer)
     maps = load_categories(list(paths.values()))
     heads_report, clusters_report, arrays = analyse_maps(maps, model=model, device=device, **sections)
     write_json(folder / "heads.json", heads_report)

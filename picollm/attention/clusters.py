@@ -1,31 +1,38 @@
-"""reports/clusters.json: which heads attend alike, by Jensen-Shannon distance, and how stable the clusters are.
+"""reports/clusters.json: which heads attend alike, by picollm.attention.distances, and how stable the clusters are.
 
-Distances compare the non-sink attention of rows i >= 2, in the notation of picollm.attention.measures.
-
-Shape suffixes: S sentence, H and G head (layers flattened), I analysed row, E entry (row, key) of the lower triangle,
-R replicate.
+Shape suffixes: S sentence, H head (layers flattened), D principal coordinate, R replicate.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import cophenet, cut_tree, leaves_list, linkage
 from scipy.spatial.distance import squareform
-from scipy.special import xlogy
 from scipy.stats import spearmanr
 
+from picollm.attention.distances import (
+    Divergences,
+    distances,
+    principal_coordinates,
+    resampled_distances,
+    sentence_divergences,
+    split_half,
+)
 from picollm.attention.maps import CategoryMaps, every_map, numbering
-from picollm.attention.structure import structure
+from picollm.attention.structure import Structure, structure
 from picollm.errors import PicollmError
 from picollm.files import atomic_path
-from picollm.stats import bootstrap_counts, interval, number_or_none
+from picollm.stats import finite, interval, number_or_none
+
+if TYPE_CHECKING:
+    from picollm.attention.heads import Head
 
 FORMAT = 3
 METHODS = ("average", "single", "complete", "ward")  # the first is the one in use
@@ -35,9 +42,83 @@ FAITHFUL = 0.75  # cophenetic correlation from which the dendrogram is taken to 
 STABLE = 0.75  # mean bootstrap Jaccard index (Hennig 2007), corrected for chance, from which a cluster is
 
 
+class ByLayer(TypedDict):
+    ratio: float
+    low: float
+    high: float
+    p: float
+
+
+class Agreement(TypedDict):
+    """Of the clusters with another partition of the heads."""
+
+    adjusted_rand: float
+    low: float
+    high: float
+    p: float
+    permutations: int
+
+
+class Cluster(TypedDict):
+    cluster: int
+    size: int
+    heads: list[str]
+    labels: dict[str, int]
+    mean_distance: float | None
+    stability: float
+    stability_by_chance: float
+    stable: bool
+
+
+class Noise(TypedDict):
+    mean_absolute_difference: float
+    correlation: float | None
+
+
+class Silhouette(TypedDict):
+    k: int
+    silhouette: float
+
+
+class WithSink(TypedDict):
+    mean_distance: float
+    rank_correlation: float | None
+
+
+class HeadCluster(TypedDict):
+    name: str
+    cluster: int
+
+
+class ClustersReport(TypedDict):
+    """clusters.json."""
+
+    format: int
+    distance: str
+    method: str
+    cophenetic: dict[str, float | None]
+    faithful: bool
+    k: int
+    silhouette: float
+    structure: Structure
+    silhouettes: list[Silhouette]
+    bootstraps: int
+    seed: int
+    noise: Noise
+    mean_distance: float
+    closest: float
+    with_sink: WithSink
+    by_layer: ByLayer | None
+    coordinates_show: float
+    agreement: dict[str, Agreement]  # of `labels` and `layers`
+    clusters: list[Cluster]
+    order: list[str]
+    heads: list[HeadCluster]
+
+
 def cluster_heads(
-    categories: Sequence[CategoryMaps], heads: Sequence[Mapping], cfg: Mapping
-) -> tuple[dict, dict[str, NDArray]]:
+    categories: Sequence[CategoryMaps], heads: Sequence[Head], cfg: Mapping
+) -> tuple[ClustersReport, dict[str, NDArray]]:
     """`describe_clusters` of the maps, by the config's `clusters` section."""
     number = numbering(categories)
     return describe_clusters(
@@ -51,8 +132,8 @@ def cluster_heads(
 
 
 def describe_clusters(
-    divergences: Divergences, whole: Divergences, *, heads: Sequence[Mapping], max_k: int, bootstraps: int, seed: int
-) -> tuple[dict, dict[str, NDArray]]:
+    divergences: Divergences, whole: Divergences, *, heads: Sequence[Head], max_k: int, bootstraps: int, seed: int
+) -> tuple[ClustersReport, dict[str, NDArray]]:
     """The content of clusters.json, and the arrays of clusters.npz: distance and whole_distance [H, H], linkage
     [H - 1, 4], order [H], coordinates [H, 2].
 
@@ -70,33 +151,29 @@ def describe_clusters(
     drawn_RHH = resampled_distances(divergences, replicates=bootstraps, seed=seed)
     resampled_RH = np.stack([cut(tree(drawn_HH), k) for drawn_HH in drawn_RHH])
     jaccard = stability(clusters_H, resampled_RH, seed=seed)
-    difference, correlation = split_half(divergences)
     order = leaves_list(linkage_matrix)
     coordinates, shown = principal_coordinates(distance_HH)
     every_HD, _ = principal_coordinates(distance_HH, len(distance_HH))
     layer_H = np.array([head["layer"] for head in heads])
     pairs = np.triu_indices(len(heads), 1)
-    report = {
+    report: ClustersReport = {
         "format": FORMAT,
         "distance": DISTANCE,
         "method": METHODS[0],
         "cophenetic": {method: number_or_none(value) for method, value in cophenetic.items()},
         "faithful": bool(cophenetic[METHODS[0]] >= FAITHFUL),
         "k": k,
-        "silhouette": number_or_none(scores[k]),
+        "silhouette": finite(scores[k]),
         "structure": structure(distance_HH, every_HD, partial(best_cut, max_k=max_k), seed=seed),
-        "silhouettes": [{"k": tried, "silhouette": number_or_none(score)} for tried, score in scores.items()],
+        "silhouettes": [{"k": tried, "silhouette": finite(score)} for tried, score in scores.items()],
         "bootstraps": bootstraps,
         "seed": seed,
-        "noise": {"mean_absolute_difference": number_or_none(difference), "correlation": number_or_none(correlation)},
-        "mean_distance": number_or_none(distance_HH[pairs].mean()),
-        "closest": number_or_none(distance_HH[pairs].min()),
-        "with_sink": {
-            "mean_distance": number_or_none(whole_HH[pairs].mean()),
-            "rank_correlation": number_or_none(spearmanr(distance_HH[pairs], whole_HH[pairs]).statistic),
-        },
+        "noise": _noise(divergences),
+        "mean_distance": finite(distance_HH[pairs].mean()),
+        "closest": finite(distance_HH[pairs].min()),
+        "with_sink": _with_sink(distance_HH[pairs], whole_HH[pairs]),
         "by_layer": by_layer(distance_HH, drawn_RHH, layer_H, seed=seed),
-        "coordinates_show": number_or_none(shown),
+        "coordinates_show": finite(shown),
         "agreement": {
             "labels": _agreement(clusters_H, resampled_RH, [head["label"] for head in heads], seed),
             "layers": _agreement(clusters_H, resampled_RH, [head["layer"] for head in heads], seed),
@@ -116,46 +193,58 @@ def describe_clusters(
 
 def write_arrays(path: str | Path, arrays: Mapping[str, NDArray]) -> None:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        named: dict[str, Any] = dict(arrays)
+        np.savez(file, **named)
 
 
-def _agreement(clusters_H: NDArray, resampled_RH: NDArray, other: Sequence, seed: int) -> dict:
+def _noise(divergences: Divergences) -> Noise:
+    difference, correlation = split_half(divergences)
+    return {"mean_absolute_difference": finite(difference), "correlation": number_or_none(correlation)}
+
+
+def _with_sink(distance_P: NDArray, whole_P: NDArray) -> WithSink:
+    """Of the pairs of heads, P, the distances of whole rows, and whether they order the pairs alike."""
+    correlation = spearmanr(distance_P, whole_P).statistic
+    return {"mean_distance": finite(whole_P.mean()), "rank_correlation": number_or_none(correlation)}
+
+
+def _agreement(clusters_H: NDArray, resampled_RH: NDArray, other: Sequence, seed: int) -> Agreement:
     index, p = rand_test(clusters_H, np.array(other), permutations=PERMUTATIONS, seed=seed)
     low, high = interval(np.array([adjusted_rand(clusters, np.array(other)) for clusters in resampled_RH]))
     return {
-        "adjusted_rand": number_or_none(index),
-        "low": number_or_none(low),
-        "high": number_or_none(high),
-        "p": number_or_none(p),
+        "adjusted_rand": finite(index),
+        "low": finite(float(low)),
+        "high": finite(float(high)),
+        "p": finite(p),
         "permutations": PERMUTATIONS,
     }
 
 
 def _cluster(
-    c: int, clusters_H: NDArray, distance_HH: NDArray, heads: Sequence[Mapping], jaccard: tuple[float, float]
-) -> dict:
+    c: int, clusters_H: NDArray, distance_HH: NDArray, heads: Sequence[Head], jaccard: tuple[float, float]
+) -> Cluster:
     members = np.flatnonzero(clusters_H == c)
     within = distance_HH[np.ix_(members, members)][np.triu_indices(len(members), 1)]
     return {
         "cluster": c,
         "size": len(members),
-        "heads": [heads[h]["name"] for h in members],
-        "labels": dict(Counter(heads[h]["label"] for h in members).most_common()),
-        "mean_distance": number_or_none(within.mean()) if len(within) else None,
-        "stability": number_or_none(jaccard[0]),
-        "stability_by_chance": number_or_none(jaccard[1]),
+        "heads": [heads[h]["name"] for h in members.tolist()],
+        "labels": dict(Counter(heads[h]["label"] for h in members.tolist()).most_common()),
+        "mean_distance": finite(within.mean()) if len(within) else None,
+        "stability": finite(jaccard[0]),
+        "stability_by_chance": finite(jaccard[1]),
         "stable": bool(jaccard[1] < 1 and (jaccard[0] - jaccard[1]) / (1 - jaccard[1]) >= STABLE),
     }
 
 
-def metrics(report: dict) -> dict[str, float]:
+def metrics(report: ClustersReport) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`; an undefined one counts as 0."""
-    agreement, there = report["agreement"], report["structure"]["found"]
+    agreement, there, layers = report["agreement"], report["structure"]["found"], report["by_layer"]
     stabilities = [c["stability"] for c in report["clusters"]]
     return {
         "clusters": report["k"] if there else 0,
         "structure_p": report["structure"]["p"],
-        "distance_within_layers": (report["by_layer"] or {"ratio": 0.0})["ratio"],
+        "distance_within_layers": layers["ratio"] if layers else 0.0,
         "silhouette": report["silhouette"],
         "cophenetic": report["cophenetic"][report["method"]] or 0.0,
         "mean_distance": report["mean_distance"],
@@ -170,90 +259,9 @@ def metrics(report: dict) -> dict[str, float]:
     }
 
 
-@dataclass(frozen=True)
-class Divergences:
-    """Per sentence the weighted sum of row JSDs in bits and the sum of weights, [S, H, H]; categories [S], from 0."""
-
-    numerator: NDArray[np.float64]
-    denominator: NDArray[np.float64]
-    category: NDArray[np.int64]
-
-
-def sentence_divergences(maps: Iterable[NDArray], category: Sequence[int], *, sink: bool = False) -> Divergences:
-    """A row weighs min(w of one head, w of the other): rows that one of them parks on the sink say little.
-
-    With `sink` whole rows are compared, the sink's column included, and all weigh the same.
-    """
-    parts = [_divergence(weights.reshape(-1, *weights.shape[-2:]).astype(np.float64), sink) for weights in maps]
-    numerator, denominator = (np.stack(arrays) for arrays in zip(*parts, strict=True))
-    return Divergences(numerator, denominator, np.asarray(category, dtype=np.int64))
-
-
-def _divergence(A_HQK: NDArray, sink: bool) -> tuple[NDArray, NDArray]:
-    n_heads, length = A_HQK.shape[:2]
-    numerator, denominator = np.zeros((2, n_heads, n_heads))
-    if length < 3:
-        return numerator, denominator
-    row_E, key_E = np.tril_indices(length)
-    analysed = (row_E >= 2) & (key_E >= (0 if sink else 1))
-    row_E, key_E = row_E[analysed], key_E[analysed]
-    starts = np.flatnonzero(np.diff(row_E, prepend=1))
-    A_HE = A_HQK[:, row_E, key_E]
-    w_HI = np.add.reduceat(A_HE, starts, axis=1)
-    w_HE = w_HI[:, row_E - 2]
-    p_HE = np.divide(A_HE, w_HE, out=np.zeros_like(A_HE), where=w_HE > 0)
-    entropy_HI = row_entropy(p_HE, starts)
-    for h in range(n_heads):  # one head against the later ones: the largest array is [H, E], a few hundred kB
-        weight_GI = np.minimum(w_HI[h], w_HI[h + 1 :])
-        mixture_GI = row_entropy((p_HE[h] + p_HE[h + 1 :]) / 2, starts)
-        jsd_GI = np.clip(mixture_GI - (entropy_HI[h] + entropy_HI[h + 1 :]) / 2, 0, 1)
-        numerator[h, h + 1 :], denominator[h, h + 1 :] = (weight_GI * jsd_GI).sum(1), weight_GI.sum(1)
-    return numerator + numerator.T, denominator + denominator.T
-
-
-def row_entropy(p_HE: NDArray, starts: NDArray) -> NDArray:
-    """Entropy in bits of each row of flattened rows that start at `starts`, [H, I]; 0 log 0 = 0."""
-    return -np.add.reduceat(xlogy(p_HE, p_HE), starts, axis=1) / np.log(2)
-
-
-def distances(divergences: Divergences, counts_RS: NDArray | None = None) -> Iterator[NDArray]:
-    """sqrt of the macro-mean over categories of the mean row JSD, [H, H] in [0, 1], for each replicate (default: one).
-
-    Two heads without any non-sink attention in common rows cannot be compared and are at distance 1. sqrt(JSD) is a
-    metric (Endres & Schindelin 2003); with weights that depend on the pair the mean is one only nearly.
-    """
-    if counts_RS is None:
-        counts_RS = np.ones((1, len(divergences.category)))
-    members = [divergences.category == c for c in np.unique(divergences.category)]
-    for counts_S in counts_RS:
-        total = present = 0.0
-        for member in members:
-            numerator, denominator = (
-                np.tensordot(counts_S[member], part[member], axes=1)
-                for part in (divergences.numerator, divergences.denominator)
-            )
-            total = total + np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
-            present = present + (denominator > 0)
-        mean = np.divide(total, present, out=np.ones_like(total), where=present > 0)
-        np.fill_diagonal(mean, 0.0)
-        yield np.sqrt(mean)
-
-
 def tree(distance_HH: NDArray, method: str = METHODS[0]) -> NDArray:
     """SciPy's linkage matrix [H - 1, 4], leaves in the order that puts the most similar heads side by side."""
     return linkage(squareform(distance_HH, checks=False), method=method, optimal_ordering=True)
-
-
-def principal_coordinates(distance_HH: NDArray, dimensions: int = 2) -> tuple[NDArray, float]:
-    """Classical scaling (Torgerson 1952): [H, dimensions], and the share of the positive eigenvalues that it shows."""
-    n = len(distance_HH)
-    centre = np.eye(n) - 1 / n
-    values, vectors = np.linalg.eigh(-centre @ distance_HH**2 @ centre / 2)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(0), np.arange(n)] < 0, -1, 1)  # a sign is arbitrary
-    positive = np.maximum(values, 0)
-    shown = vectors[:, :dimensions] * np.sqrt(positive[:dimensions])
-    return shown, float(positive[:dimensions].sum() / positive.sum()) if positive.sum() > 0 else 0.0
 
 
 def cophenetic_correlation(distance_HH: NDArray, linkage_matrix: NDArray) -> float:
@@ -285,12 +293,6 @@ def silhouette(distance_HH: NDArray, clusters_H: NDArray) -> float:
     return float(np.where(size > 1, score, 0.0).mean())
 
 
-def resampled_distances(divergences: Divergences, *, replicates: int, seed: int) -> NDArray[np.float64]:
-    """The distances from bootstraps of the sentences within categories, [R, H, H]."""
-    counts_RS = bootstrap_counts(divergences.category, replicates=replicates, seed=seed)
-    return np.stack(list(distances(divergences, counts_RS)))
-
-
 def stability(clusters_H: NDArray, resampled_RH: NDArray, *, seed: int) -> dict[int, tuple[float, float]]:
     """Of each cluster, the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig 2007); and
     the same where the heads of the resampled clusters change places: a cluster of nearly all heads has it near 1."""
@@ -307,13 +309,13 @@ def stability(clusters_H: NDArray, resampled_RH: NDArray, *, seed: int) -> dict[
     return {int(c): (float(a), float(b)) for c, a, b in zip(names, own, chance, strict=True)}
 
 
-def by_layer(distance_HH: NDArray, drawn_RHH: NDArray, layer_H: NDArray, *, seed: int) -> dict | None:
+def by_layer(distance_HH: NDArray, drawn_RHH: NDArray, layer_H: NDArray, *, seed: int) -> ByLayer | None:
     """Are heads of one layer closer to each other than to heads of other layers? The ratio of the mean distances, its
-    interval over bootstraps of the sentences, and p by permutation of the heads (Mantel 1967); None for one layer, or
-    for layers of one head."""
+    interval over bootstraps of the sentences, and p by permutation of the heads (Mantel 1967); None for one layer, for
+    layers of one head, and where heads of several layers are all at distance 0."""
     first, second = np.triu_indices(len(layer_H), 1)
     same = layer_H[first] == layer_H[second]
-    if same.all() or not same.any():
+    if same.all() or not same.any() or not distance_HH[first, second][~same].any():
         return None
 
     def ratio(d: NDArray) -> float:
@@ -326,23 +328,11 @@ def by_layer(distance_HH: NDArray, drawn_RHH: NDArray, layer_H: NDArray, *, seed
     low, high = interval(np.array([ratio(d) for d in drawn_RHH]))
     away = np.abs(drawn - 1) >= abs(observed - 1) - 1e-12
     return {
-        "ratio": number_or_none(observed),
-        "low": number_or_none(low),
-        "high": number_or_none(high),
-        "p": number_or_none((1 + away.sum()) / (1 + PERMUTATIONS)),
+        "ratio": finite(observed),
+        "low": finite(float(low)),
+        "high": finite(float(high)),
+        "p": finite((1 + away.sum()) / (1 + PERMUTATIONS)),
     }
-
-
-def split_half(divergences: Divergences) -> tuple[float, float]:
-    """Distances from every second sentence against those from the others: mean absolute difference, correlation.
-
-    The first is the noise floor: two distances that differ by less are not told apart.
-    """
-    half = np.arange(len(divergences.category)) % 2
-    first, second = (squareform(d, checks=False) for d in distances(divergences, np.stack([half == 0, half == 1])))
-    varies = np.ptp(first) > 0 and np.ptp(second) > 0
-    correlation = np.corrcoef(first, second)[0, 1] if varies else float("nan")
-    return float(np.abs(first - second).mean()), float(correlation)
 
 
 def adjusted_rand(a: NDArray, b: NDArray) -> float:
@@ -381,4 +371,4 @@ def best_k(distance_HH: NDArray, linkage_matrix: NDArray, max_k: int) -> tuple[i
     scores = {
         k: silhouette(distance_HH, cut(linkage_matrix, k)) for k in range(2, min(max_k, len(distance_HH) - 1) + 1)
     }
-    return max(scores, key=scores.get), scores
+    return max(scores, key=lambda k: scores[k]), scores

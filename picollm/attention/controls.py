@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,20 +20,74 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from picollm.attention.extraction import attention_maps
-from picollm.attention.labels import Thresholds, assign, counts
-from picollm.attention.measures import NAMES, Sums, first_replicate, macro_mean, sentence_sums
+from picollm.attention.labels import (
+    Thresholds,
+    assign,
+    assign_raw,
+    by_label,
+    counts,
+    percentiles_99,
+    strongest_kappa,
+)
+from picollm.attention.maps import CategoryMaps, every_map, name_of, numbering
+from picollm.attention.measures import NAMES, Sums, first_replicate, local_kappa, macro_mean, sentence_sums
+from picollm.attention.relations import effects, marked_sentences
 from picollm.model.foreign import ForeignModel
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
-from picollm.stats import false_discovery_rate
+from picollm.stats import SIGNIFICANT, false_discovery_rate, finite, number_or_none
 
 Examined = Transformer | ForeignModel
+WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
+M = TypeVar("M", bound=Examined)
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)
 LENGTH_BANDS = 4
 PERMUTATIONS = 40  # for each pair of a head and a category: the least p, times the pairs, must stay below .05
 AT_ONCE = 500
 FITTED = 32  # sentences that the scale of a layer is fitted on
 SCALES = (1e-4, 1e8)  # of a layer's logits, between which one is as peaked as the trained layer
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What other models give on the same sentences. Maps of one's own may come without: then there is nothing to hold
+    them against but their shuffled rows."""
+
+    null: Mapping[str, NDArray]  # each statistic of untrained models, [models, H]
+    peaked: Mapping[str, NDArray]  # of untrained models that are as peaked as this one
+    effects: Sequence[Mapping[str, NDArray]]  # of picollm.attention.relations, of each of these
+    bare: Mapping[str, NDArray] | None  # of the model without the separator, [H]
+
+
+def no_controls(heads: int) -> Controls:
+    none = {name: np.empty((0, heads)) for name in NAMES}
+    return Controls(none, none, [], None)
+
+
+def controls_of(
+    model: Examined, categories: Sequence[CategoryMaps], broad_H: NDArray, keys: Sequence[NDArray], cfg: Mapping,
+    device: torch.device,
+) -> Controls:  # fmt: skip
+    """By the config's `heads` section; `broad_H` is the model's own, `keys` as `sentence_sums` takes them. One model
+    is in memory at a time."""
+    ids, number = [sequence for category in categories for sequence in category.ids], numbering(categories)
+    untrained = {"models": cfg["null_models"], "seed": cfg["seed"]}
+    shared = {"keys": keys, "window": cfg["window"], "device": device}
+    which, golds = marked_sentences(categories)
+    found: list[dict[str, NDArray]] = []
+
+    def compared() -> Iterator[Examined]:
+        for other in peaked_models(model, broad_H, ids, device=device, **untrained):
+            yield other  # its statistics are taken here
+            if which:
+                found.append(effects(list(attention_maps(other, [ids[k] for k in which], device)), golds))
+
+    return Controls(
+        null=values_of(untrained_models(model, **untrained), ids, number, **shared),
+        peaked=values_of(compared(), ids, number, **shared),
+        effects=found,
+        bare=without_separator(model, ids, number, **shared),
+    )
 
 
 def shuffled(maps: Iterable[NDArray], seed: int) -> Iterator[NDArray]:
@@ -45,13 +100,35 @@ def shuffled(maps: Iterable[NDArray], seed: int) -> Iterator[NDArray]:
         yield np.take_along_axis(weights, place.argsort(axis=-1), axis=-1)
 
 
-def by_threshold(values: Mapping[str, NDArray], thresholds: Thresholds) -> list[dict]:
+class OtherThreshold(TypedDict):
+    threshold: str
+    value: float
+    labels: list[int]  # heads, in the order of LABELS
+
+
+def by_threshold(values: Mapping[str, NDArray], thresholds: Thresholds) -> list[OtherThreshold]:
     """The heads by label where one threshold is a multiple of the one in force and the others stay."""
-    found = []
+    found: list[OtherThreshold] = []
     for name in ("kappa", "content", "broad", "sink"):
         for value in dict.fromkeys(min(1.0, getattr(thresholds, name) * factor) for factor in FACTORS):
-            labels = assign(values, replace(thresholds, **{name: value}))
+            labels = assign(values, replace(thresholds, **cast(Any, {name: value})))
             found.append({"threshold": name, "value": round(value, 6), "labels": counts(labels).tolist()})
+    return found
+
+
+class OtherWindow(TypedDict):
+    window: int
+    labels: list[int]
+
+
+def by_window(
+    categories: Sequence[CategoryMaps], values: Mapping[str, NDArray], thresholds: Thresholds
+) -> list[OtherWindow]:
+    found: list[OtherWindow] = []
+    for window in WINDOWS:
+        local = local_kappa(every_map(categories), numbering(categories), window=window)
+        labels = assign({**values, "kappa_local": local}, thresholds)
+        found.append({"window": window, "labels": counts(labels).tolist()})
     return found
 
 
@@ -88,13 +165,39 @@ def category_effects(sums: Sums, lengths: Sequence[int], *, seed: int) -> dict[s
     return {"difference": difference_CH, "q": false_discovery_rate(p_CH)}
 
 
-def untrained_models(model: Examined, *, models: int, seed: int) -> Iterator[Examined]:
+class CategoryEffect(TypedDict):
+    category: str
+    head: str
+    difference: float
+    q: float
+
+
+class CategoryEffects(TypedDict):
+    tested: int
+    significant: list[CategoryEffect]
+
+
+def effects_report(found: Mapping[str, NDArray], categories: Sequence[CategoryMaps], n_heads: int) -> CategoryEffects:
+    significant: list[CategoryEffect] = [
+        {
+            "category": categories[c].category,
+            "head": name_of(h, n_heads),
+            "difference": finite(found["difference"][c, h]),
+            "q": finite(found["q"][c, h]),
+        }
+        for c, h in np.argwhere(found["q"] < SIGNIFICANT)
+    ]
+    significant.sort(key=lambda row: -abs(row["difference"]))
+    return {"tested": int(np.isfinite(found["q"]).sum()), "significant": significant}
+
+
+def untrained_models(model: M, *, models: int, seed: int) -> Iterator[M]:
     """Freshly initialised models of the same shape; the global random state stays as it was."""
     for state in np.random.SeedSequence(seed).generate_state(models):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(state))
             fresh = model.untrained()
-        yield fresh
+        yield cast(M, fresh)
 
 
 def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device) -> Examined:
@@ -113,7 +216,7 @@ def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int
 
         ends = [math.log(scale) for scale in SCALES]
         signs = [excess(end) > 0 for end in ends]
-        scale = math.exp(brentq(excess, *ends, xtol=1e-3)) if signs == [True, False] else SCALES[signs[1]]
+        scale = math.exp(cast(float, brentq(excess, *ends, xtol=1e-3))) if signs == [True, False] else SCALES[signs[1]]
         model.scale_logits(layer, scale)
     return model
 
@@ -176,3 +279,52 @@ def without_first(sets_NQK: NDArray[np.bool_]) -> NDArray[np.bool_]:
     inner = sets_NQK[:, 1:, 1:].copy()
     inner[:, :, 0] = False
     return inner
+
+
+class Null(TypedDict):
+    """Untrained models: of each statistic its 99th percentile, and the heads by label."""
+
+    heads: int
+    mean_broad: float | None
+    percentile_99: dict[str, float | None]
+    values: dict[str, list[float | None]]
+    labels: dict[str, int]
+    raw_labels: dict[str, int]
+
+
+def null_report(null: Mapping[str, NDArray], thresholds: Thresholds) -> Null:
+    return {
+        "heads": null["broad"].size,
+        "mean_broad": number_or_none(null["broad"].mean()) if null["broad"].size else None,
+        "percentile_99": {name: number_or_none(value) for name, value in percentiles_99(null).items()},
+        "values": {
+            name: [number_or_none(value) for value in values.ravel()]
+            for name, values in (("kappa_max", strongest_kappa(null)), ("content", null["content"]))
+        },
+        "labels": by_label(counts(assign(null, thresholds)).sum(0)),
+        "raw_labels": by_label(counts(assign_raw(null)).sum(0)),
+    }
+
+
+class Separator(TypedDict):
+    labels: dict[str, int]
+    same_label: float
+    means: dict[str, dict[str, float | None]]
+
+
+def separator_report(
+    values: Mapping[str, NDArray], labels_H: NDArray, bare: Mapping[str, NDArray] | None, thresholds: Thresholds
+) -> Separator | None:
+    """What becomes of the labels where the sentence's first token stands in the separator's place."""
+    if bare is None:
+        return None
+    labels = assign(bare, thresholds)
+    means = ("non_sink", "broad", "positional", "content", "kappa_sink")
+    return {
+        "labels": by_label(counts(labels)),
+        "same_label": finite((labels == labels_H).mean()),
+        "means": {
+            name: {"with": number_or_none(values[name].mean()), "without": number_or_none(bare[name].mean())}
+            for name in means
+        },
+    }

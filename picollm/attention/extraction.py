@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.maps import FORMAT
-from picollm.attention.sentences import Sentence, any_sentences
+from picollm.attention.sentences import Category, Sentence
 from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.files import atomic_path
@@ -45,13 +45,12 @@ class Tokens:
 
 def extract_attention(
     model: Transformer | ForeignModel,
-    sentences: str | Path,
-    style: str,
+    categories: Mapping[str, Category],
     paths: Mapping[str, str | Path],
     device: torch.device,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """The file of each category, at `paths`, of the sentences in a YAML file, by GPT-2's tokenizer or another.
+    """The file of each category's sentences, at `paths`, by GPT-2's tokenizer or another.
 
     Nothing is written where one of them does not fit the model. Raises PicollmError; see `check`.
     """
@@ -62,7 +61,6 @@ def extract_attention(
             f"the model has a vocabulary of {there:,} tokens, {'GPT-2' if own else 'its tokenizer'}'s has "
             f"{tokenizer.size:,}: sentences can't be written for it; docs/heads.md says how to analyse maps of your own"
         )
-    categories = any_sentences(sentences, style)
     tokens = {name: [tokenise(sentence, tokenizer) for sentence in c.sentences] for name, c in categories.items()}
     for name, found in tokens.items():
         check(model, name, found)

@@ -9,33 +9,43 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from picollm.attention.controls import (
+    CategoryEffects,
+    Controls,
     Examined,
+    Null,
+    OtherThreshold,
+    OtherWindow,
+    Separator,
     by_threshold,
+    by_window,
     category_effects,
-    peaked_models,
+    controls_of,
+    effects_report,
+    no_controls,
+    null_report,
+    separator_report,
     shuffled,
-    untrained_models,
-    values_of,
-    without_separator,
 )
-from picollm.attention.extraction import attention_maps
 from picollm.attention.key_sets import every_key_set
-from picollm.attention.key_tokens import key_tokens
+from picollm.attention.key_tokens import KeyTokens, key_tokens
 from picollm.attention.labels import (
     LABELS,
     RAW_RULE,
     RULE,
     SINK_FLAG,
     STABLE,
+    Threshold,
     Thresholds,
     assign,
     assign_raw,
+    by_label,
     counts,
     effective_thresholds,
     margins,
@@ -45,7 +55,7 @@ from picollm.attention.labels import (
     tags,
     threshold_origins,
 )
-from picollm.attention.maps import CategoryMaps, every_map, name_of, numbering
+from picollm.attention.maps import CategoryMaps, every_map, flat, name_of, numbering
 from picollm.attention.measures import (
     DEFINITIONS,
     NAMES,
@@ -53,14 +63,14 @@ from picollm.attention.measures import (
     by_name,
     category_values,
     first_replicate,
-    local_kappa,
     macro_mean,
     sentence_sums,
 )
-from picollm.attention.relations import effects, relations
+from picollm.attention.relations import Relation, marked_sentences, relations
 from picollm.stats import (
-    SIGNIFICANT,
+    Interval,
     bootstrap_counts,
+    finite,
     interval,
     interval_columns,
     number_or_none,
@@ -68,8 +78,80 @@ from picollm.stats import (
 )
 
 FORMAT = 3
-WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
 BY_CATEGORY = ("kappa_self", "kappa_prev", "kappa_local", "broad", "content")  # told for each category
+
+
+class CategorySample(TypedDict):
+    title: str
+    sentences: int
+    tokens: int
+    shortest: int
+    longest: int
+
+
+class SentenceSample(TypedDict):
+    sentences: int
+    tokens: int
+    categories: dict[str, CategorySample]
+
+
+class Sample(SentenceSample):
+    bootstraps: int
+    null_models: int
+    window: int
+    seed: int
+
+
+class LabelShare(TypedDict):
+    count: int
+    share: float
+    low: float
+    high: float
+
+
+class Sensitivity(TypedDict):
+    thresholds: list[OtherThreshold]
+    window: list[OtherWindow]
+
+
+class Head(KeyTokens):
+    name: str
+    layer: int
+    head: int
+    label: str
+    tag: str | None
+    stability: float
+    margin: float | None
+    unstable: bool
+    sink_flag: bool
+    raw_label: str
+    category_labels: dict[str, str]
+    by_category: dict[str, dict[str, list[float | None]]]
+    categories_agreeing: int
+    statistics: dict[str, Interval]
+
+
+class HeadsReport(TypedDict):
+    """heads.json; labels are those of LABELS, statistics those of DEFINITIONS."""
+
+    format: int
+    n_layers: int
+    n_heads: int
+    sample: Sample
+    definitions: dict[str, str]
+    rule: list[str]
+    raw_rule: str
+    thresholds: dict[str, Threshold]
+    null: Null
+    peaked_null: Null
+    labels: dict[str, LabelShare]
+    raw_labels: dict[str, int]
+    raw_agreement: float
+    sensitivity: Sensitivity
+    separator: Separator | None
+    relations: dict[str, Relation]
+    category_effects: CategoryEffects
+    heads: list[Head]
 
 
 @dataclass(frozen=True)
@@ -87,36 +169,19 @@ class HeadStatistics:
 
 def classify_heads(
     categories: Sequence[CategoryMaps], model: Examined | None, cfg: Mapping, device: torch.device
-) -> dict:
+) -> HeadsReport:
     """The content of heads.json, from the maps of `model` and the config's `heads` section.
 
     Without the model there are no untrained ones to compare with, and nothing is said of the separator.
     """
-    number, keys = numbering(categories), list(every_key_set(categories))
-    sums = sentence_sums(every_map(categories), number, window=cfg["window"], keys=keys)
-    null = peaked = bare = None
-    null_effects: list[dict[str, NDArray]] = []
-    if model:
-        ids = [sequence for category in categories for sequence in category.ids]
-        untrained = {"models": cfg["null_models"], "seed": cfg["seed"]}
-        shared = {"keys": keys, "window": cfg["window"], "device": device}
-        null = values_of(untrained_models(model, **untrained), ids, number, **shared)
-        broad_H = first_replicate(macro_mean(sums))["broad"]
-        as_peaked = list(peaked_models(model, broad_H, ids, device=device, **untrained))
-        peaked = values_of(as_peaked, ids, number, **shared)
-        which, golds = marked_sentences(categories)
-        some = [ids[k] for k in which]
-        null_effects = (
-            [effects(list(attention_maps(other, some, device)), golds) for other in as_peaked] if some else []
-        )
-        bare = without_separator(model, ids, number, **shared)
+    keys = list(every_key_set(categories))
+    sums = sentence_sums(every_map(categories), numbering(categories), window=cfg["window"], keys=keys)
+    broad_H = first_replicate(macro_mean(sums))["broad"]
+    controls = controls_of(model, categories, broad_H, keys, cfg, device) if model else no_controls(len(broad_H))
     return describe_heads(
         categories,
         sums,
-        null=null,
-        peaked=peaked,
-        bare=bare,
-        null_effects=null_effects,
+        controls,
         configured=Thresholds(cfg["kappa"], cfg["content"], cfg["broad"], cfg["sink"]),
         window=cfg["window"],
         bootstraps=cfg["bootstraps"],
@@ -127,46 +192,32 @@ def classify_heads(
 def describe_heads(
     categories: Sequence[CategoryMaps],
     sums: Sums,
+    controls: Controls,
     *,
-    null: Mapping[str, NDArray] | None,
-    peaked: Mapping[str, NDArray] | None,
-    bare: Mapping[str, NDArray] | None,
-    null_effects: Sequence[Mapping[str, NDArray]],
     configured: Thresholds,
     window: int,
     bootstraps: int,
     seed: int,
-) -> dict:
-    """The content of heads.json.
+) -> HeadsReport:
+    """The content of heads.json. `sums` are the categories' own; `controls` are of the same sentences and window.
 
-    `sums` are the categories' own. `null` and `peaked` are what `values_of` returns for the same sentences and window,
-    of untrained models as they are and as peaked as this one, `bare` what `without_separator` does; maps of one's own
-    may come without them, and the thresholds then stand on the shuffled rows and their configured sizes.
-    `null_effects` are those of picollm.attention.relations, one for each of the peaked models.
     Every bootstrap keeps the thresholds and the positional kernels: intervals are over the choice of sentences alone.
     """
-    number = numbering(categories)
-    permuted = first_replicate(macro_mean(sentence_sums(shuffled(every_map(categories), seed), number, window=window)))
-    permuted_kappa = percentile_99(strongest_kappa(permuted))
-    of_no_model = {name: np.empty((0, len(permuted["broad"]))) for name in NAMES}
-    null, peaked = null or of_no_model, peaked or of_no_model
+    permuted = sentence_sums(shuffled(every_map(categories), seed), numbering(categories), window=window)
+    permuted_kappa = percentile_99(strongest_kappa(first_replicate(macro_mean(permuted))))
+    null, peaked = controls.null, controls.peaked
     band = percentiles_99(null)
     thresholds = effective_thresholds(configured, band, peaked, permuted_kappa)
-    values = first_replicate(macro_mean(sums))
-    labels_CH = np.stack([assign(by_name(ratio[0]), thresholds) for ratio in category_values(sums)])
-    counts_RS = bootstrap_counts(sums.category, replicates=bootstraps, seed=seed)
-    replicates = macro_mean(sums, counts_RS)
-    labels = assign(values, thresholds), assign(replicates, thresholds), labels_CH
-    found = HeadStatistics(values, replicates, thresholds, *labels, by_category(sums, counts_RS))
+    found = statistics(sums, thresholds, bootstraps=bootstraps, seed=seed)
     n_layers, n_heads = categories[0].maps[0].shape[:2]
     lengths = [len(ids) for category in categories for ids in category.ids]
-    raw = assign_raw(values)
+    raw = assign_raw(found.values)
     return {
         "format": FORMAT,
         "n_layers": n_layers,
         "n_heads": n_heads,
-        "sample": _sample(categories)
-        | {
+        "sample": {
+            **_sample(categories),
             "bootstraps": bootstraps,
             "null_models": len(null["broad"]),
             "window": window,
@@ -176,20 +227,34 @@ def describe_heads(
         "rule": list(RULE),
         "raw_rule": RAW_RULE,
         "thresholds": threshold_origins(configured, thresholds, band, peaked, permuted_kappa),
-        "null": _null(null, thresholds),
-        "peaked_null": _null(peaked, thresholds),
+        "null": null_report(null, thresholds),
+        "peaked_null": null_report(peaked, thresholds),
         "labels": _label_shares(counts(found.labels_H), counts(found.labels_RH)),
-        "raw_labels": _by_label(counts(raw)),
-        "raw_agreement": number_or_none((found.labels_H == raw).mean()),
+        "raw_labels": by_label(counts(raw)),
+        "raw_agreement": finite((found.labels_H == raw).mean()),
         "sensitivity": {
-            "thresholds": by_threshold(values, thresholds),
-            "window": _by_window(categories, values, thresholds),
+            "thresholds": by_threshold(found.values, thresholds),
+            "window": by_window(categories, found.values, thresholds),
         },
-        "separator": _separator(found, bare),
-        "relations": _relations(categories, n_layers * n_heads, n_heads, null_effects, seed),
-        "category_effects": _effects(category_effects(sums, lengths, seed=seed), categories, n_heads),
+        "separator": separator_report(found.values, found.labels_H, controls.bare, thresholds),
+        "relations": _relations(categories, n_heads, controls.effects, seed),
+        "category_effects": effects_report(category_effects(sums, lengths, seed=seed), categories, n_heads),
         "heads": _heads(n_heads, categories, found, raw),
     }
+
+
+def statistics(sums: Sums, thresholds: Thresholds, *, bootstraps: int, seed: int) -> HeadStatistics:
+    counts_RS = bootstrap_counts(sums.category, replicates=bootstraps, seed=seed)
+    values, replicates = first_replicate(macro_mean(sums)), macro_mean(sums, counts_RS)
+    return HeadStatistics(
+        values,
+        replicates,
+        thresholds,
+        labels_H=assign(values, thresholds),
+        labels_RH=assign(replicates, thresholds),
+        labels_CH=np.stack([assign(by_name(ratio[0]), thresholds) for ratio in category_values(sums)]),
+        by_category=by_category(sums, counts_RS),
+    )
 
 
 def by_category(sums: Sums, counts_RS: NDArray) -> list[dict[str, NDArray]]:
@@ -201,81 +266,17 @@ def by_category(sums: Sums, counts_RS: NDArray) -> list[dict[str, NDArray]]:
     return found
 
 
-def marked_sentences(categories: Sequence[CategoryMaps]) -> tuple[list[int], list[dict]]:
-    """The numbers of the sentences with a gold mark, counted through all categories, and their marks."""
-    golds = [gold for category in categories for gold in category.gold]
-    which = [number for number, gold in enumerate(golds) if gold]
-    return which, [golds[number] for number in which]
-
-
 def _relations(
-    categories: Sequence[CategoryMaps],
-    H: int,
-    n_heads: int,
-    null_effects: Sequence[Mapping[str, NDArray]],
-    seed: int,
-) -> dict:
+    categories: Sequence[CategoryMaps], n_heads: int, null_effects: Sequence[Mapping[str, NDArray]], seed: int
+) -> dict[str, Relation]:
     which, golds = marked_sentences(categories)
-    maps = [found for number, found in enumerate(every_map(categories)) if number in set(which)]
-    names = [name_of(h, n_heads) for h in range(H)]
+    maps = [found for k, found in enumerate(every_map(categories)) if k in set(which)]
+    names = [name_of(h, n_heads) for h in range(len(flat(categories[0].maps[0])))]
     return relations(maps, golds, names, null_effects, seed=seed)
 
 
-def _null(null: Mapping[str, NDArray], thresholds: Thresholds) -> dict:
-    return {
-        "heads": null["broad"].size,
-        "mean_broad": number_or_none(null["broad"].mean()) if null["broad"].size else None,
-        "percentile_99": {name: number_or_none(value) for name, value in percentiles_99(null).items()},
-        "values": {
-            name: [number_or_none(value) for value in values.ravel()]
-            for name, values in (("kappa_max", strongest_kappa(null)), ("content", null["content"]))
-        },
-        "labels": _by_label(counts(assign(null, thresholds)).sum(0)),
-        "raw_labels": _by_label(counts(assign_raw(null)).sum(0)),
-    }
-
-
-def _by_window(categories: Sequence[CategoryMaps], values: Mapping[str, NDArray], thresholds: Thresholds) -> list[dict]:
-    found = []
-    for window in WINDOWS:
-        local = local_kappa(every_map(categories), numbering(categories), window=window)
-        labels = assign({**values, "kappa_local": local}, thresholds)
-        found.append({"window": window, "labels": counts(labels).tolist()})
-    return found
-
-
-def _separator(found: HeadStatistics, bare: Mapping[str, NDArray] | None) -> dict | None:
-    """What becomes of the labels where the sentence's first token stands in the separator's place."""
-    if bare is None:
-        return None
-    labels = assign(bare, found.thresholds)
-    means = ("non_sink", "broad", "positional", "content", "kappa_sink")
-    return {
-        "labels": _by_label(counts(labels)),
-        "same_label": number_or_none((labels == found.labels_H).mean()),
-        "means": {
-            name: {"with": number_or_none(found.values[name].mean()), "without": number_or_none(bare[name].mean())}
-            for name in means
-        },
-    }
-
-
-def _effects(found: Mapping[str, NDArray], categories: Sequence[CategoryMaps], n_heads: int) -> dict:
-    significant = [
-        {
-            "category": categories[c].category,
-            "head": name_of(h, n_heads),
-            "difference": number_or_none(found["difference"][c, h]),
-            "q": number_or_none(found["q"][c, h]),
-        }
-        for c, h in np.argwhere(found["q"] < SIGNIFICANT)
-    ]
-    significant.sort(key=lambda row: -abs(row["difference"]))
-    return {"tested": int(np.isfinite(found["q"]).sum()), "significant": significant}
-
-
-def _sample(categories: Sequence[CategoryMaps]) -> dict:
-    found = {}
+def _sample(categories: Sequence[CategoryMaps]) -> SentenceSample:
+    found: dict[str, CategorySample] = {}
     for category in categories:
         lengths = [len(ids) - 1 for ids in category.ids]  # without the separator
         found[category.category] = {
@@ -292,7 +293,7 @@ def _sample(categories: Sequence[CategoryMaps]) -> dict:
     }
 
 
-def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatistics, raw: NDArray) -> list[dict]:
+def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatistics, raw: NDArray) -> list[Head]:
     values, labels = found.values, found.labels_H
     bounds = {name: interval(found.replicates[name]) for name in NAMES}
     stable = stability(labels, found.labels_RH)
@@ -307,7 +308,7 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
             "label": LABELS[labels[h]],
             "tag": tag[h],
             **looked_at[h],
-            "stability": number_or_none(stable[h]),
+            "stability": finite(stable[h]),
             "margin": number_or_none(margin[h]),
             "unstable": bool(stable[h] < STABLE),
             "sink_flag": bool(values["kappa_sink"][h] >= SINK_FLAG),
@@ -333,41 +334,39 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
     ]
 
 
-def _label_shares(found: NDArray, replicates: NDArray) -> dict:
+def _label_shares(found: NDArray, replicates: NDArray) -> dict[str, LabelShare]:
     total = found.sum()
     low, high = interval(replicates / total)
     return {
         label: {
             "count": int(found[k]),
-            "share": number_or_none(found[k] / total),
-            "low": number_or_none(low[k]),
-            "high": number_or_none(high[k]),
+            "share": finite(found[k] / total),
+            "low": finite(low[k]),
+            "high": finite(high[k]),
         }
         for k, label in enumerate(LABELS)
     }
 
 
-def _by_label(found: NDArray) -> dict[str, int]:
-    return {label: int(n) for label, n in zip(LABELS, found, strict=True)}
-
-
-def heads_csv(report: dict) -> str:
+def heads_csv(report: HeadsReport) -> str:
     """heads.csv: one row a head."""
-    plain = [key for key, value in report["heads"][0].items() if not isinstance(value, dict | list)]
+    heads: list[dict[str, Any]] = [dict(head) for head in report["heads"]]
+    plain = [key for key, value in heads[0].items() if not isinstance(value, dict | list)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(plain + list(interval_columns(report["heads"][0]["statistics"])))
-    for head in report["heads"]:
+    writer.writerow(plain + list(interval_columns(heads[0]["statistics"])))
+    for head in heads:
         writer.writerow([head[key] for key in plain] + list(interval_columns(head["statistics"]).values()))
     return file.getvalue()
 
 
-def metrics(report: dict) -> dict[str, float]:
+def metrics(report: HeadsReport) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`."""
     heads, null = report["heads"], report["null"]
 
     def mean(name: str) -> float:
-        found = [h["statistics"][name]["value"] for h in heads if h["statistics"][name]["value"] is not None]
+        values = (head["statistics"][name]["value"] for head in heads)
+        found = [value for value in values if value is not None]
         return round(float(np.mean(found)), 6) if found else 0.0
 
     return {

@@ -6,20 +6,33 @@ Shape suffixes: H head (layers flattened), N set, Q query, K key, I analysed row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from picollm.attention.key_sets import SETS, every_key_set
-from picollm.attention.maps import CategoryMaps, every_map
-from picollm.attention.relations import beyond_kernel, flat, kernel
-from picollm.stats import number_or_none
+from picollm.attention.maps import CategoryMaps, every_map, flat
+from picollm.attention.relations import beyond_kernel, kernel
+from picollm.stats import finite
 
 MOST = 5  # tokens named for a head
 LEAST_SENTENCES = 3  # in which a token occurs, to be named
 
 
-def key_tokens(categories: Sequence[CategoryMaps], tags: Sequence[str | None]) -> list[dict]:
+class TokenShare(TypedDict):
+    token: str
+    share: float
+
+
+class KeyTokens(TypedDict):
+    """What a head of heads.json looks at."""
+
+    looks_at: list[TokenShare]
+    seen: list[str]
+
+
+def key_tokens(categories: Sequence[CategoryMaps], tags: Sequence[str | None]) -> list[KeyTokens]:
     """Of each head `looks_at`: [{token, share}], the tokens with the largest share of its mass outside position 0
     beyond its positional kernel; and `seen`, the tokens of its tag's set of keys that have most of the set's mass."""
     ids = [np.asarray(sequence) for category in categories for sequence in category.ids]
@@ -38,12 +51,13 @@ def key_tokens(categories: Sequence[CategoryMaps], tags: Sequence[str | None]) -
     def tokens(weight_V: NDArray) -> list[str]:
         return [names[int(vocabulary[v])] for v in np.argsort(-weight_V, kind="stable")[:MOST] if weight_V[v] > 0]
 
-    sets, found = list(SETS), []
+    sets = list(SETS)
+    found: list[KeyTokens] = []
     for h, tag in enumerate(tags):
         best_V = np.argsort(-excess_VH[:, h], kind="stable")[:MOST]
         found.append({
             "looks_at": [
-                {"token": names[int(vocabulary[v])], "share": number_or_none(excess_VH[v, h] / total_H[h])}
+                {"token": names[int(vocabulary[v])], "share": finite(excess_VH[v, h] / total_H[h])}
                 for v in best_V
                 if excess_VH[v, h] > 0
             ],

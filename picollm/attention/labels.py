@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from picollm.attention.key_sets import SETS
-from picollm.stats import number_or_none, percentile, percentile_99
+from picollm.stats import finite, number_or_none, percentile, percentile_99
+
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
 
 LABELS = ("diagonal", "local", "token-specific", "content-based", "global", "sink", "mixed")
 DIAGONAL, LOCAL, TOKEN, CONTENT, GLOBAL, SINK, MIXED = range(len(LABELS))
@@ -51,7 +55,7 @@ class Thresholds:
     sets: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SETS, SET_KAPPA))
 
 
-def thresholds_of(report: Mapping) -> Thresholds:
+def thresholds_of(report: HeadsReport) -> Thresholds:
     """Those in force in a heads.json."""
     value = {name: row["value"] for name, row in report["thresholds"].items()}
     sets = {name: value.pop(name) for name in SETS}
@@ -104,20 +108,31 @@ def effective_thresholds(
     )  # fmt: skip
 
 
+class Threshold(TypedDict):
+    """One threshold in force: what it was configured as, what each null gives, and which of them it comes from."""
+
+    value: float
+    configured: float
+    null_percentile_99: float | None
+    peaked_percentile_99: float | None
+    shuffled_percentile_99: float | None
+    source: Literal["configured", "null"]
+
+
 def threshold_origins(
     configured: Thresholds,
     used: Thresholds,
     band: Mapping[str, float],
     peaked: Mapping[str, NDArray],
     permuted_kappa: float,
-) -> dict[str, dict]:
-    """Of each threshold in force what it was configured as, what each null gives, and which of them it comes from."""
+) -> dict[str, Threshold]:
+    """Of each threshold in force."""
     null = {"kappa": band["kappa_max"], "content": band["content"]}
     as_peaked = {"kappa": strongest_kappa(peaked), **{name: peaked[f"kappa_{name}"] for name in used.sets}}
 
-    def row(name: str, value: float, own: float) -> dict:
+    def row(name: str, value: float, own: float) -> Threshold:
         return {
-            "value": number_or_none(value),
+            "value": finite(value),
             "configured": own,
             "null_percentile_99": number_or_none(null[name]) if name in null else None,
             "peaked_percentile_99": number_or_none(percentile_99(as_peaked[name])) if name in as_peaked else None,
@@ -207,3 +222,7 @@ def stability(labels_H: NDArray, replicates_RH: NDArray) -> NDArray[np.float64]:
 def counts(labels: NDArray) -> NDArray[np.int64]:
     """How many heads have each label: [..., H] to [..., len(LABELS)]."""
     return (labels[..., None] == np.arange(len(LABELS))).sum(-2)
+
+
+def by_label(found: NDArray) -> dict[str, int]:
+    return {label: int(n) for label, n in zip(LABELS, found, strict=True)}

@@ -37,7 +37,7 @@ class CategoryMaps:
     texts: list[str]
     ids: list[list[int]]
     tokens: list[list[str]]
-    gold: list[dict[str, list[int]]]
+    gold: Sequence[Mapping[str, Sequence[int]]]
     maps: Sequence[NDArray[np.float32]]
 
 
@@ -87,7 +87,7 @@ class StoredMaps(Sequence):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, number: int) -> NDArray[np.float32]:
+    def __getitem__(self, number: int) -> NDArray[np.float32]:  # pyrefly: ignore[bad-override]  no slices
         number = range(len(self))[number]
         with readable(self.path), np.load(self.path, allow_pickle=False) as file:
             return self.checked(file, number)
@@ -161,6 +161,11 @@ def load_categories(paths: Sequence[str | Path]) -> list[CategoryMaps]:
 def every_map(categories: Sequence[CategoryMaps]) -> Iterator[NDArray[np.float32]]:
     """The maps of every sentence, category after category, one at a time."""
     return (weights for category in categories for weights in category.maps)
+
+
+def flat(weights: NDArray) -> NDArray[np.float64]:
+    """A map with its layers flattened into heads, [H, Q, K]."""
+    return weights.reshape(-1, *weights.shape[-2:]).astype(np.float64)
 
 
 def numbering(categories: Sequence[CategoryMaps]) -> list[int]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 
 from picollm.attention.key_sets import SETS
+from picollm.attention.maps import flat
 
 KAPPA = "sum(mass on the set - w m/i) / sum(w (1 - m/i)), m of the i keys in the set: 0 by chance, 1 at most"
 DEFINITIONS = {
@@ -64,7 +65,7 @@ def sentence_sums(
     parts, masses, weights = [], [], []
     no_keys = (np.zeros((len(SETS), 1, 1), dtype=bool) for _ in category)
     for found, sets_NQK in zip(maps, keys or no_keys, strict=True):
-        A_HQK = found.reshape(-1, *found.shape[-2:]).astype(np.float64)
+        A_HQK = flat(found)
         i, O_HID = by_offset(A_HQK)
         masses.append(np.pad(O_HID.sum(1), ((0, 0), (0, 1))))
         weights.append(np.pad(O_HID.sum(2), ((0, 0), (2, 0))))  # indexed by i itself
@@ -116,7 +117,7 @@ def local_kappa(maps: Iterable[NDArray], category: Sequence[int], *, window: int
     """`kappa_local` alone, [H], of another window."""
     parts = []
     for found in maps:
-        A_HQK = found.reshape(-1, *found.shape[-2:]).astype(np.float64)
+        A_HQK = flat(found)
         parts.append(_masses(A_HQK, *by_offset(A_HQK), window)["kappa_local"])
     numerator, denominator = (np.stack([part[k] for part in parts])[:, None] for k in range(2))
     return over_categories(Sums(numerator, denominator, np.asarray(category)))[0, 0]

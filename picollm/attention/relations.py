@@ -16,12 +16,14 @@ Shape suffixes: S sentence, H head (layers flattened), Q query, K key, D offset,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from picollm.attention.maps import CategoryMaps, flat
 from picollm.attention.measures import by_offset, fit_kernel, padded
-from picollm.stats import number_or_none, resampled
+from picollm.stats import finite, number_or_none, resampled
 
 KINDS = {
     "article and noun": ("article", "noun"),
@@ -34,6 +36,13 @@ KINDS = {
 LEAST_MASS = 1e-3  # on the keys that two rows have in common
 LEAST_SENTENCES = 8  # with a mark; fewer can't be tested
 SIGN_FLIPS = 9999
+
+
+def marked_sentences(categories: Sequence[CategoryMaps]) -> tuple[list[int], list[Mapping[str, Sequence[int]]]]:
+    """The numbers of the sentences with a gold mark, counted through all categories, and their marks."""
+    golds = [gold for category in categories for gold in category.gold]
+    which = [number for number, gold in enumerate(golds) if gold]
+    return which, [golds[number] for number in which]
 
 
 def marked(golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, dict[int, tuple[range, range]]]:
@@ -61,11 +70,6 @@ def effects(maps: Sequence[NDArray], golds: Sequence[Mapping[str, Sequence[int]]
     return {
         kind: np.stack(columns, axis=1) if columns else np.empty((len(kernel_HD), 0)) for kind, columns in rows.items()
     }
-
-
-def flat(weights: NDArray) -> NDArray[np.float64]:
-    """A map with its layers flattened into heads, [H, Q, K]."""
-    return weights.reshape(-1, *weights.shape[-2:]).astype(np.float64)
 
 
 def kernel(maps: Iterable[NDArray]) -> NDArray[np.float64]:
@@ -112,6 +116,20 @@ def share(A_HQK: NDArray, kernel_HD: NDArray, row: int, earlier: range, last: in
     return np.where(total_H > LEAST_MASS, own_H - by_place_H, 0.0)
 
 
+class Relation(TypedDict):
+    """A kind of pair in heads.json; of too few sentences no more than their number is known."""
+
+    sentences: int
+    head: str | None
+    p: float | None
+    effect: NotRequired[float]
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    strength: NotRequired[float]
+    null_strength: NotRequired[float | None]
+    null_p: NotRequired[float | None]
+
+
 def relations(
     maps: Sequence[NDArray],
     golds: Sequence[Mapping[str, Sequence[int]]],
@@ -119,7 +137,7 @@ def relations(
     null: Sequence[Mapping[str, NDArray]],
     *,
     seed: int,
-) -> dict[str, dict]:
+) -> dict[str, Relation]:
     """Of each kind the head that does it best, and whether it does: p over all heads and kinds of sign flips.
 
     `null` are the `effects` of untrained models on the same sentences; the strength of their best head stands beside.
@@ -128,7 +146,7 @@ def relations(
             for kind, more_HS in effects(maps, golds).items()}  # fmt: skip
 
 
-def describe(more_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *, seed: int) -> dict:
+def describe(more_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *, seed: int) -> Relation:
     sentences = more_HS.shape[1]
     if sentences < LEAST_SENTENCES:
         return {"sentences": sentences, "head": None, "p": None}
@@ -138,11 +156,11 @@ def describe(more_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *,
     return {
         "sentences": sentences,
         "head": names[best],
-        "effect": number_or_none(more_HS[best].mean()),
+        "effect": finite(more_HS[best].mean()),
         "low": number_or_none(low),
         "high": number_or_none(high),
-        "strength": number_or_none(strength),
-        "p": number_or_none(p),
+        "strength": finite(strength),
+        "p": finite(p),
         "null_strength": number_or_none(max(other for other, _ in others)) if others else None,
         "null_p": number_or_none(min(p for _, p in others)) if others else None,
     }

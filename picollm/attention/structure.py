@@ -10,6 +10,7 @@ Shape suffixes: H head (layers flattened), D principal coordinate, R replicate.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,17 @@ LEAST_SILHOUETTE = 0.25  # below it "no substantial structure has been found" (K
 LEAST_P = 0.05
 
 
+class Structure(TypedDict):
+    found: bool
+    because: list[str]
+    p: float
+    silhouette_one_cloud_95: float
+    draws: int
+
+
 def structure(
     distance_HH: NDArray, coordinates_HD: NDArray, search: Callable[[NDArray], tuple[NDArray, float]], *, seed: int
-) -> dict:
+) -> Structure:
     """Whether the heads fall into clusters, and the evidence. `search` gives of distances the best cut and its
     silhouette; `coordinates` are all principal coordinates of the distances."""
     clusters_H, observed = search(distance_HH)

@@ -7,9 +7,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path, PurePath, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from picollm.errors import PicollmError
 
@@ -82,4 +82,4 @@ def zip_members(path: Path) -> dict[str, Callable[[], BinaryIO]]:
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
-    return BufferedReader(archive.open(member))  # ZipExtFile's own lines are slow
+    return BufferedReader(cast(RawIOBase, archive.open(member)))  # ZipExtFile's own lines are slow

@@ -51,7 +51,7 @@ def split_articles(lines: Iterable[str], title: str = "") -> Iterator[Article]:
             if not line.strip():
                 if any(text.strip() for text in current):
                     yield Article(title, "\n".join(current) + "\n")
-                current, title = [pending], HEADING.match(pending)[1]
+                current, title = [pending], HEADING.sub(r"\1", pending)
             else:
                 current.append(pending)
             pending = None

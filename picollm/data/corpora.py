@@ -160,7 +160,7 @@ def enwiki_sample() -> list[Article]:
     name = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
     dump = files("gensim") / "test" / "test_data" / name
     articles = []
-    for title, sections in segment_all_articles(str(dump), min_article_character=200, workers=2):
+    for title, sections, *_ in segment_all_articles(str(dump), min_article_character=200, workers=2):
         lines = [f" = {title} = ", ""]
         for heading, body in sections:
             if heading != "Introduction":

@@ -90,6 +90,6 @@ class Gathering(Dataset):
     def __init__(self, rows: Rows | np.ndarray) -> None:
         self.rows = rows
 
-    def __getitem__(self, key: tuple[np.ndarray, dict]) -> tuple[Tensor, dict]:
-        numbers, state = key
+    def __getitem__(self, index: tuple[np.ndarray, dict]) -> tuple[Tensor, dict]:
+        numbers, state = index
         return torch.from_numpy(self.rows[numbers].astype(np.int64)), state

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,12 +81,12 @@ def read_articles(name: str, open_file: Callable[[], BinaryIO], remarks: Remarks
 
 def unpacked(name: str, open_file: Callable[[], BinaryIO]) -> BinaryIO:
     """The file opened, and decompressed on the way. Raises PicollmError where git LFS left a pointer in its place."""
-    file = open_file()
+    file = cast(io.BufferedReader, open_file())
     if file.peek(len(POINTER)).startswith(POINTER):
         raise PicollmError(f"{name} is a pointer of git LFS, not the text: run `git lfs pull` first")
     suffix = PurePosixPath(name).suffix.lower()
     if suffix == ".gz":
-        return gzip.open(file)
+        return cast(BinaryIO, gzip.open(file))
     return io.BufferedReader(pa.CompressedInputStream(file, "zstd")) if suffix == ".zst" else file
 
 
@@ -188,7 +188,7 @@ def lines_of(parts: Files) -> Iterator[str]:
         for number, (text, _) in enumerate(parquet_rows(name, open_file), 1):
             if text is None:
                 raise PicollmError(f"{name}, row {number}: `text` is null: mend or remove the row")
-            yield text.rstrip("\n")
+            yield str(text).rstrip("\n")
 
 
 def parquet_rows(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[tuple[object, object]]:

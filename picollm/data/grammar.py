@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from picollm.data.articles import Article
 from picollm.errors import PicollmError
@@ -48,7 +49,7 @@ class Grammar:
         """One passage."""
         return self._fill(generator.choice(self.passages[start]), {}, generator)
 
-    def _fill(self, text: str, kept: dict[str, object], generator: random.Random) -> str:
+    def _fill(self, text: str, kept: dict[str, Any], generator: random.Random) -> str:
         def put(match: re.Match) -> str:
             name, number, mark, form = match.groups()
             if name in self.passages:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from picollm.data.articles import SPLITS, ArticleFile
 from picollm.data.loading import open_column, open_manifest
+from picollm.data.packing import Split, TokensManifest
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError, one_line
 from picollm.files import sha256
@@ -112,13 +113,13 @@ def verify(path: Path) -> tuple[list[str], str]:
     return problems, f"tokens: {totals[0]}; rows: {totals[1]}"
 
 
-def foreign(manifest: dict, manifest_path: Path) -> list[str]:
+def foreign(manifest: TokensManifest, manifest_path: Path) -> list[str]:
     known = {manifest_path.name, *(entry["file"] for entry in entries(manifest))}
     strange = sorted(path.name for path in manifest_path.parent.iterdir() if path.name not in known)
     return [f"{manifest_path.parent / name}: the manifest does not name it: move it away" for name in strange]
 
 
-def inconsistencies(folder: Path, context: int, found: dict) -> Iterator[str]:
+def inconsistencies(folder: Path, context: int, found: Split) -> Iterator[str]:
     """What contradicts itself although every file is the one that was written."""
     shards, first_row = [], 0
     for shard in found["shards"]:

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from picollm.data.packing import FORMAT
+from picollm.data.packing import FORMAT, TokensManifest
 from picollm.data.tokenizer import FINGERPRINT
 from picollm.errors import PicollmError
 from picollm.files import read_json
 from picollm.manifest import prove
 
 
-def open_manifest(path: str | Path) -> dict:
+def open_manifest(path: str | Path) -> TokensManifest:
     """Raises PicollmError where the manifest is of another format or tokenizer."""
     manifest = read_json(path)
     if manifest.get("format") != FORMAT or manifest.get("tokenizer_sha256") != FINGERPRINT:

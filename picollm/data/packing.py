@@ -17,11 +17,12 @@ import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +31,43 @@ from picollm.data.articles import ArticleFile
 from picollm.data.tokenizer import END_OF_TEXT, FINGERPRINT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError
 from picollm.files import atomic_path, sha256, write_json
-from picollm.manifest import clear, describe
+from picollm.manifest import Entry, clear, describe
 from picollm.progress import progress
 
 FORMAT = 2
+
+
+class File(Entry):
+    """A file of rows beside the manifest."""
+
+    rows: int
+
+
+class Packed(TypedDict):
+    tokens: int
+    rows: int
+    dropped_tokens: int
+    shards: list[File]
+    doc_ends: File
+
+
+class Split(Packed):
+    source_sha256: str
+    articles: int
+    words: int
+    bytes: int
+
+
+class TokensManifest(TypedDict):
+    """data/tokens/manifest.json."""
+
+    format: int
+    tokenizer: str
+    tokenizer_sha256: str
+    vocab_size: int
+    context: int
+    shard_rows: int
+    splits: dict[str, Split]
 
 
 def encode(texts: list[str]) -> np.ndarray:
@@ -97,7 +131,9 @@ def end_with_parent(path: Path) -> None:
     """Exit when the parent dies: otherwise a worker would wait for work forever and keep the run's lock."""
 
     def watch() -> None:
-        wait([multiprocessing.parent_process().sentinel])
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "only a worker runs this"
+        wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -128,7 +164,7 @@ def arrow(values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
-def write_column(path: Path, name: str, column: pa.Array, about: dict[str, object]) -> dict:
+def write_column(path: Path, name: str, column: pa.Array, about: Mapping[str, object]) -> File:
     """An Arrow IPC file of one column, described by its own metadata too; its entry for the manifest."""
     metadata = {"format": FORMAT, "tokenizer": FINGERPRINT, **about}
     schema = pa.schema(
@@ -139,7 +175,7 @@ def write_column(path: Path, name: str, column: pa.Array, about: dict[str, objec
     return {"rows": len(column), **describe(path)}
 
 
-def write_split(stream: Iterable[np.ndarray], folder: Path, split: str, context: int, shard_rows: int) -> dict:
+def write_split(stream: Iterable[np.ndarray], folder: Path, split: str, context: int, shard_rows: int) -> Packed:
     """Write the shards and document ends of one split; what the manifest says of them."""
     doc_ends, tokens = [], 0
 
@@ -179,23 +215,23 @@ def tokenize_pack(
     shard_rows: int,
     workers: int = 1,
     slices: list[Path] | None = None,
-) -> dict:
+) -> TokensManifest:
     """Pack every split beside `manifest_path` and write the manifest last. Foreign shards there are removed first.
 
     With `slices`, files of `write_slice` in order, the training split is taken from these instead of being tokenized.
     Raises PicollmError where a source is missing or damaged, or a split is shorter than a row.
     """
     clear(manifest_path, "*.arrow")
-    splits = {}
+    splits: dict[str, Split] = {}
     for split, path in sources.items():
         articles = ArticleFile(path)
-        sliced = slices and split == "train"
-        stream = read_slices(slices) if sliced else token_stream(path, workers, range(articles.groups))
+        sliced = slices if split == "train" else None
+        stream = read_slices(sliced) if sliced else token_stream(path, workers, range(articles.groups))
         packed = write_split(stream, manifest_path.parent, split, context, shard_rows)
         if packed["doc_ends"]["rows"] != articles.counts["articles"]:
             raise PicollmError(f"the slices are of another corpus than {path}: remove them and run again")
-        splits[split] = {"source_sha256": sha256(path), **articles.counts, **packed}
-    manifest = {
+        splits[split] = cast(Split, {"source_sha256": sha256(path), **articles.counts, **packed})
+    manifest: TokensManifest = {
         "format": FORMAT,
         "tokenizer": "gpt2",
         "tokenizer_sha256": FINGERPRINT,

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from picollm.engine.journal import Journal
 from picollm.errors import PicollmError, one_line
 from picollm.files import read_json, sha256, write_json
 from picollm.hardware import describe_hardware
-from picollm.manifest import clear, describe, prove
+from picollm.manifest import Entry, clear, describe, prove
 from picollm.model.device import set_up_to_time
 from picollm.model.huggingface import load_folder
 
@@ -30,7 +31,28 @@ log = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 
 
-def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> dict:
+class BuiltBackend(TypedDict):
+    precision: str
+    reason: str | None  # why it was not built
+    files: dict[str, str]
+    graphs: dict[str, dict]
+    made_for: dict
+
+
+class EngineManifest(TypedDict):
+    """data/engine/manifest.json."""
+
+    format: int
+    context: int
+    max_batch: int
+    checkpoint_sha256: str
+    backends: dict[str, BuiltBackend]
+    build_seconds: dict[str, float]
+    hardware: dict
+    files: list[Entry]
+
+
+def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> EngineManifest:
     """The artefacts of the section `engine` for the model in `checkpoint`; the manifest.
 
     tokens: the manifest of packed tokens, of the model's context; int8 is calibrated on its training rows.
@@ -49,7 +71,7 @@ def calibration(rows: Rows | np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(rows[np.sort(chosen)][:, :-1], dtype=np.int64)
 
 
-def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str, journal: Journal | None = None) -> dict:
+def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str, journal: Journal | None = None) -> EngineManifest:
     """Write artefacts and manifest.json, last; returns the manifest.
 
     A backend that this machine can't build, or whose build fails, gets the reason, and the others go on; so does one
@@ -61,7 +83,7 @@ def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str, journal: J
     if not any(key.startswith("built ") for key in journal.entries):
         clear(manifest_path, *(f"{dot}{graph}.*" for graph in GRAPHS for dot in ("", ".")))
     backends = {name: build_once(find_backend(name), ctx, wanted, journal) for name in wanted.backends}
-    manifest = {
+    manifest: EngineManifest = {
         "format": FORMAT,
         "context": ctx.model.config.context,
         "max_batch": ctx.max_batch,
@@ -75,7 +97,7 @@ def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str, journal: J
     return manifest
 
 
-def build_once(backend: Backend, ctx: BuildContext, wanted: Grid, journal: Journal) -> dict:
+def build_once(backend: Backend, ctx: BuildContext, wanted: Grid, journal: Journal) -> BuiltBackend:
     """`build_one`, where the journal has it not."""
     name = backend.name
     if f"built {name}" not in journal.entries:
@@ -89,11 +111,11 @@ def build_once(backend: Backend, ctx: BuildContext, wanted: Grid, journal: Journ
     return journal.entries[f"built {name}"]["entry"]
 
 
-def empty(backend: Backend) -> dict:
+def empty(backend: Backend) -> BuiltBackend:
     return {"precision": backend.precision, "reason": None, "files": {}, "graphs": {}, "made_for": {}}
 
 
-def build_one(backend: Backend, ctx: BuildContext, wanted: Grid) -> dict:
+def build_one(backend: Backend, ctx: BuildContext, wanted: Grid) -> BuiltBackend:
     """The manifest's entry: `reason` is null where it was built or needs no artefact."""
     entry = empty(backend)
     if not backend.builds:
@@ -101,7 +123,7 @@ def build_one(backend: Backend, ctx: BuildContext, wanted: Grid) -> dict:
     reason = backend.cannot_build(ctx.device) or why_skipped(backend, wanted, ctx.device)
     if reason:
         log.warning("%s is not built: %s", backend.name, reason)
-        return entry | {"reason": f"it was not built: {reason}"}
+        return {**entry, "reason": f"it was not built: {reason}"}
     try:
         build_graphs(backend, ctx, wanted.graphs, entry)
     except OSError:  # a full disk is no property of a backend
@@ -109,11 +131,11 @@ def build_one(backend: Backend, ctx: BuildContext, wanted: Grid) -> dict:
     except Exception as error:  # runtimes raise what they like: unsupported operators, assertions, compilers' output
         log.warning("%s is not built: %s", backend.name, one_line(error)[:300])
         log.debug("%s", backend.name, exc_info=True)
-        return entry | {"files": {}, "graphs": {}, "reason": f"its build failed: {one_line(error)[:300]}"}
-    return entry | {"made_for": backend.made_for(ctx.device)}
+        return {**entry, "files": {}, "graphs": {}, "reason": f"its build failed: {one_line(error)[:300]}"}
+    return {**entry, "made_for": backend.made_for(ctx.device)}
 
 
-def build_graphs(backend: Backend, ctx: BuildContext, graphs: Sequence[str], entry: dict) -> None:
+def build_graphs(backend: Backend, ctx: BuildContext, graphs: Sequence[str], entry: BuiltBackend) -> None:
     for graph in graphs:
         start, shared = time.perf_counter(), sum(ctx.seconds.values())
         path, about = backend.build(ctx, graph)

@@ -34,7 +34,9 @@ class Journal:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder, self.entries, self.marked, self.at = folder, {}, None, 0.0
+        self.folder, self.at = folder, 0.0
+        self.entries: dict[str, Any] = {}
+        self.marked: tuple[str, str] | None = None
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             self.read()

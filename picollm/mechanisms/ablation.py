@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,12 +21,12 @@ from torch import Tensor
 
 from picollm.mechanisms.intervention import baseline, batches, each_head, without
 from picollm.mechanisms.model_and_text import ModelAndText
-from picollm.mechanisms.redundancy import interactions
+from picollm.mechanisms.redundancy import Interactions, interactions
 from picollm.mechanisms.targets import KINDS as TARGETS
 from picollm.mechanisms.targets import target_kinds
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
-from picollm.stats import SIGNIFICANT, number_or_none, per_head, resampled
+from picollm.stats import SIGNIFICANT, Effect, finite, number_or_none, per_head, resampled
 
 FORMAT = 2
 RANDOM_SETS = 100
@@ -44,7 +45,66 @@ def effects(
     return torch.cat(whole).numpy(), torch.cat(more, 1).numpy()
 
 
-def ablate_heads(s: ModelAndText) -> dict:
+class TargetKind(TypedDict):
+    definition: str
+    share: float
+    loss: float | None
+
+
+class KindEffect(TypedDict):
+    """More nats of the targets of one kind, with its interval."""
+
+    delta: float
+    low: float
+    high: float
+
+
+class HeadEffect(Effect):
+    perplexity: float
+    share: float
+
+
+class Ablated(TypedDict):
+    """The effects of one kind of ablation."""
+
+    windows: int
+    loss: float
+    median_half_width: float
+    heads: list[HeadEffect]
+
+
+class HeadEffects(HeadEffect):
+    on: dict[str, KindEffect]
+
+
+class AblationReport(TypedDict):
+    """ablation.json."""
+
+    format: int
+    kind: str
+    tokens: int
+    mean_tokens: int
+    windows: int
+    loss: float
+    median_half_width: float
+    heads: list[HeadEffects]
+    targets: dict[str, TargetKind]
+    interactions: Interactions | None
+
+
+class GroupEffect(TypedDict):
+    heads: int
+    delta: float
+    low: float
+    high: float
+    sets: int
+    random_median: float | None
+    random_95: float | None
+    p: float
+    least_p: float
+
+
+def ablate_heads(s: ModelAndText) -> AblationReport:
     """The content of ablation.json: mean ablation of every head on the validation windows."""
     whole_WT, more_HWT = effects(s.model, s.windows, "mean", s.means, s.device)
     seed, more_HW = s.cfg["seed"], more_HWT.mean(-1)
@@ -56,7 +116,9 @@ def ablate_heads(s: ModelAndText) -> dict:
         "kind": "mean",
         "tokens": int(s.windows[:, 1:].size),
         "mean_tokens": int(s.mean_windows.size),
-        **found,
+        "windows": found["windows"],
+        "loss": found["loss"],
+        "median_half_width": found["median_half_width"],
         "heads": [{**head, "on": on} for head, on in zip(found["heads"], by_head, strict=True)],
         "targets": kinds,
         "interactions": interactions(s, sorted(strongest.tolist())) if len(strongest) > 1 else None,
@@ -65,47 +127,42 @@ def ablate_heads(s: ModelAndText) -> dict:
 
 def by_kind(
     whole_WT: NDArray, more_HWT: NDArray, kinds: Mapping[str, NDArray], *, seed: int
-) -> tuple[dict[str, dict], list[dict]]:
+) -> tuple[dict[str, TargetKind], list[dict[str, KindEffect]]]:
     """Of each kind of target its share and loss; of each head, what targets of each kind lose without it."""
-    about, columns = {}, {}
+    about: dict[str, TargetKind] = {}
+    columns: dict[str, list[KindEffect]] = {}
     for kind, there_WT in kinds.items():
         number_W = there_WT.sum(-1)
         about[kind] = {
             "definition": TARGETS[kind],
-            "share": number_or_none(there_WT.mean()),
-            "loss": number_or_none(whole_WT[there_WT].mean()) if number_W.any() else None,
+            "share": finite(there_WT.mean()),
+            "loss": finite(whole_WT[there_WT].mean()) if number_W.any() else None,
         }
         if number_W.any():
             lost_HW = (more_HWT * there_WT).sum(-1)
             low_H, high_H = resampled(lost_HW, seed, of_W=number_W)
-            columns[kind] = (lost_HW.sum(-1) / number_W.sum(), low_H, high_H)
-    rows = [
-        {
-            kind: dict(zip(("delta", "low", "high"), (number_or_none(part[h]) for part in column), strict=True))
-            for kind, column in columns.items()
-        }
-        for h in range(len(more_HWT))
-    ]
-    return about, rows
+            rows = zip(lost_HW.sum(-1) / number_W.sum(), low_H, high_H, strict=True)
+            columns[kind] = [{"delta": finite(x), "low": finite(low), "high": finite(high)} for x, low, high in rows]
+    return about, [{kind: column[h] for kind, column in columns.items()} for h in range(len(more_HWT))]
 
 
-def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: int) -> dict:
+def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: int) -> Ablated:
     """The effects of one kind of ablation, as JSON."""
     heads = per_head(more_HW, names, seed=seed)
     positive = np.maximum(more_HW.mean(1), 0)
     share_H = positive / positive.sum() if positive.any() else positive
     return {
         "windows": len(whole_W),
-        "loss": number_or_none(whole_W.mean()),
-        "median_half_width": number_or_none(np.median([(head["high"] - head["low"]) / 2 for head in heads])),
+        "loss": finite(whole_W.mean()),
+        "median_half_width": finite(np.median([(head["high"] - head["low"]) / 2 for head in heads])),
         "heads": [
-            {**head, "perplexity": number_or_none(math.expm1(head["delta"])), "share": number_or_none(share)}
+            {**head, "perplexity": finite(math.expm1(head["delta"])), "share": finite(share)}
             for head, share in zip(heads, share_H, strict=True)
         ],
     }
 
 
-def agreement(kinds: Mapping[str, dict]) -> dict[str, float | None]:
+def agreement(kinds: Mapping[str, Ablated]) -> dict[str, float | None]:
     """Spearman's rank correlation between the effects of each kind of ablation and those of the mean."""
     delta = {kind: [head["delta"] for head in found["heads"]] for kind, found in kinds.items()}
     return {
@@ -150,7 +207,7 @@ def mask_of(chosen: Sequence[Sequence[int]], shape: tuple[int, ...]) -> NDArray[
     return mask
 
 
-def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, *, seed: int, sets: int) -> dict:
+def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, *, seed: int, sets: int) -> GroupEffect:
     """What a whole group of heads, a mask [L, H], costs together; against other sets with as many heads of each layer.
 
     `loss_without` of a mask: a loss for each window (or sequence), [W]. `p` is the share of all sets, this one among
@@ -162,18 +219,18 @@ def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, 
     (low,), (high,) = resampled(more_W[None], seed)
     return {
         "heads": int(heads_LH.sum()),
-        "delta": number_or_none(more_W.mean()),
-        "low": number_or_none(low),
-        "high": number_or_none(high),
+        "delta": finite(more_W.mean()),
+        "low": finite(low),
+        "high": finite(high),
         "sets": len(others),
-        "random_median": number_or_none(np.median(others)) if len(others) else None,
-        "random_95": number_or_none(np.quantile(others, 0.95)) if len(others) else None,
-        "p": number_or_none((1 + (others >= more_W.mean() - 1e-9).sum()) / (1 + len(others))),
-        "least_p": number_or_none(1 / (1 + len(others))),
+        "random_median": finite(np.median(others)) if len(others) else None,
+        "random_95": finite(np.quantile(others, 0.95)) if len(others) else None,
+        "p": finite((1 + (others >= more_W.mean() - 1e-9).sum()) / (1 + len(others))),
+        "least_p": finite(1 / (1 + len(others))),
     }
 
 
-def metrics(found: Mapping) -> dict[str, float]:
+def metrics(found: AblationReport) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`."""
     heads = found["heads"]
     worse = [head for head in heads if head["q"] < SIGNIFICANT and head["delta"] > 0]

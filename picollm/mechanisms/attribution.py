@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from picollm.mechanisms.intervention import after, batches, losses, outputs
 from picollm.mechanisms.model_and_text import ModelAndText
-from picollm.stats import number_or_none, resampled
+from picollm.stats import Known, known, resampled
 
 EVERY = 4  # one target of so many is read after each layer: the vocabulary head is what costs
 
 
 @torch.no_grad()
-def attribution(s: ModelAndText) -> tuple[list[dict], NDArray[np.float64]]:
+def attribution(s: ModelAndText) -> tuple[list[Known], NDArray[np.float64]]:
     """The loss after the embedding and after each layer, with intervals over windows; the direct parts, [L x H, W]."""
     after_layer, direct = [], []
     mean_D = s.model.head.weight[: s.model.config.vocab_size].mean(0)
@@ -32,7 +32,7 @@ def attribution(s: ModelAndText) -> tuple[list[dict], NDArray[np.float64]]:
         scored_BT[:, EVERY - 1 :: EVERY] = True
         x_BTD, *rotary = s.model.start(ids[:, :-1])
         nats, written = [losses(s.model, x_BTD, ids, scored_BT)], []
-        for block in s.model.blocks:
+        for block in s.model.layers:
             *_, z_BHTK = outputs(block, x_BTD, rotary)
             _, H, _, K = z_BHTK.shape
             written.append(torch.einsum("bhtk,dhk->bhtd", z_BHTK, block.attention.out.weight.view(-1, H, K)))
@@ -46,8 +46,4 @@ def attribution(s: ModelAndText) -> tuple[list[dict], NDArray[np.float64]]:
         direct.append(((written_NBTD * towards_BTD).sum(-1) / scale_BT).double().mean(-1))
     nats_LW = torch.cat(after_layer, dim=1).cpu().numpy()
     low, high = resampled(nats_LW, s.cfg["seed"])
-    rows = [
-        dict(zip(("value", "low", "high"), map(number_or_none, row), strict=True))
-        for row in zip(nats_LW.mean(1), low, high, strict=True)
-    ]
-    return rows, torch.cat(direct, dim=1).cpu().numpy()
+    return known(nats_LW.mean(1), low, high), torch.cat(direct, dim=1).cpu().numpy()

@@ -6,6 +6,7 @@ Shape suffixes: W window, N target (TARGETS of each window), T position.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from picollm.mechanisms.intervention import baseline, batches
 from picollm.model.transformer import Transformer
-from picollm.stats import number_or_none, resampled
+from picollm.stats import finite, resampled
 
 TARGETS = 3  # of each window, in its last quarter, so that all have a long context
 
@@ -64,7 +65,24 @@ def truncated_nats(
     return found
 
 
-def context_curve(model: Transformer, windows_WT: NDArray, *, seed: int, device: torch.device) -> dict:
+class ContextCost(TypedDict):
+    tokens: int
+    cost: float
+    low: float
+    high: float
+
+
+class ContextCurve(TypedDict):
+    """The `context` of mechanisms.json."""
+
+    windows: int
+    targets: int
+    loss: float
+    curve: list[ContextCost]
+    enough: int | None
+
+
+def context_curve(model: Transformer, windows_WT: NDArray, *, seed: int, device: torch.device) -> ContextCurve:
     """Of each number of tokens, what the targets cost beyond the whole context, with intervals over windows.
 
     `enough` is the smallest number from which on nothing more can be seen to be gained: no interval lies above 0.
@@ -77,10 +95,10 @@ def context_curve(model: Transformer, windows_WT: NDArray, *, seed: int, device:
     return {
         "windows": len(windows_WT),
         "targets": target_places(len(windows_WT), windows_WT.shape[1] - 1, seed).size,
-        "loss": number_or_none(nats[None].mean()),
+        "loss": finite(nats[None].mean()),
         "curve": [
-            {"tokens": k, **dict(zip(("cost", "low", "high"), map(number_or_none, row), strict=True))}
-            for k, *row in zip(tokens, cost_KW.mean(1), low, high, strict=True)
+            {"tokens": k, "cost": finite(cost), "low": finite(least), "high": finite(most)}
+            for k, cost, least, most in zip(tokens, cost_KW.mean(1), low, high, strict=True)
         ],
         "enough": 2 * max(costly) if costly and 2 * max(costly) in tokens else (None if costly else 1),
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from picollm.data.tokenizers import gpt2
 from picollm.errors import PicollmError
 from picollm.mechanisms.templates import Reference
 from picollm.model.transformer import Transformer
-from picollm.stats import above, accuracy, cluster_means, number_or_none, preferred
+from picollm.stats import Accuracy, above, accuracy, cluster_means, finite, preferred
 
 PERMUTATIONS = 1999
 LEAST_CLUSTERS = 8  # of a half less than 4 no accuracy is worth an interval
@@ -75,8 +76,8 @@ def candidate_weights(model: Transformer, items: Sequence[Item], device: torch.d
     """What each head gives to each candidate, [I, H, C]. Items of one length share a forward."""
     length_I = np.array([len(item.ids) for item in items])
     found: dict[int, NDArray] = {}
-    for length in np.unique(length_I):
-        members = np.flatnonzero(length_I == length)
+    for length in np.unique(length_I).tolist():
+        members = np.flatnonzero(length_I == length).tolist()
         ids = torch.tensor([items[i].ids for i in members], device=device)
         maps_BHQK = model.to(device).attention_maps(ids)[0].flatten(1, 2).cpu().numpy()
         for i, maps_HQK in zip(members, maps_BHQK, strict=True):
@@ -143,6 +144,27 @@ def clusters_of(items: Sequence[Item]) -> NDArray[np.int64]:
     return np.array([item.cluster for item in items])
 
 
+class ChosenHeads(Accuracy):
+    heads: list[str]  # one of each half, scored on the other
+
+
+class BestOfAll(Accuracy):
+    head: str
+    p: float
+    best_by_chance_95: float
+
+
+class Coreference(TypedDict):
+    """The part of probes.json that no other probe has."""
+
+    items: int
+    chosen_on_one_half: ChosenHeads
+    best_of_all: BestOfAll
+    baselines: dict[str, Accuracy]
+    p_against_rivals: float
+    heads: dict[str, float]
+
+
 def coreference(
     weights_IHC: NDArray,
     items: Sequence[Item],
@@ -151,7 +173,7 @@ def coreference(
     *,
     rivals: Mapping[str, NDArray],
     seed: int,
-) -> dict:
+) -> Coreference:
     """The study of one model, from its `candidate_weights`; `rivals` are right where they say, [I], beside the rules of
     `baselines`. `p_against_rivals`: the largest of paired tests over the pairs of words."""
     gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
@@ -170,10 +192,10 @@ def coreference(
         "best_of_all": {
             "head": names[top],
             **accuracy(right_IH[:, top], cluster_I),
-            "p": number_or_none((1 + (chance >= right_IH[:, top].mean() - 1e-12).sum()) / (1 + len(chance))),
-            "best_by_chance_95": number_or_none(np.quantile(chance, 0.95)),
+            "p": finite((1 + (chance >= right_IH[:, top].mean() - 1e-12).sum()) / (1 + len(chance))),
+            "best_by_chance_95": finite(np.quantile(chance, 0.95)),
         },
         "baselines": {name: accuracy(right_I, cluster_I) for name, right_I in rivals.items()},
         "p_against_rivals": max(above(out_of_sample, right_I, cluster_I) for right_I in rivals.values()),
-        "heads": {name: number_or_none(share) for name, share in zip(names, right_IH.mean(0), strict=True)},
+        "heads": {name: finite(share) for name, share in zip(names, right_IH.mean(0), strict=True)},
     }

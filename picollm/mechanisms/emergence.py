@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
@@ -27,7 +28,10 @@ from picollm.mechanisms.intervention import baseline, batches
 from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.model.transformer import Transformer
 from picollm.progress import progress
-from picollm.stats import bootstrap_counts, interval, number_or_none, resampled
+from picollm.stats import bootstrap_counts, finite, interval, resampled
+
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
 
 STATISTICS = ("kappa_max", "kappa_set", "content", "kappa_sink", *repeats.SCORES)
 SHARES = ("broad", "positional")  # beside content, of a head's entropy; they have no threshold and so no onset
@@ -39,6 +43,28 @@ CONTEXT_WINDOWS = 32
 CONTEXTS = (1, 4, 16)  # tokens before a target that are kept, to see what longer contexts give
 
 
+class Snapshot(TypedDict):
+    step: int
+    loss: float
+    context_cost: dict[str, float]
+    effects: dict[str, int]  # heads with an effect
+    mean: dict[str, float]
+    heads: dict[str, list[float]]
+
+
+class EmergenceReport(TypedDict):
+    """emergence.json; of each of STATISTICS."""
+
+    format: int
+    sentences: int
+    windows: int
+    context_windows: int
+    threshold: dict[str, float]
+    snapshots: list[Snapshot]
+    onset: dict[str, list[int | None]]
+    median_onset: dict[str, float | None]
+
+
 def trace_emergence(
     s: ModelAndText,
     snapshots: Iterable[tuple[int, Transformer]],
@@ -46,7 +72,7 @@ def trace_emergence(
     threshold: Mapping[str, float],
     labels: Thresholds,
     window: int,
-) -> dict:
+) -> EmergenceReport:
     """Of snapshots in order of steps, on every SAMPLE-th sentence of each category, some repeats and some
     validation windows; `threshold` as `thresholds` gives it, `labels` those of heads.json. Without snapshots no head
     has an onset."""
@@ -82,17 +108,15 @@ def trace_emergence(
         "sentences": len(sample.ids),
         "windows": len(windows),
         "context_windows": len(many),
-        "threshold": {name: number_or_none(threshold[name]) for name in STATISTICS},
+        "threshold": {name: finite(threshold[name]) for name in STATISTICS},
         "snapshots": [
             {
                 "step": step,
-                "loss": number_or_none(nats_WT.mean()),
-                "context_cost": {
-                    str(k): number_or_none((truncated[n][k] - truncated[n][None]).mean()) for k in contexts
-                },
+                "loss": finite(nats_WT.mean()),
+                "context_cost": {str(k): finite((truncated[n][k] - truncated[n][None]).mean()) for k in contexts},
                 "effects": {name: int(above[name][n].sum()) for name in STATISTICS},
-                "mean": {name: number_or_none(values[name].mean()) for name in (*STATISTICS, *SHARES)},
-                "heads": {name: [number_or_none(value) for value in values[name]] for name in STATISTICS},
+                "mean": {name: finite(values[name].mean()) for name in (*STATISTICS, *SHARES)},
+                "heads": {name: [finite(value) for value in values[name]] for name in STATISTICS},
             }
             for n, (step, nats_WT, (values, _)) in enumerate(zip(steps, nats, found, strict=True))
         ],
@@ -105,10 +129,10 @@ def known(values: Sequence[int | None]) -> list[int]:
     return [value for value in values if value is not None]
 
 
-def thresholds(heads: Mapping, null: Mapping[str, float]) -> dict[str, float]:
+def thresholds(heads: HeadsReport, null: Mapping[str, float]) -> dict[str, float]:
     """What counts as an effect, from heads.json and the scores' null in mechanisms.json."""
     kappa, content = (heads["thresholds"][name]["value"] for name in ("kappa", "content"))
-    sink = max(kappa, heads["null"]["percentile_99"]["kappa_sink"])
+    sink = max(kappa, heads["null"]["percentile_99"]["kappa_sink"] or 0.0)
     scores = {name: max(repeats.LEAST, null[name]) for name in repeats.SCORES}
     return {"kappa_max": kappa, "kappa_set": 1.0, "content": content, "kappa_sink": sink, **scores}
 

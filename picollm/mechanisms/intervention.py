@@ -79,7 +79,7 @@ def losses(model: Transformer, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor 
 def baseline(model: Transformer, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
     """Nats of each next token of the whole model, [B, T - 1]; 0 outside of `scored`."""
     x, *rotary = model.start(ids_BT[:, :-1])
-    for block in model.blocks:
+    for block in model.layers:
         x = block(x, *rotary)
     return losses(model, x, ids_BT, scored_BT)
 
@@ -95,7 +95,7 @@ def each_head(
     x, *rotary = model.start(ids_BT[:, :-1])
     found = []
     B, T = ids_BT[:, 1:].shape
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(model.layers):
         q, k, v, z_BHTK = outputs(block, x, rotary)
         other_BHTK = replacement(kind, q, k, v, means_LHK[layer])
         H = z_BHTK.shape[1]
@@ -104,7 +104,7 @@ def each_head(
             for n, head in enumerate(heads):
                 z_NBHTK[n, :, head] = other_BHTK[:, head]
             changed = after(block, x.repeat(len(heads), 1, 1), z_NBHTK.flatten(0, 1))
-            for later in model.blocks[layer + 1 :]:
+            for later in model.layers[layer + 1 :]:
                 changed = later(changed, *rotary)
             found.append(losses(model, changed, ids_BT, scored_BT).view(len(heads), B, T))
         x = after(block, x, z_BHTK)
@@ -125,14 +125,14 @@ def each_set(
     """
     x, *rotary = model.start(ids_BT[:, :-1])
     before = [x]
-    for block in model.blocks:
+    for block in model.layers:
         before.append(block(before[-1], *rotary))
     for mask_LH in masks_LH:
         changed = mask_LH.any(-1).tolist()
         first = changed.index(True) if any(changed) else len(changed)
         x = before[first]
         for layer in range(first, len(changed)):
-            block = model.blocks[layer]
+            block = model.layers[layer]
             if changed[layer]:
                 *_, z_BHTK = outputs(block, x, rotary)
                 x = after(block, x, torch.where(mask_LH[layer, :, None, None], means_LHK[layer, :, None], z_BHTK))
@@ -154,7 +154,7 @@ def batches(ids_WT: NDArray, device: torch.device) -> tuple[Tensor, ...]:
 @torch.no_grad()
 def mean_outputs(model: Transformer, parts: Iterable[Tensor]) -> Tensor:
     """The mean output of each head over all positions of parts of ids [B, T], [L, H, K]."""
-    total, positions = 0.0, 0
+    total, positions = torch.zeros(()), 0
     for ids_BT in parts:
         total = total + torch.stack([z_BHTK.sum((0, 2)) for z_BHTK in head_outputs(model, ids_BT)])
         positions += ids_BT.numel()
@@ -165,7 +165,7 @@ def mean_outputs(model: Transformer, parts: Iterable[Tensor]) -> Tensor:
 def head_outputs(model: Transformer, ids_BT: Tensor) -> Iterator[Tensor]:
     """The heads' outputs z of one layer after another, [B, H, T, K]."""
     x, *rotary = model.start(ids_BT)
-    for block in model.blocks:
+    for block in model.layers:
         *_, z_BHTK = outputs(block, x, rotary)
         yield z_BHTK
         x = after(block, x, z_BHTK)

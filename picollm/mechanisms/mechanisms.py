@@ -15,6 +15,7 @@ Shape suffixes: S sequence, H head (layers flattened), W window, T position.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,12 +23,12 @@ from numpy.typing import NDArray
 
 from picollm.attention.controls import untrained_models
 from picollm.mechanisms import repeats
-from picollm.mechanisms.ablation import group_effect
+from picollm.mechanisms.ablation import GroupEffect, group_effect
 from picollm.mechanisms.attribution import attribution
-from picollm.mechanisms.context import context_curve
+from picollm.mechanisms.context import ContextCurve, context_curve
 from picollm.mechanisms.intervention import baseline, batches, each_head, without
 from picollm.mechanisms.model_and_text import ModelAndText, spread
-from picollm.stats import number_or_none, percentile_99, resampled
+from picollm.stats import Known, finite, known, percentile_99, resampled
 
 FORMAT = 4
 COPYING = 0.6  # share of the other tokens above which its output copies; below 1 - this it writes against the token
@@ -36,7 +37,56 @@ ABLATED = 8  # repeated sequences that every head is ablated on
 CONTEXT_WINDOWS = 5  # times as many windows as heads are ablated on, for the curve of context
 
 
-def score_mechanisms(s: ModelAndText) -> dict:
+class Evidence(TypedDict):
+    score: bool
+    above_untrained: bool
+    copies: bool
+
+
+class ScoredHead(TypedDict):
+    name: str
+    scores: dict[str, dict[str, Known]]  # score -> length -> mean over sequences
+    by_frequency: dict[str, float]
+    copying: Known
+    anti_copying: bool
+    second_copy_harm: Known
+    direct: Known
+    evidence: Evidence
+    induction_head: bool
+
+
+class BestHead(Known):
+    head: str
+
+
+class Copies(TypedDict):
+    sequences: int
+    first_loss: float
+    second_loss: float
+    gain: Known
+
+
+class MechanismsReport(TypedDict):
+    """mechanisms.json; scores are those of repeats.SCORES."""
+
+    format: int
+    definitions: dict[str, str]
+    criteria: dict[str, float]
+    lengths: list[int]
+    sequences: int
+    least_count: int
+    null: dict[str, float]
+    null_models: int
+    copies: Copies
+    ablated_sequences: int
+    together: GroupEffect | None
+    context: ContextCurve
+    after_layer: list[Known]
+    best: dict[str, BestHead]
+    heads: list[ScoredHead]
+
+
+def score_mechanisms(s: ModelAndText) -> MechanismsReport:
     """The content of mechanisms.json but for its emergence."""
     seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts)
     found = {length: score_set(s, length) for length in fitting}
@@ -53,7 +103,7 @@ def score_mechanisms(s: ModelAndText) -> dict:
         "lengths": list(found),
         "sequences": repeats.SEQUENCES * repeats.SEEDS,
         "least_count": int(s.counts[repeats.common(s.counts)].min()),
-        "null": {name: number_or_none(value) for name, value in null.items()},
+        "null": {name: finite(value) for name, value in null.items()},
         "null_models": s.cfg["null_models"],
         "copies": copies(s, ids_ST),
         "ablated_sequences": ABLATED,
@@ -66,8 +116,8 @@ def score_mechanisms(s: ModelAndText) -> dict:
 
 
 def head_rows(
-    s: ModelAndText, found: Mapping, null: Mapping[str, float], ids_ST: NDArray, direct_H: Sequence[Mapping]
-) -> list[dict]:
+    s: ModelAndText, found: Mapping, null: Mapping[str, float], ids_ST: NDArray, direct_H: Sequence[Known]
+) -> list[ScoredHead]:
     """Scores, copying, harm and evidence of each head; `found`: {length: `score_set`}, `direct_H`: direct parts."""
     seed, longest = s.cfg["seed"], max(found)
     copied_H = intervals(repeats.copying(s.model, ids_ST, s.device), seed)
@@ -77,9 +127,9 @@ def head_rows(
         score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in found.items()}
         for score in repeats.SCORES
     }
-    rows = []
+    rows: list[ScoredHead] = []
     for h, name in enumerate(s.names):
-        evidence = {
+        evidence: Evidence = {
             "score": all(by_head[h]["value"] >= repeats.LEAST for by_head in scores["induction"].values()),
             "above_untrained": strict_H[h]["low"] > null["induction"],
             "copies": copied_H[h]["low"] > COPYING,
@@ -91,7 +141,7 @@ def head_rows(
                 for score, by_length in scores.items()
             },
             "by_frequency": {
-                score: number_or_none(found[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
+                score: finite(found[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
             },
             "copying": copied_H[h],
             "anti_copying": bool(copied_H[h]["high"] < 1 - COPYING),
@@ -103,7 +153,7 @@ def head_rows(
     return rows
 
 
-def together(s: ModelAndText, heads: Sequence[Mapping], ids_ST: NDArray) -> dict | None:
+def together(s: ModelAndText, heads: Sequence[ScoredHead], ids_ST: NDArray) -> GroupEffect | None:
     """What the second copy loses, beyond the first, without all induction heads at once; None where there are none."""
     named = np.array([head["induction_head"] for head in heads])
     if not named.any():
@@ -119,7 +169,7 @@ def together(s: ModelAndText, heads: Sequence[Mapping], ids_ST: NDArray) -> dict
     return group_effect(loss_without, mask_LH, seed=s.cfg["seed"], sets=OTHER_SETS)
 
 
-def best(heads: Sequence[Mapping], score: str, length: str) -> dict:
+def best(heads: Sequence[ScoredHead], score: str, length: str) -> BestHead:
     top = max(heads, key=lambda head: head["scores"][score][length]["value"])
     return {"head": top["name"], **top["scores"][score][length]}
 
@@ -161,32 +211,29 @@ def second_less_first(nats: NDArray, length: int) -> NDArray[np.float64]:
     return nats[..., repeats.second_copy(length)].mean(-1) - nats[..., 1:length].mean(-1)
 
 
-def copies(s: ModelAndText, ids_ST: NDArray) -> dict:
+def copies(s: ModelAndText, ids_ST: NDArray) -> Copies:
     """The loss of the same tokens in the first and in the second copy, in nats, and how much less the second's is."""
     length = ids_ST.shape[1] // 2
     nats_ST = torch.cat([baseline(s.model, ids) for ids in batches(ids_ST, s.device)]).double().cpu().numpy()
     first_S, second_S = nats_ST[:, 1:length].mean(1), nats_ST[:, repeats.second_copy(length)].mean(1)
     return {
         "sequences": len(ids_ST),
-        "first_loss": number_or_none(first_S.mean()),
-        "second_loss": number_or_none(second_S.mean()),
+        "first_loss": finite(first_S.mean()),
+        "second_loss": finite(second_S.mean()),
         "gain": intervals((first_S - second_S)[:, None], s.cfg["seed"])[0],
     }
 
 
-def intervals(values_SH: NDArray, seed: int, level: float = 0.95) -> list[dict[str, float | None]]:
+def intervals(values_SH: NDArray, seed: int, level: float = 0.95) -> list[Known]:
     """Of each head the mean and its interval over sequences."""
-    columns = (values_SH.mean(0), *resampled(values_SH.T, seed, level))
-    return [
-        dict(zip(("value", "low", "high"), map(number_or_none, row), strict=True)) for row in zip(*columns, strict=True)
-    ]
+    return known(values_SH.mean(0), *resampled(values_SH.T, seed, level))
 
 
-def induction_heads(report: Mapping) -> list[str]:
+def induction_heads(report: MechanismsReport) -> list[str]:
     return [head["name"] for head in report["heads"] if head["induction_head"]]
 
 
-def metrics(report: Mapping) -> dict[str, float]:
+def metrics(report: MechanismsReport) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`."""
     return {
         **{f"best_{name}": row["value"] for name, row in report["best"].items()},

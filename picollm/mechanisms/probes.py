@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from picollm.attention.controls import untrained_models
 from picollm.data.ngram import NGrams
 from picollm.mechanisms.coreference import (
+    BestOfAll,
+    ChosenHeads,
     best_on_other_half,
     candidate_weights,
     clusters_of,
@@ -30,10 +33,13 @@ from picollm.mechanisms.vocabulary import LEAST_COUNT, known_clusters, rare_word
 from picollm.model.transformer import Transformer
 from picollm.stats import (
     SIGNIFICANT,
+    Accuracy,
+    Effect,
     above,
     accuracy,
     cluster_means,
     false_discovery_rate,
+    finite,
     number_or_none,
     per_head,
     preferred,
@@ -42,7 +48,49 @@ from picollm.stats import (
 FORMAT = 2
 
 
-def probe_heads(s: ModelAndText, style: str) -> dict:
+class Tested(TypedDict):
+    """What all probes have that can be tested."""
+
+    testable: Literal[True]
+    of_clusters: int
+    baselines: dict[str, Accuracy]
+    p: float
+    q: NotRequired[float | None]  # once all probes are known
+    shows: NotRequired[bool]
+
+
+class ByLikelihood(Tested):
+    model: Accuracy
+
+
+class ByAttention(Tested):
+    items: int
+    chosen_on_one_half: ChosenHeads
+    best_of_all: BestOfAll
+    p_against_rivals: float
+    heads: dict[str, float]
+
+
+class Untestable(TypedDict):
+    testable: Literal[False]
+    because: str
+    clusters: int
+    of_clusters: int
+    q: NotRequired[float | None]
+    shows: NotRequired[bool]
+
+
+class ProbesReport(TypedDict):
+    """probes.json."""
+
+    format: int
+    least_count: int
+    rare_words: dict[str, int]
+    coreference: ByAttention | Untestable
+    pairs: dict[str, ByLikelihood | Untestable]
+
+
+def probe_heads(s: ModelAndText, style: str) -> ProbesReport:
     """The content of probes.json: `shows` where the false discovery rate over the probes that can be tested is below
     SIGNIFICANT; `style` is that of the text, one of picollm.attention.sentences.STYLES."""
     untrained = list(untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"]))
@@ -50,23 +98,22 @@ def probe_heads(s: ModelAndText, style: str) -> dict:
     kinds = pairs()
     words = [word for pair in GENDERS for word in pair] + [w for kind in kinds.values() for p in kind for w in p.words]
     rare = rare_words(s.train, words)
-    entries = {
-        "coreference": by_attention(s, untrained, rare, style),
-        **{name: by_likelihood(s, items, untrained, ngrams, rare) for name, items in kinds.items()},
-    }
-    q = false_discovery_rate(np.array([entry.get("p", np.nan) for entry in entries.values()], dtype=float))
-    for entry, value in zip(entries.values(), q, strict=True):
-        entry |= {"q": number_or_none(value), "shows": bool(value < SIGNIFICANT)}
+    attention = by_attention(s, untrained, rare, style)
+    likelihood = {name: by_likelihood(s, items, untrained, ngrams, rare) for name, items in kinds.items()}
+    entries = [attention, *likelihood.values()]
+    q = false_discovery_rate(np.array([entry["p"] if entry["testable"] is True else np.nan for entry in entries]))
+    for entry, value in zip(entries, q, strict=True):
+        entry["q"], entry["shows"] = number_or_none(value), bool(value < SIGNIFICANT)
     return {
         "format": FORMAT,
         "least_count": LEAST_COUNT,
         "rare_words": rare,
-        "coreference": entries.pop("coreference"),
-        "pairs": entries,
+        "coreference": attention,
+        "pairs": likelihood,
     }
 
 
-def untestable(clusters: int, of: int) -> dict:
+def untestable(clusters: int, of: int) -> Untestable:
     """What stands in a report where the training text has too few of a probe's words."""
     return {
         "testable": False,
@@ -77,7 +124,9 @@ def untestable(clusters: int, of: int) -> dict:
     }
 
 
-def by_attention(s: ModelAndText, untrained: Sequence[Transformer], rare: Mapping[str, int], style: str) -> dict:
+def by_attention(
+    s: ModelAndText, untrained: Sequence[Transformer], rare: Mapping[str, int], style: str
+) -> ByAttention | Untestable:
     """Coreference; p of the chosen heads against every rule, the mean of all heads and untrained models (the largest of
     paired tests over the pairs of words), and of the best of all against exchanged pronouns, whichever is larger."""
     known = known_clusters(dict(enumerate(GENDERS)), rare)
@@ -97,17 +146,13 @@ def by_attention(s: ModelAndText, untrained: Sequence[Transformer], rare: Mappin
     weights_IHC = candidate_weights(s.model, items, s.device)
     report = coreference(weights_IHC, items, s.counts, s.names, rivals={"untrained": right_I}, seed=seed)
     p = max(report["best_of_all"]["p"], report["p_against_rivals"])
-    return {
-        "testable": True,
-        "of_clusters": len(GENDERS),
-        **report,
-        "p": number_or_none(p),
-    }
+    found: ByAttention = {"testable": True, "of_clusters": len(GENDERS), **report, "p": finite(p)}
+    return found
 
 
 def by_likelihood(
     s: ModelAndText, items: Sequence[Pair], untrained: Sequence[Transformer], ngrams: NGrams, rare: Mapping[str, int]
-) -> dict:
+) -> ByLikelihood | Untestable:
     """Accuracy of the model, of both n-grams and of untrained models; p of the model against chance and them, the
     largest of paired tests over clusters."""
     words = {pair.cluster: pair.words for pair in items}
@@ -128,11 +173,20 @@ def by_likelihood(
         "of_clusters": len(words),
         "model": accuracy(own, found.cluster_P),
         "baselines": {name: accuracy(rival, found.cluster_P) for name, rival in rivals.items()},
-        "p": number_or_none(p),
+        "p": finite(p),
     }
 
 
-def head_effects(s: ModelAndText, kind: str) -> dict | None:
+class MarginEffect(Effect):
+    accuracy: float
+
+
+class PairEffects(TypedDict):
+    whole_model: Accuracy
+    heads: list[MarginEffect]
+
+
+def head_effects(s: ModelAndText, kind: str) -> PairEffects | None:
     """What a kind of pair loses without each head: nats of the margin, and the accuracy that remains; None where the
     training text has too few of its words."""
     items = pairs()[kind]
@@ -144,16 +198,13 @@ def head_effects(s: ModelAndText, kind: str) -> dict | None:
     whole_P = found.margins(partial(baseline, s.model), s.device)
     margin_HP = found.margins(lambda ids, scored: each_head(s.model, ids, "mean", s.means, scored), s.device)
     heads = per_head(cluster_means(whole_P - margin_HP, found.cluster_P), s.names, seed=seed)
-    return {
-        "whole_model": accuracy(preferred(whole_P), found.cluster_P),
-        "heads": [
-            {**head, "accuracy": float(preferred(margin_P).mean())}
-            for head, margin_P in zip(heads, margin_HP, strict=True)
-        ],
-    }
+    remaining: list[MarginEffect] = [
+        {**head, "accuracy": float(preferred(margin_P).mean())} for head, margin_P in zip(heads, margin_HP, strict=True)
+    ]
+    return {"whole_model": accuracy(preferred(whole_P), found.cluster_P), "heads": remaining}
 
 
-def metrics(report: Mapping) -> dict[str, float]:
+def metrics(report: ProbesReport) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`; of what can be tested."""
     found = report["coreference"]
     coreference = (
@@ -162,10 +213,10 @@ def metrics(report: Mapping) -> dict[str, float]:
             "coreference_best_p": found["best_of_all"]["p"],
             "coreference_untrained": found["baselines"]["untrained"]["accuracy"],
         }
-        if found["testable"]
+        if found["testable"] is True
         else {}
     )
-    pairs = {kind: entry for kind, entry in report["pairs"].items() if entry["testable"]}
+    pairs = {kind: entry for kind, entry in report["pairs"].items() if entry["testable"] is True}
     return {
         "testable": int(found["testable"]) + len(pairs),
         **coreference,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -18,13 +19,28 @@ from numpy.typing import NDArray
 from picollm.mechanisms.intervention import batches, each_set
 from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.progress import progress
-from picollm.stats import SIGNIFICANT, number_or_none, per_head, resampled, sign_flip_p
+from picollm.stats import SIGNIFICANT, Effect, Known, finite, per_head, resampled, sign_flip_p
 
 WINDOWS = 16  # of the validation split
 EVERY = 8  # one target of so many is scored: the vocabulary head is what costs
 
 
-def interactions(s: ModelAndText, heads: Sequence[int]) -> dict:
+class MeanInteraction(Known):
+    p: float
+
+
+class Interactions(TypedDict):
+    heads: list[str]
+    pairs: int
+    windows: int
+    tokens: int
+    mean: MeanInteraction
+    redundant: int
+    serial: int
+    largest: list[Effect]  # `name` is that of two heads
+
+
+def interactions(s: ModelAndText, heads: Sequence[int]) -> Interactions:
     """Of all pairs among some heads (numbers as in `s.names`): each interaction, and their mean, with intervals over
     windows; `redundant` and `serial` count the pairs above and below 0 at a false discovery rate of SIGNIFICANT."""
     chosen = list(combinations(heads, 2))
@@ -40,8 +56,8 @@ def interactions(s: ModelAndText, heads: Sequence[int]) -> dict:
         "windows": len(windows),
         "tokens": len(windows) * len(range(EVERY - 1, windows.shape[1] - 1, EVERY)),
         "mean": {
-            "value": number_or_none(both_PW.mean()), "low": number_or_none(low), "high": number_or_none(high),
-            "p": number_or_none(sign_flip_p(both_PW.mean(0, keepdims=True), s.cfg["seed"])[0]),
+            "value": finite(both_PW.mean()), "low": finite(low), "high": finite(high),
+            "p": finite(sign_flip_p(both_PW.mean(0, keepdims=True), s.cfg["seed"])[0]),
         },
         "redundant": sum(row["delta"] > 0 for row in certain),
         "serial": sum(row["delta"] < 0 for row in certain),

@@ -111,7 +111,7 @@ def copying(model: Transformer, ids_ST: NDArray, device: torch.device) -> NDArra
     for ids in batches(ids_ST, device):
         token_BRD = model.head.weight[ids[:, 1 : length + 1]]
         shares = []
-        for block, z_BHTK in zip(model.blocks, head_outputs(model, ids), strict=True):
+        for block, z_BHTK in zip(model.layers, head_outputs(model, ids), strict=True):
             B, H, _, K = z_BHTK.shape
             out_DHK = block.attention.out.weight.view(-1, H, K)
             written_BHQD = torch.einsum("bhqk,dhk->bhqd", z_BHTK[:, :, query], out_DHK)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -20,33 +21,83 @@ from torch import Tensor
 from picollm.attention.maps import CategoryMaps
 from picollm.data.tokenizer import END_OF_TEXT
 from picollm.files import read_json, write_json
-from picollm.mechanisms.ablation import RANDOM_SETS, agreement, effects, group_effect, set_loss, summary
+from picollm.mechanisms.ablation import (
+    RANDOM_SETS,
+    Ablated,
+    GroupEffect,
+    agreement,
+    effects,
+    group_effect,
+    set_loss,
+    summary,
+)
 from picollm.mechanisms.context import lengths, truncated_nats
 from picollm.mechanisms.emergence import CONTEXT_WINDOWS, CONTEXTS
 from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, baseline, each_head
 from picollm.mechanisms.model_and_text import ModelAndText, spread
-from picollm.mechanisms.probes import head_effects
-from picollm.mechanisms.redundancy import interactions
+from picollm.mechanisms.probes import PairEffects, head_effects
+from picollm.mechanisms.redundancy import Interactions, interactions
 from picollm.mechanisms.templates import pairs
 from picollm.model.transformer import Transformer
 from picollm.model.weights import weights
 from picollm.progress import progress
-from picollm.stats import SIGNIFICANT, false_discovery_rate, number_or_none, per_head
+from picollm.stats import SIGNIFICANT, Effect, false_discovery_rate, number_or_none, per_head
 
+if TYPE_CHECKING:
+    from picollm.attention.clusters import ClustersReport
+    from picollm.attention.heads import HeadsReport
+
+T = TypeVar("T")
 FORMAT = 3
 GROUP_WINDOWS = 16  # validation windows that whole classes and clusters, and their random rivals, are ablated on
 SETS_A_GROUP = 20  # other sets, for each group that there is: where there are so many, one group can have q < .05
 
 
+class Group(GroupEffect):
+    group: str
+
+
+class TestedGroup(Group):
+    q: float | None
+
+
+class CategoryHeads(TypedDict):
+    sentences: int
+    heads: list[Effect]
+
+
+class HeadsByContext(TypedDict):
+    windows: int
+    tokens: dict[str, list[Effect]]
+
+
+class Study(TypedDict):
+    """study.json."""
+
+    format: int
+    classes: dict[str, str]
+    loss: float
+    tokens: int
+    kinds: dict[str, Ablated]
+    rank_correlation_with_mean: dict[str, float | None]
+    group_tokens: int
+    random_sets: int
+    groups: list[TestedGroup]
+    categories: dict[str, CategoryHeads]
+    pairs: dict[str, PairEffects | None]
+    interactions: Interactions
+    context: HeadsByContext
+
+
 def full_study(
     s: ModelAndText,
     categories: Sequence[CategoryMaps],
-    heads: Mapping,
-    clusters: Mapping,
+    heads: HeadsReport,
+    clusters: ClustersReport,
     folder: str | Path,
     *,
     code: str,
-) -> dict:
+) -> Study:
     """The content of study.json; `heads` and `clusters` are those of heads.json and clusters.json.
 
     Ablation of every kind on the validation windows, of whole classes and clusters, by category of the sentences, and
@@ -56,7 +107,7 @@ def full_study(
     members = {name: mask.tolist() for name, mask in groups.items()}
     key = key_of(s, [code, members, [category.ids for category in categories]])
 
-    def part(name: str, make: Callable[[], object]) -> object:
+    def part(name: str, make: Callable[[], T]) -> T:
         path = Path(folder) / "parts" / f"{name.replace(' ', '-')}.json"
         if path.exists() and (found := read_json(path))["key"] == key:
             return found["value"]
@@ -67,13 +118,15 @@ def full_study(
     kinds = {kind: part(kind, partial(ablated, s, kind)) for kind in KINDS}
     few, sets = spread(s.validation, GROUP_WINDOWS), max(RANDOM_SETS, SETS_A_GROUP * len(groups))
 
-    def group(name: str) -> dict:
+    def group(name: str) -> GroupEffect:
         def loss_without(mask: NDArray) -> NDArray:
             return set_loss(s.model, few, mask, s.means, s.device)
 
         return group_effect(loss_without, groups[name], seed=s.cfg["seed"], sets=sets)
 
-    shared = [{"group": name, **part(name, partial(group, name))} for name in progress(groups, unit=" groups")]
+    shared: list[Group] = [
+        {"group": name, **part(name, partial(group, name))} for name in progress(groups, unit=" groups")
+    ]
     return {
         "format": FORMAT,
         "classes": dict(zip(s.names, (head["label"] for head in heads["heads"]), strict=True)),
@@ -94,7 +147,7 @@ def full_study(
     }
 
 
-def by_context(s: ModelAndText) -> dict:
+def by_context(s: ModelAndText) -> HeadsByContext:
     """What a target loses without each head where only the last tokens before it are read, and where all are."""
     windows = spread(s.validation, CONTEXT_WINDOWS)
     kept = [k for k in CONTEXTS if k in lengths(windows.shape[1] - 1)]
@@ -112,7 +165,7 @@ def by_context(s: ModelAndText) -> dict:
     }
 
 
-def jointly(rows: Sequence[Mapping]) -> list[dict]:
+def jointly(rows: Sequence[Group]) -> list[TestedGroup]:
     """The rows with q, the false discovery rate over those that can be tested: an effect of one group alone could have
     q < SIGNIFICANT with as many other sets as it has. The others have none."""
     testable = np.array([row["least_p"] * len(rows) < SIGNIFICANT for row in rows])
@@ -129,12 +182,12 @@ def key_of(s: ModelAndText, rest: object) -> str:
     return digest.hexdigest()
 
 
-def ablated(s: ModelAndText, kind: str) -> dict:
+def ablated(s: ModelAndText, kind: str) -> Ablated:
     whole_WT, more_HWT = effects(s.model, s.windows, kind, s.means, s.device)
     return summary(whole_WT.mean(-1), more_HWT.mean(-1), s.names, seed=s.cfg["seed"])
 
 
-def groups_of(s: ModelAndText, heads: Mapping, clusters: Mapping) -> dict[str, NDArray[np.bool_]]:
+def groups_of(s: ModelAndText, heads: HeadsReport, clusters: ClustersReport) -> dict[str, NDArray[np.bool_]]:
     """Masks [L, H] of the classes and clusters that have some of the heads, but neither one nor all."""
     shape = (s.model.config.n_layers, s.model.config.n_heads)
     labels = [head["label"] for head in heads["heads"]]
@@ -145,7 +198,7 @@ def groups_of(s: ModelAndText, heads: Mapping, clusters: Mapping) -> dict[str, N
     return {name: mask.reshape(shape) for name, mask in found.items() if 1 < mask.sum() < mask.size}
 
 
-def by_category(s: ModelAndText, category: CategoryMaps) -> dict:
+def by_category(s: ModelAndText, category: CategoryMaps) -> CategoryHeads:
     """What the category's sentences lose without each head, by mean ablation; intervals over sentences, so that one
     sentence says nothing of any head."""
     if len(category.ids) < 2:

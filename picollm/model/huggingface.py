@@ -8,6 +8,7 @@ pipeline's own (`model.safetensors`, `config.json`), loads here.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -37,7 +38,7 @@ DECISIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rop
 
 def names(layers: int, tied: bool) -> dict[str, tuple[str, ...]]:
     """Our parameter -> theirs, stacked along the first axis."""
-    found = {
+    found: dict[str, tuple[str, ...]] = {
         "embedding.weight": ("model.embed_tokens.weight",),
         "norm.weight": ("model.norm.weight",),
         "norm.bias": ("model.norm.bias",),
@@ -100,7 +101,8 @@ def load_folder(folder: Path) -> Transformer:
     values = theirs(values)
     length = values.get("max_position_embeddings")
     context = values.get("training_context", length)
-    shape = {"context": context, "rope_cache": length, "dropout": 0.0} | {name: values.get(name) for name in DECISIVE}
+    shape: dict[str, Any] = {"context": context, "rope_cache": length, "dropout": 0.0}
+    shape |= {name: values.get(name) for name in DECISIVE}
     missing = [name for name, value in shape.items() if value is None]
     if missing:
         raise PicollmError(f"{config} is no StableLM's: it does not say {', '.join(missing)}")

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import IO
+from typing import IO, TypedDict
 
 import numpy as np
 import torch
@@ -209,7 +209,8 @@ def result(run: Run) -> Result:
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         model.load_state_dict(own, strict=False)  # a tied head is stored once
         models.append(model.eval())
-    return Result(*models, curve, summary(shape, run, state, models[0].parameter_counts()))
+    best, last = models
+    return Result(best, last, curve, summary(shape, run, state, best.parameter_counts()))
 
 
 def summary(shape: ModelConfig, run: Run, state: dict, counts: dict[str, int]) -> dict:
@@ -240,11 +241,14 @@ def summary(shape: ModelConfig, run: Run, state: dict, counts: dict[str, int]) -
     }
 
 
-def phases(curve: list[dict]) -> list[dict]:
+Phase = TypedDict("Phase", {"from": float, "to": float, "tokens": int | None})
+
+
+def phases(curve: list[dict]) -> list[Phase]:
     """The tokens after which the training loss, a mean over 2 % of the steps, first was at the end of each phase."""
     window = max(1, len(curve) // 50)
     smooth = np.convolve([row["loss"] for row in curve], np.full(window, 1 / window), "valid")
-    found = []
+    found: list[Phase] = []
     for start, end in ORIGINAL_PHASES:
         at = np.flatnonzero(smooth <= end)
         tokens = curve[int(at[0]) + window - 1]["tokens"] if len(at) else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from picollm.hardware import describe_hardware
 from picollm.model.costs import gemm_rate
 from picollm.model.loss import evaluate
 from picollm.model.perplexity import per_word_and_byte
-from picollm.model.pretraining import Result, Run
+from picollm.model.pretraining import Phase, Result, Run
 from picollm.model.training import TrainingConfig
 
 ONLY_IN_REPORT = (
@@ -25,16 +25,67 @@ ONLY_IN_REPORT = (
 )  # fmt: skip
 
 
-def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> dict:
+class Precision(TypedDict):
+    autocast: str
+    compile: str
+    reason: str
+
+
+class Measured(TypedDict, total=False):
+    """What only a model has that was trained here."""
+
+    first_loss: float
+    train_loss: float
+    best_step: int
+    last_validation_loss: float
+    tokens_per_second: float
+    flop_per_second: float
+    data_wait_share: float
+    peak_memory_mib: float
+    resumed_at: list[int]
+    loss_path: str
+    phases: list[Phase]
+    gemm_share: float
+    precision: Precision
+
+
+class TrainingReport(Measured):
+    """training.json; losses in nats per token."""
+
+    model: dict
+    imported: str | None
+    parameters: int
+    parameters_non_embedding: int
+    steps: int
+    tokens: int
+    validation_loss: float
+    validation_perplexity: float
+    validation_word_perplexity: float
+    validation_bits_per_byte: float
+    test_loss: float
+    unigram_loss: float
+    bigram_loss: float
+    four_gram_loss: float
+    four_gram_cache_loss: float
+    test_bigram_loss: float
+    test_four_gram_loss: float
+    test_four_gram_cache_loss: float
+    gemm_flop_per_second: float
+    hardware: dict
+
+
+def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> TrainingReport:
     """`tokens`: the manifest that the run read; `reason`: why its precision is what it is. All losses in nats per
     token; an imported model (`result.curve` is empty) has no costs."""
     manifest, shape, recipe = open_manifest(tokens), run.shape(), run.pretrain
     train, validation, test = (np.asarray(open_split(tokens, split)) for split in SPLITS)
     ngrams, test_ngrams = (ngram_losses(train, rows, manifest["vocab_size"]) for rows in (validation, test))
     counted, test_counted = kneser_ney_losses(train, validation, test, manifest["vocab_size"])
-    normalised = per_word_and_byte(result.summary["validation_loss"], manifest["splits"]["validation"])
+    read = manifest["splits"]["validation"]
+    counts = {"tokens": read["tokens"], "words": read["words"], "bytes": read["bytes"]}
+    normalised = per_word_and_byte(result.summary["validation_loss"], counts)
     gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, TrainingConfig(**recipe).head_dtype)
-    report = {
+    report: dict[str, Any] = {
         "model": shape.to_dict(),
         **result.summary,
         **{f"validation_{name}": value for name, value in normalised.items()},
@@ -50,13 +101,12 @@ def training_report(run: Run, result: Result, tokens: str | Path, reason: str, d
     if result.curve:
         report["gemm_share"] = result.summary["flop_per_second"] / gemm
         report["precision"] = {"autocast": recipe["autocast"], "compile": recipe["compile"], "reason": reason}
-    return report | {
-        "gemm_flop_per_second": gemm,
-        "hardware": describe_hardware(device=device.type, threads=run.compute["threads"]),
-    }
+    report["gemm_flop_per_second"] = gemm
+    report["hardware"] = describe_hardware(device=device.type, threads=run.compute["threads"])
+    return cast(TrainingReport, report)
 
 
-def metrics(report: Mapping) -> dict[str, float]:
+def metrics(report: TrainingReport) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`; the machine's own rate is none of the run's."""
     numbers = {name: value for name, value in report.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if name not in ONLY_IN_REPORT}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -232,6 +233,11 @@ class Transformer(nn.Module):
         cache.length += ids_BT.shape[1]
         return self.logits(self.norm(x_BTD[:, -1]))
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks by their type, which torch's ModuleList does not know."""
+        return [cast(Block, block) for block in self.blocks]
+
     def logits(self, x_BTD: Tensor) -> Tensor:
         return self.head(x_BTD)[..., : self.config.vocab_size]
 
@@ -255,7 +261,7 @@ class Transformer(nn.Module):
             self.eval()
         x_BTD, cos, sin = self.start(ids_BT)
         maps = []
-        for block in self.blocks:
+        for block in self.layers:
             x_BTD, weights_BHTT = block.explicit(x_BTD, cos, sin)
             maps.append(weights_BHTT)
         if was_training:
@@ -269,7 +275,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def scale_logits(self, layer: int, factor: float) -> None:
         """Multiply the attention logits of a layer."""
-        self.blocks[layer].attention.qkv.weight[: self.config.d_model] *= factor
+        self.layers[layer].attention.qkv.weight[: self.config.d_model] *= factor
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters without the padding rows: all of them, and those outside embedding and head."""

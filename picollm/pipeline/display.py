@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -63,7 +64,8 @@ class Display(logging.Handler):
         self.estimates: dict[str, float] = {}
         self.shares: dict[str, float] = {}
         self.top, self.source, self.began = "", "", time.monotonic()
-        self.terminal, self.taken = None, []
+        self.terminal: IO[str] | None = None
+        self.taken: list[tuple[int, int]] = []
         self.console = Console(stderr=True, highlight=False)
         self.live: Live | None = None
         self.stopped = threading.Event()
@@ -117,7 +119,8 @@ class Display(logging.Handler):
 
     # Snakemake's events
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record: Any) -> None:
+        """Of Snakemake's records, which have fields of their own."""
         event = str(getattr(record, "event", None) or "")
         if event == "job_info":
             self.rule_of[record.jobid] = record.rule_name
@@ -224,8 +227,10 @@ class Display(logging.Handler):
 
     def picture(self) -> Group:
         table = Table.grid(padding=(0, 1))
-        for column in ({"width": 1}, {"no_wrap": True}, {"justify": "right", "no_wrap": True}, {"no_wrap": True}):
-            table.add_column(overflow="ellipsis", **column)
+        table.add_column(overflow="ellipsis", width=1)
+        table.add_column(overflow="ellipsis", no_wrap=True)
+        table.add_column(overflow="ellipsis", no_wrap=True, justify="right")
+        table.add_column(overflow="ellipsis", no_wrap=True)
         for row in self.rows.values():
             if row.rule != "all":
                 table.add_row(*self.cells(row))

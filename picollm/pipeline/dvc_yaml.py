@@ -9,15 +9,41 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from picollm.errors import PicollmError
+from picollm.inputs import corpus_dependencies, corpus_files
+from picollm.pipeline.fingerprint import rule_code
 from picollm.pipeline.receipts import artefact
 
 HEADER = "# Generated from rules/*.smk by `picollm dvc-yaml`: edit the rules, not this file.\n"
+LATENCIES, EMERGENCE = "reports/figures/benchmark.csv", "reports/figures/emergence.csv"
+# What `dvc plots show` and `diff` draw.
+PLOTS = [
+    {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
+    {
+        "benchmark": {
+            "x": {LATENCIES: "p50"},
+            "y": {LATENCIES: "name"},
+            "template": "bar_horizontal",
+            "title": "Latency by backend, output and batch",
+            "x_label": "median, ms",
+        }
+    },
+    {
+        "emergence": {
+            "x": {EMERGENCE: "step"},
+            "y": {EMERGENCE: ["kappa_max", "kappa_set", "previous", "duplicate", "induction"]},
+            "title": "Heads with an effect",
+            "y_label": "heads",
+        }
+    },
+]
 
 
 @dataclass(frozen=True)
@@ -32,11 +58,41 @@ class Stage:
     helpers: list[str] = field(default_factory=list)  # other rules that take part in making the outputs
 
 
+def stages_of(rules: Iterable, root: Path, corpus: dict) -> list[Stage]:
+    """The stages of Snakemake's rules; `corpus` is the config's section. `all` has no artefact of its own.
+
+    A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is full_study, whose
+    time `dvc repro` would spend at every change. A folder of text is one dependency: DVC hashes all that is in it.
+    """
+    from snakemake.io import is_flagged  # it is imported already where there are rules
+
+    files, folders = set(corpus_files(corpus)), corpus_dependencies(corpus)
+    rules = [rule for rule in rules if rule.output and rule.name != "full_study"]
+    temporary = [path for rule in rules for path in rule.output if is_flagged(path, "temp")]
+
+    def inputs(rule) -> list[str]:
+        kept = [str(path) for path in rule.input if not any(other.match(path) for other in temporary)]
+        return [path for path in kept if path not in files] + folders * (not files.isdisjoint(kept))
+
+    return [
+        Stage(
+            name=rule.name,
+            inputs=inputs(rule),
+            outputs=[str(path) for path in rule.output],
+            sections=list(rule.params.cfg),
+            code=[str(path) for path in rule_code(rule.name, root)],
+            helpers=[other.name for other in rules if other is not rule and other.script == rule.script],
+        )
+        for rule in rules
+        if not any(path in temporary for path in rule.output)
+    ]
+
+
 def entry_of(stage: Stage) -> dict:
     deps = sorted({artefact(path) for path in stage.inputs} | set(stage.code))
     outs = sorted({artefact(path) for path in stage.outputs})
     metrics = [path for path in outs if path.startswith("reports/metrics/")]
-    entry = {
+    entry: dict[str, Any] = {
         "cmd": "snakemake --cores all --quiet progress rules host reason --allowed-rules "
         f"{' '.join([stage.name, *stage.helpers])} -- {stage.name}",
         "deps": deps,
@@ -50,12 +106,9 @@ def entry_of(stage: Stage) -> dict:
 
 def dvc_yaml(stages: list[Stage]) -> str:
     entries = {stage.name: entry_of(stage) for stage in stages}
-    plots = [
-        {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
-    ]
     text, writer = io.StringIO(), YAML()
     writer.width = 4096
-    writer.dump({"stages": entries, "plots": plots}, text)
+    writer.dump({"stages": entries, "plots": PLOTS}, text)
     return HEADER + text.getvalue()
 
 

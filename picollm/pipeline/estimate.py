@@ -16,8 +16,12 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 from picollm.model.costs import flops_per_token
+
+if TYPE_CHECKING:
+    from picollm.model.transformer import ModelConfig
 
 BENCHMARKS = Path("logs/benchmarks")
 WORK = BENCHMARKS / "work.json"
@@ -57,7 +61,7 @@ def work(config: Mapping[str, Mapping], rows: int | None) -> dict[str, float | N
     rows: of the training split, for a length in epochs.
     """
     model, recipe, context = config["model"], config["pretrain"], config["tokens"]["context"]
-    shape = SimpleNamespace(vocab_size=VOCABULARY, context=context, **model)
+    shape = cast("ModelConfig", SimpleNamespace(vocab_size=VOCABULARY, context=context, **model))  # without torch
     head = recipe["head_common"] + recipe["head_sampled"] if recipe["head_sampled"] else None
     steps: int | None = recipe["length"]
     if recipe["unit"] == "epochs":

@@ -1,6 +1,7 @@
 """Which code a rule depends on: its script and, transitively, the picollm modules that it imports.
 
-Left out is what runs around a computation and can't change its result: an edit there makes nothing stale.
+Left out is what can't change a result, so that an edit there makes nothing stale: what runs around a computation, and
+imports for type checkers alone (`if TYPE_CHECKING:`), which never run.
 File bytes and nothing else, so that DVC (which hashes the same files as deps) and Snakemake (which gets the fingerprint
 as a param) see the same change, and a touch or a checkout back and forth is none.
 """
@@ -31,9 +32,15 @@ def code_files(script: Path, root: Path) -> tuple[Path, ...]:
 
 @cache
 def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
-    """picollm modules named by the import statements of a file, those inside functions included."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    """picollm modules named by the import statements of a file that run, those inside functions included."""
+    names: set[str] = set()
+    queue: list[ast.AST] = [ast.parse(path.read_bytes())]
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            queue += node.orelse
+            continue
+        queue += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

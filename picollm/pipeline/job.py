@@ -65,12 +65,12 @@ class Rule:
 def given() -> Rule:
     """From Snakemake, which puts `snakemake` into the script, or by hand."""
     main = sys.modules["__main__"]
-    job = getattr(main, "snakemake", None)
+    job: Any = getattr(main, "snakemake", None)
     if job is None:
         from picollm.pipeline.by_hand import job_of  # Snakemake itself
 
         try:
-            job = job_of(Path(main.__file__).stem)
+            job = job_of(Path(str(main.__file__)).stem)
         except PicollmError as error:
             sys.exit(f"picollm: {error}")
     name = job.rule if isinstance(job.rule, str) else job.rule.name
@@ -92,7 +92,7 @@ def job(rule: Rule | None = None) -> Iterator[Rule]:
             check_after(rule, inputs)
         receipts.write(rule, inputs, time.monotonic() - start)
     except (PicollmError, OSError) as error:
-        file.stream.write(traceback.format_exc())
+        to_log(file, traceback.format_exc())
         text = str(error)
         if getattr(error, "errno", None) == errno.ENOSPC:
             where = getattr(error, "filename", None) or Path.cwd()
@@ -103,7 +103,7 @@ def job(rule: Rule | None = None) -> Iterator[Rule]:
     except KeyboardInterrupt:
         stop("stopped from the keyboard: run again to go on", INTERRUPTED)
     except Exception as error:
-        file.stream.write(traceback.format_exc())
+        to_log(file, traceback.format_exc())
         fail(f"{type(error).__name__}: {one_line(error)[:300]}", rule.log)
     finally:
         if lock:
@@ -126,6 +126,12 @@ def start_logging(rule: Rule) -> logging.FileHandler:
     return file
 
 
+def to_log(file: logging.FileHandler, text: str) -> None:
+    """To the rule's log alone."""
+    if file.stream:
+        file.stream.write(text)
+
+
 def fail(reason: str, log: Path) -> None:
     logging.getLogger().error("FAILED: %s (log: %s)", reason, log)
     sys.exit(1)
@@ -139,7 +145,7 @@ def stop(said: str, code: int) -> None:
 
 def code_now() -> str:
     """Fingerprint of the running script (several rules may share one)."""
-    script = Path("workflow_scripts") / Path(sys.modules["__main__"].__file__).name
+    script = Path("workflow_scripts") / Path(str(sys.modules["__main__"].__file__)).name
     return fingerprint(code_files(script, Path()), Path())
 
 

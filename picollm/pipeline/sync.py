@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from dvc.repo import Repo, lock_repo
 
@@ -35,6 +36,9 @@ from picollm.pipeline.repository import (
     object_path,
 )
 from picollm.yaml12 import read_yaml
+
+if TYPE_CHECKING:
+    from dvc.stage import PipelineStage
 
 
 def say(message: str) -> None:
@@ -116,12 +120,17 @@ def record(state: State) -> list[str]:
     return ready
 
 
+def stages_of(state: State) -> list[PipelineStage]:
+    """DVC's own objects; all are of dvc.yaml."""
+    return cast("list[PipelineStage]", list(state.repo.index.stages))
+
+
 def only_uncached(state: State, stage: str, change: Change) -> bool:
     """Whether all that is wrong is that the cache lost objects of files that still are what dvc.lock names."""
     if not change.only_outputs or set(change.outs.values()) != {"not in cache"}:
         return False
     locked = {out["path"]: out["md5"] for out in state.lock[stage]["outs"]}
-    outs = next(found for found in state.repo.index.stages if found.name == stage).outs
+    outs = next(found for found in stages_of(state) if found.name == stage).outs
     if not all(out.exists for out in outs):
         return False
     for out in outs:
@@ -134,7 +143,7 @@ def commit(state: State, stages: list[str]) -> None:
     if not stages:
         return
     with lock_repo(state.repo):
-        ready = [stage for stage in state.repo.index.stages if stage.name in stages]
+        ready = [stage for stage in stages_of(state) if stage.name in stages]
         for stage in ready:
             stage.save()
             stage.commit(relink=False)
@@ -184,7 +193,7 @@ def restore(state: State) -> list[str]:
             write_bytes(state.root / path, object_path(state.cache, files[path]).read_bytes())
     # Not repo.checkout(stages): for each target that reads dvc.lock anew, half a second each.
     with lock_repo(state.repo):
-        for stage in state.repo.index.stages:
+        for stage in stages_of(state):
             if stage.name in stages:
                 stage.checkout(force=True)
     damaged = [path for files in wanted.values() for path in differing(state.root, files)]

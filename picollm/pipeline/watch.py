@@ -1,4 +1,4 @@
-"""A run's display and estimate, from Snakemake's workflow: what the Snakefile calls."""
+"""A run's display and estimate, from Snakemake's Workflow (whose own types say that all may be None)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
@@ -14,11 +14,8 @@ from snakemake.settings.enums import Quietness
 from picollm.pipeline.display import Display
 from picollm.pipeline.estimate import estimate, note, work
 
-if TYPE_CHECKING:
-    from snakemake.workflow import Workflow
 
-
-def display(workflow: Workflow, root: Path) -> Display | None:
+def display(workflow: Any, root: Path) -> Display | None:
     """In the place of Snakemake's messages; None where these are asked for, where nothing runs, and in a job."""
     output = workflow.output_settings
     asked = output.verbose or output.debug_dag or output.printshellcmds or output.log_handler_settings
@@ -29,7 +26,7 @@ def display(workflow: Workflow, root: Path) -> Display | None:
     return Display(root, logger)
 
 
-def begin(shown: Display, workflow: Workflow, config: Mapping[str, Mapping], root: Path) -> None:
+def begin(shown: Display, workflow: Any, config: Mapping[str, Mapping], root: Path) -> None:
     """Show the jobs of this run, and how long they will take; a DVC stage is too short for a calibration."""
     waiting = set(workflow.dag.needrun_jobs())
     jobs = [job for level in workflow.dag.toposorted() for job in level if job in waiting and job.output]

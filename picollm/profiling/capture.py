@@ -97,6 +97,7 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
 def record(profile: list[str], errors: Path, workload: list[str]) -> str:
     """What the workload printed. Raises PicollmError where it failed, or nsys hung, or nsys failed twice: its own
     processes lose one another now and then on a busy machine."""
+    output = ""
     for again in (True, False):
         try:
             with one_at_a_time():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
+from picollm.data.loading import open_split
 from picollm.files import write_json
 from picollm.hardware import describe_hardware
 from picollm.manifest import clear, describe
@@ -14,12 +16,36 @@ from picollm.model.device import set_up
 from picollm.model.weights import load_config
 from picollm.precision import fit
 from picollm.profiling.capture import capture
-from picollm.profiling.timeline import analyse
+from picollm.profiling.ladder import ladder
+from picollm.profiling.timeline import Analysis, analyse
 
 WARMUP = 3  # steps: they compile and fill caches
 
 
-def profile_training(model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, Mapping]) -> dict:
+class Tool(TypedDict):
+    name: str
+    version: str | None
+    reason: str
+
+
+class Workload(TypedDict):
+    batch_rows: int
+    context: int
+    autocast: str
+    loss_path: str
+    warmup_steps: int
+
+
+class ProfileReport(Analysis):
+    """profile.json."""
+
+    tool: Tool
+    hardware: dict
+    workload: Workload
+    loading: list[dict]
+
+
+def profile_training(model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, dict]) -> ProfileReport:
     """Profile steps of training as the sections `pretrain` and `compute` say, with `profile`'s tool; the report.
 
     Written into the folder: the capture, and its manifest, last.
@@ -33,7 +59,7 @@ def profile_training(model_config: Path, tokens: Path, folder: Path, cfg: Mappin
         "compute": cfg["compute"] | {"device": device.type}, "steps": cfg["profile"]["steps"], "warmup": WARMUP,
     }  # fmt: skip
     captured = capture(cfg["profile"]["tool"], spec, folder)
-    report = {
+    report: ProfileReport = {
         "tool": {"name": captured.tool, "version": captured.version, "reason": captured.reason},
         "hardware": describe_hardware(device=device.type, threads=torch.get_num_threads()),
         "workload": {
@@ -41,13 +67,14 @@ def profile_training(model_config: Path, tokens: Path, folder: Path, cfg: Mappin
             "autocast": recipe["autocast"], "loss_path": captured.loss_path, "warmup_steps": WARMUP,
         },
         **analyse(captured.timeline),
+        "loading": ladder(open_split(tokens, "train"), cfg["pretrain"]["batch_rows"], device),
     }  # fmt: skip
     files = {"tool": report["tool"], "hardware": report["hardware"], "files": [describe(captured.file)]}
     write_json(folder / "manifest.json", files)
     return report
 
 
-def lines(report: dict) -> list[str]:
+def lines(report: ProfileReport) -> list[str]:
     """Where a step's time goes, for a terminal."""
     steps, gpu = report["steps"], report["gpu"]
     table = [f"{name:12} {row['share']:8.2%} of the time, median {row['median_ms']:.3f} ms"

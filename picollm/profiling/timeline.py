@@ -16,10 +16,14 @@ from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
 from picollm.errors import PicollmError
+
+if TYPE_CHECKING:
+    from picollm.profiling.profile import ProfileReport
 
 PUSH_POP, START_END = 59, 60  # NVTX_EVENTS.eventType of Nsight Systems, the same since 2022
 # Graph traces count as activity: by default a whole CUDA graph is recorded there and not as kernels.
@@ -107,13 +111,52 @@ def length(x: np.ndarray) -> float:
     return float((x[:, 1] - x[:, 0]).sum())
 
 
-def statistics(x: np.ndarray) -> dict:
+class Durations(TypedDict):
+    n: int
+    total_ms: float
+    median_ms: float
+    p90_ms: float
+
+
+class Steps(Durations):
+    mean_ms: float
+
+
+class Range(Durations):
+    share: float
+
+
+class Gpu(TypedDict):
+    busy: float
+    idle: float
+    idle_during_data_wait: float
+    better_loading: float
+
+
+class Span(TypedDict):
+    name: str
+    start_ms: float
+    end_ms: float
+
+
+class Analysis(TypedDict):
+    """Of a capture; the module's docstring defines the shares."""
+
+    steps: Steps
+    ranges: dict[str, Range]
+    other_share: float
+    gpu: Gpu | None
+    gpu_reason: str | None
+    timeline: list[Span]
+
+
+def statistics(x: np.ndarray) -> Durations:
     milliseconds = (x[:, 1] - x[:, 0]) / 1e6
     p50, p90 = np.percentile(milliseconds, [50, 90])
     return {"n": len(x), "total_ms": float(milliseconds.sum()), "median_ms": float(p50), "p90_ms": float(p90)}
 
 
-def analyse(timeline: Timeline) -> dict:
+def analyse(timeline: Timeline) -> Analysis:
     """Steps, ranges and GPU of a capture as plain numbers; the module's docstring defines them.
 
     Raises PicollmError where there is no step in the window.
@@ -130,7 +173,7 @@ def analyse(timeline: Timeline) -> dict:
             inside[name] = clipped
     shares = {name: length(x) / length(window) for name, x in inside.items()}
     covered = union(np.concatenate([empty, *inside.values()]))
-    result = {
+    result: Analysis = {
         "steps": {**statistics(steps), "mean_ms": length(window) / len(steps) / 1e6},
         "ranges": {name: {**statistics(x), "share": shares[name]} for name, x in inside.items()},
         "other_share": 1 - length(covered) / length(window),
@@ -153,16 +196,16 @@ def analyse(timeline: Timeline) -> dict:
     return result
 
 
-def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[dict]:
+def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[Span]:
     """The ranges of the first few steps, in milliseconds from the first one's start: enough to draw them."""
     origin, end = steps[0, 0], steps[:SHOWN_STEPS][-1, 1]
-    rows = [("step", *span) for span in steps[:SHOWN_STEPS]]
-    rows += [(name, *span) for name, x in inside.items() for span in x if span[0] < end]
+    rows = [("step", a, b) for a, b in steps[:SHOWN_STEPS].tolist()]
+    rows += [(name, a, b) for name, x in inside.items() for a, b in x.tolist() if a < end]
     rows.sort(key=lambda row: (row[1], -row[2]))
     return [{"name": name, "start_ms": (a - origin) / 1e6, "end_ms": (b - origin) / 1e6} for name, a, b in rows]
 
 
-def metrics(report: dict) -> dict[str, float]:
+def metrics(report: ProfileReport) -> dict[str, float]:
     """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one."""
     workload, mean = report["workload"], report["steps"]["mean_ms"]
     found = {
@@ -171,5 +214,5 @@ def metrics(report: dict) -> dict[str, float]:
         "other_share": report["other_share"],
     }
     found |= {f"{name}_share": row["share"] for name, row in sorted(report["ranges"].items())}
-    found |= {f"gpu_{name}": value for name, value in (report["gpu"] or {}).items()}
+    found |= {f"gpu_{name}": value for name, value in cast(dict, report["gpu"] or {}).items()}
     return dict(list(found.items())[:20])

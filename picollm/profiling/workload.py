@@ -58,7 +58,7 @@ def run(
         for _ in range(steps):
             advance(trainer)
         trainer.read()
-    if trace:
+    if profiler:
         profiler.export_chrome_trace(str(trace))
     return trainer.objective.how
 

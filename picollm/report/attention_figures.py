@@ -1,114 +1,44 @@
-"""Pictures of attention: maps of one sentence, its flow graph, the classes of heads, their distances and clusters."""
+"""Pictures of the heads: their classes and what those rest on, their distances and clusters."""
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from unicodedata import east_asian_width
+from typing import TYPE_CHECKING, cast
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from picollm.report.gallery import Gallery
-from picollm.report.style import ACCENT, INK, LABEL_COLOURS, LETTERS, MUTED, SECOND, legible, plt
-from picollm.stats import interval_columns
+from picollm.report.style import (
+    ACCENT,
+    INK,
+    LABEL_COLOURS,
+    LETTERS,
+    MUTED,
+    SECOND,
+    SMALLEST,
+    every,
+    plt,
+    scaled,
+)
+from picollm.stats import SIGNIFICANT, interval_columns
 
-FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
-TILE_MARGIN = 0.25  # between the maps of two heads, in widths of a map
-LINE = 110  # characters of a heading
-FLOW_EDGES = 2  # ... and among the strongest of its query
-
-
-def readable(text: str) -> str:
-    """A token, or a sentence, as a figure can show it."""
-    return legible(text.replace("\n", "⏎").replace("<|endoftext|>", "⟨eot⟩").strip()) or "·"
-
-
-def heading(text: str) -> str:
-    """As much of a sentence as one line holds; characters of Chinese, Japanese and Korean are twice as wide."""
-    shown = readable(text)
-    ends = list(accumulate(1 + (east_asian_width(char) in "FW") for char in shown))
-    return shown if ends[-1] <= LINE else shown[: bisect(ends, LINE - 1)] + "…"
-
-
-def heat_maps(weights_LHQK: NDArray, text: str, names: list[list[str]]) -> Figure:
-    """All heads of one sentence, one row a layer. Colour: attention over causal-uniform attention, i.e. weight x (i+1).
-
-    Raw weights would show the length of the row and the first token, and little else. `text` is the sentence, which
-    picollm.report.figures chooses; `names` labels each head.
-    """
-    n_layers, n_heads, n, _ = weights_LHQK.shape
-    ratio = weights_LHQK * np.arange(1, n + 1)[:, None]
-    ratio[..., np.triu(np.ones((n, n), bool), 1)] = np.nan
-    # One picture of all tiles: an axis for each of 56 heads took three seconds a figure.
-    high, wide = 1 + TILE_MARGIN, 1 + TILE_MARGIN / 3
-    figure, axis = plt.subplots(figsize=(n_heads * wide, n_layers * high * 0.95))
-    norm = LogNorm(0.1, 10, clip=True)
-    for layer, head in np.ndindex(n_layers, n_heads):
-        left, top = head * wide, layer * high
-        image = axis.imshow(
-            ratio[layer, head], cmap="RdBu_r", norm=norm, interpolation="nearest", extent=(left, left + 1, top + 1, top)
-        )
-        axis.text(left + 0.5, top - 0.04, names[layer][head], fontsize=6, ha="center", va="bottom")
-    axis.set(xlim=(0, n_heads * wide), ylim=(n_layers * high, -TILE_MARGIN))
-    axis.set_axis_off()
-    bar = figure.colorbar(image, ax=axis, shrink=0.4, aspect=30, ticks=[0.1, 1, 10])
-    bar.ax.set_yticklabels(["≤ 0.1", "1", "≥ 10"])
-    bar.set_label("times uniform", color=MUTED)
-    figure.suptitle(heading(text), fontsize=8, color=MUTED)
-    return figure
+if TYPE_CHECKING:
+    from picollm.attention.clusters import ClustersReport
+    from picollm.attention.heads import Head, HeadsReport, LabelShare, Sensitivity
+    from picollm.mechanisms.ablation import AblationReport
+    from picollm.stats import Interval, Known
 
 
-def flow_graph(weights_LHQK: NDArray) -> nx.DiGraph:
-    """Token nodes (layer, position) and the strongest above-chance edges from key to query, means over heads.
-
-    The first position, the sink, is taken out and rows are renormalised before edges are compared with chance.
-    """
-    mean_LQK = weights_LHQK.mean(1)
-    graph = nx.DiGraph()
-    n_layers, n, _ = mean_LQK.shape
-    graph.add_nodes_from((layer, i) for layer in range(n_layers + 1) for i in range(1, n))
-    for layer in range(n_layers):
-        for i in range(1, n):
-            row = mean_LQK[layer, i, 1 : i + 1]
-            row = row / max(row.sum(), 1e-12)
-            for j in np.argsort(-row, kind="stable")[:FLOW_EDGES]:
-                if row[j] * i >= FLOW_CHANCE:
-                    graph.add_edge((layer, int(j) + 1), (layer + 1, i), weight=float(row[j]))
-    return graph
-
-
-def flow_figure(weights_LHQK: NDArray, tokens: list[str]) -> Figure:
-    graph = flow_graph(weights_LHQK)
-    n_layers, n = weights_LHQK.shape[0], len(tokens)
-    figure, axis = plt.subplots(figsize=(max(5.5, 0.42 * n), 3.6))
-    position = {(layer, i): (i, layer) for layer, i in graph.nodes}
-    edges = list(graph.edges(data="weight"))
-    same = [a[1] == b[1] for a, b, _ in edges]
-    nx.draw_networkx_nodes(graph, position, node_size=9, node_color=MUTED, ax=axis)
-    nx.draw_networkx_edges(
-        graph, position, edgelist=[(a, b) for a, b, _ in edges], width=[0.4 + 2.6 * w for *_, w in edges],
-        edge_color=[MUTED if own else ACCENT for own in same], arrows=False, alpha=0.75, ax=axis,
-    )  # fmt: skip
-    axis.set_xticks(range(1, n), [readable(token) for token in tokens[1:]], rotation=60, ha="right", fontsize=7)
-    axis.set_yticks(range(n_layers + 1), ["input", *map(str, range(n_layers))], fontsize=7)
-    axis.set_ylabel("after layer")
-    axis.tick_params(left=True, bottom=True, labelleft=True, labelbottom=True)
-    axis.set_frame_on(False)
-    return figure
-
-
-def class_pie(labels: dict[str, dict]) -> Figure:
+def class_pie(labels: dict[str, LabelShare]) -> Figure:
     """Shares of the labels. `labels`: label -> {count, share, low, high}."""
     shown = {label: row for label, row in labels.items() if row["count"]}
-    figure, axis = plt.subplots(figsize=(5.6, 3.2))
+    figure, axis = plt.subplots(figsize=scaled(5.6, 3.2))
     wedges, _ = axis.pie(
         [row["count"] for row in shown.values()], colors=[LABEL_COLOURS[label] for label in shown],
         startangle=90, counterclock=False, wedgeprops={"edgecolor": "white", "linewidth": 1.5},
@@ -121,7 +51,7 @@ def class_pie(labels: dict[str, dict]) -> Figure:
     return figure
 
 
-def class_grid(heads: list[dict]) -> Figure:
+def class_grid(heads: list[Head]) -> Figure:
     """Layers x heads, coloured by label; pale where the label is unstable; the number is its stability."""
     frame = pd.DataFrame(heads)
     frame["colour"] = [
@@ -130,10 +60,10 @@ def class_grid(heads: list[dict]) -> Figure:
     frame["text"] = [f"{LETTERS[head['label']]} {head['stability']:.2f}" for head in heads]
     shades = [shade for colour in LABEL_COLOURS.values() for shade in (colour, sns.light_palette(colour, 3)[1])]
     grid, text = (frame.pivot(index="layer", columns="head", values=column) for column in ("colour", "text"))
-    figure, axis = plt.subplots(figsize=(0.85 * grid.shape[1] + 1.4, 0.5 * grid.shape[0] + 0.9))
+    figure, axis = plt.subplots(figsize=scaled(0.85 * grid.shape[1] + 1.4, 0.5 * grid.shape[0] + 0.9))
     sns.heatmap(
         grid, annot=text, fmt="", cmap=ListedColormap(shades), vmin=-0.25, vmax=len(LABEL_COLOURS) - 0.25, cbar=False,
-        linewidths=2, annot_kws={"fontsize": 7, "color": INK}, ax=axis,
+        linewidths=2, annot_kws={"fontsize": SMALLEST}, ax=axis,
     )  # fmt: skip
     axis.tick_params(axis="y", rotation=0)
     used = [label for label in LABEL_COLOURS if label in set(frame["label"])]
@@ -143,10 +73,10 @@ def class_grid(heads: list[dict]) -> Figure:
     return figure
 
 
-def plane_figure(report: dict, ablation: dict | None) -> Figure:
+def plane_figure(report: HeadsReport, ablation: AblationReport | None) -> Figure:
     """Every head by what explains its attention: the offset (positional share) or what the key is (content share); the
     rest is uniform. The area is what the loss loses without it, where that is known."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.8))
+    figure, axis = plt.subplots(figsize=scaled(6.4, 4.8))
     frame = pd.DataFrame(
         {
             "content": [head["statistics"]["content"]["value"] for head in report["heads"]],
@@ -167,19 +97,28 @@ def plane_figure(report: dict, ablation: dict | None) -> Figure:
     axis.text(0.03, 0.03, "uniform", color=MUTED, fontsize=8)
     axis.set(xlim=(-0.06, 1), ylim=(-0.04, 1), xlabel="positional share", ylabel="content share")
     axis.legend(frameon=False, fontsize=8, markerscale=0.6)
-    for _, head in frame.assign(name=[head["name"] for head in report["heads"]]).nlargest(6, "loss").iterrows():
-        axis.annotate(head["name"], (head["positional"], head["content"]), fontsize=7, ha="center", va="center")
+    certain = [head["q"] < SIGNIFICANT for head in ablation["heads"]] if ablation else [False] * len(frame)
+    named = frame.assign(name=[head["name"] for head in report["heads"]])[certain]
+    for _, head in named.nlargest(6, "loss").iterrows():
+        axis.annotate(head["name"], (head["positional"], head["content"]), fontsize=SMALLEST, ha="center", va="center")
     return figure
 
 
-def evidence_figure(report: dict) -> Figure:
+def evidence_figure(report: HeadsReport) -> Figure:
     """What labels rest on: every head's strongest kappa and content share with intervals, among untrained heads.
 
     Dashed: the thresholds in force. Dotted: 99th percentiles of the nulls, untrained heads and shuffled rows.
     """
-    figure, axis = plt.subplots(figsize=(7.2, 4.2))
+    figure, axis = plt.subplots(figsize=scaled(7.2, 4.2))
     null = report["null"]["values"]
-    axis.scatter(null["content"], null["kappa_max"], s=8, color=MUTED, alpha=0.5, label="heads of untrained models")
+    axis.scatter(
+        np.array(null["content"], dtype=float),
+        np.array(null["kappa_max"], dtype=float),
+        s=8,
+        color=MUTED,
+        alpha=0.5,
+        label="heads of untrained models",
+    )
     for label, colour in LABEL_COLOURS.items():
         shown = [pair for head in report["heads"] if head["label"] == label for pair in evidence(head["statistics"])]
         if shown:
@@ -199,51 +138,56 @@ def evidence_figure(report: dict) -> Figure:
     return figure
 
 
-def evidence(statistics: dict[str, dict]) -> list[tuple[dict, dict]]:
+def evidence(statistics: dict[str, Interval]) -> list[tuple[Known, Known]]:
     """A head's content share and its strongest kappa; nothing where either is undefined."""
+    content = statistics["content"]
     kappas = [statistics[f"kappa_{name}"] for name in ("self", "prev", "local")]
-    known = [row for row in kappas if row["low"] is not None]
-    if not known or statistics["content"]["low"] is None:
+    known = cast("list[Known]", [row for row in kappas if row["low"] is not None])
+    if not known or content["low"] is None:
         return []
-    return [(statistics["content"], max(known, key=lambda row: row["value"]))]
+    return [(cast("Known", content), max(known, key=lambda row: row["value"]))]
 
 
-def reach(rows: Sequence[dict]) -> list[list[float]]:
+def reach(rows: Sequence[Known]) -> list[list[float]]:
     """The arms of error bars: a percentile interval need not hold the value itself."""
     return [[max(0, row["value"] - row["low"]) for row in rows], [max(0, row["high"] - row["value"]) for row in rows]]
 
 
-def sensitivity_figure(sensitivity: dict) -> Figure:
+def sensitivity_figure(sensitivity: Sensitivity) -> Figure:
     """Heads by label where one threshold, or the local window, is another than the one in force."""
     panels: dict[str, list[tuple[str, list[int]]]] = {}
     for row in sensitivity["thresholds"]:
         panels.setdefault(row["threshold"], []).append((f"{row['value']:.2f}", row["labels"]))
     panels["window"] = [(str(row["window"]), row["labels"]) for row in sensitivity["window"]]
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.9 * len(panels), 2.8), sharey=True)
+    figure, axes = plt.subplots(1, len(panels), figsize=scaled(1.9 * len(panels), 2.8), sharey=True)
     for axis, (name, columns) in zip(axes, panels.items(), strict=True):
         counts = np.array([labels for _, labels in columns])
         bottom = np.zeros(len(columns))
         for k, colour in enumerate(LABEL_COLOURS.values()):
             axis.bar(range(len(columns)), counts[:, k], bottom=bottom, color=colour, width=0.9)
             bottom += counts[:, k]
-        axis.set_xticks(range(len(columns)), [value for value, _ in columns], fontsize=7)
+        axis.set_xticks(range(len(columns)), [value for value, _ in columns], fontsize=SMALLEST)
         axis.set_xlabel(name)
     axes[0].set_ylabel("heads")
     return figure
 
 
-def map_of_heads(coordinates: NDArray, heads: list[dict], clusters: list[int], shown: float) -> Figure:
+def map_of_heads(coordinates: NDArray, heads: list[Head], clusters: list[int], shown: float) -> Figure:
     """Distances in two dimensions by classical scaling; colour is the class, the number the cluster."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.6))
+    figure, axis = plt.subplots(figsize=scaled(6.4, 4.6))
     axis.scatter(*coordinates.T, s=90, color=[LABEL_COLOURS[head["label"]] for head in heads], alpha=0.8)
     for (x, y), cluster in zip(coordinates, clusters, strict=True):
-        axis.text(x, y, cluster, ha="center", va="center", fontsize=6, color=INK)
+        axis.text(x, y, str(cluster), ha="center", va="center", fontsize=SMALLEST, color=INK)
     axis.set(xlabel="first coordinate", ylabel=f"second; both show {shown:.0%} of the distances", aspect="equal")
     return figure
 
 
 def head_figures(
-    gallery: Gallery, report: dict, ablation: dict | None, clusters: dict, arrays: Mapping[str, NDArray]
+    gallery: Gallery,
+    report: HeadsReport,
+    ablation: AblationReport | None,
+    clusters: ClustersReport,
+    arrays: Mapping[str, NDArray],
 ) -> None:
     """The pictures of the chapters on heads and on their clusters."""
     heads, table = report["heads"], head_table(report["heads"])
@@ -268,13 +212,11 @@ def head_figures(
         "What the classes rest on: intervals, thresholds (dashed), 99th percentiles of the nulls (dotted)",
         data=table,
     )
+    sensitivity = report["sensitivity"]
+    rows = [(row["threshold"], row["value"], row["labels"]) for row in sensitivity["thresholds"]]
+    rows += [("window", row["window"], row["labels"]) for row in sensitivity["window"]]
     changed = pd.DataFrame(
-        [
-            {"changed": row.get("threshold", "window"), "to": row.get("value", row.get("window")), **counts}
-            for rows in report["sensitivity"].values()
-            for row in rows
-            for counts in [dict(zip(LABEL_COLOURS, row["labels"], strict=True))]
-        ]
+        [{"changed": name, "to": to, **dict(zip(LABEL_COLOURS, labels, strict=True))} for name, to, labels in rows]
     )
     gallery.add(
         "sensitivity.svg",
@@ -296,7 +238,7 @@ def head_figures(
     gallery.add("map.svg", scaled, "Heads in two dimensions by their distances; the number is the cluster", data=points)
 
 
-def head_table(heads: list[dict]) -> pd.DataFrame:
+def head_table(heads: list[Head]) -> pd.DataFrame:
     """One row a head: its class and each statistic with its interval."""
     return pd.DataFrame(
         [
@@ -313,13 +255,15 @@ def cluster_map(
     noise floor."""
     similarity = pd.DataFrame(1 - distance_HH, names, names)
     colours = pd.Series([LABEL_COLOURS[label] for label in labels], names, name="class")
+    shown = every(names, 6.6)
+    step = shown[1] - shown[0] if len(shown) > 1 else 1
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn places the parts itself
         grid = sns.clustermap(
             similarity, row_linkage=linkage_matrix, col_linkage=linkage_matrix, row_colors=colours, cmap="viridis",
-            vmin=0, vmax=1, figsize=(8.2, 8.6), dendrogram_ratio=(0.1, 0.22), xticklabels=1, yticklabels=1,
+            vmin=0, vmax=1, figsize=scaled(9.2, 9.6), dendrogram_ratio=(0.1, 0.2), xticklabels=step, yticklabels=step,
             cbar_pos=(0.02, 0.84, 0.02, 0.12), cbar_kws={"label": "similarity,\n1 − distance"},
         )  # fmt: skip
-    grid.ax_heatmap.tick_params(labelsize=5)
+    grid.ax_heatmap.tick_params(labelsize=SMALLEST)
     if noise is not None:
         grid.ax_col_dendrogram.axhline(noise, color=SECOND, linestyle="--", linewidth=1)
         grid.ax_col_dendrogram.text(1, noise, "noise floor", color=SECOND, ha="right", va="bottom", fontsize=8,

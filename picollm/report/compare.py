@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -108,13 +109,13 @@ def scalar(value: float | int | None) -> str:
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def measured(data: bytes, chapter: str) -> dict[str, dict]:
+def measured(data: bytes, chapter: str) -> dict[str, Any]:
     """A chapter's report -> hardware, machine (the same in words), and sure: {metric: how sure it is}.
 
     {value, low, high} has an interval of the number, a bootstrap's 95 %; {value, spread} that of the runs behind it.
     """
     detail = json.loads(data)
-    sure = {}
+    sure: dict[str, dict] = {}
     for label, row in detail["labels"].items() if chapter == "heads" else ():
         sure[f"share_{label.replace('-', '_')}"] = {"value": row["share"], "low": row["low"], "high": row["high"]}
     for row in detail["results"] if chapter == "benchmark" else ():
@@ -163,7 +164,7 @@ def chapter_of(old: Revision, new: Revision, name: str) -> dict:
             found = sure.get(metric, {})
             cells.append(cell | found if found.get("value") == cell["value"] else cell)
         fair = comparable or not metric.endswith(TIMINGS)
-        rows.append({"name": metric, "old": cells[0], "new": cells[1], "verdict": verdict(*cells, fair)})
+        rows.append({"name": metric, "old": cells[0], "new": cells[1], "verdict": verdict(cells[0], cells[1], fair)})
     machines, also = [report.get("machine") for *_, report in sides], [row for row in other if row not in differs]
     return {"name": name, "paths": paths, "rows": rows, "machines": machines, "differs": differs, "also": also}
 
@@ -198,7 +199,10 @@ def draw_curves(curves: dict[str, dict]) -> str:
         return ""
     figure, axis = plt.subplots(figsize=(6.6, 3.4))
     for (name, points), colour in zip(curves.items(), (SECOND, ACCENT), strict=False):
-        looks = {"loss": {"alpha": 0.35, "linewidth": 0.8}, "validation_loss": {"marker": "o", "markersize": 3}}
+        looks: dict[str, dict[str, Any]] = {
+            "loss": {"alpha": 0.35, "linewidth": 0.8},
+            "validation_loss": {"marker": "o", "markersize": 3},
+        }
         for column, pairs in points.items():
             label = f"{'training' if column == 'loss' else 'validation'}, {legible(name)}"
             axis.plot(*zip(*pairs, strict=True), color=colour, label=label, **looks[column])

@@ -8,8 +8,9 @@ page decodes when the sentence is asked for.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,14 @@ from picollm.attention.key_sets import SETS
 from picollm.attention.labels import SINK_FLAG
 from picollm.attention.maps import CategoryMaps
 
-BUDGET = 5_000_000  # bytes of base64 for all maps: the page stays below 8 MB with its figures
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
+    from picollm.mechanisms.ablation import AblationReport
+    from picollm.mechanisms.emergence import EmergenceReport
+    from picollm.mechanisms.mechanisms import MechanismsReport
+    from picollm.stats import Interval, Known
+
+BUDGET = 5_000_000  # bytes of base64 for all maps, and less where the page has less room (page.py)
 KAPPAS = ("self", "prev", "local", "sink", *SETS)
 
 
@@ -58,10 +66,10 @@ def chosen(categories: Sequence[CategoryMaps], heads: int, most: int, budget: in
     return taken
 
 
-def sentences(categories: Sequence[CategoryMaps], heads: int, most: int) -> tuple[list[dict], list[str]]:
+def sentences(categories: Sequence[CategoryMaps], heads: int, most: int, budget: int) -> tuple[list[dict], list[str]]:
     """The categories with their sentences as tokens, and the maps of all sentences in order."""
     found, maps = [], []
-    for category, numbers in zip(categories, chosen(categories, heads, most), strict=True):
+    for category, numbers in zip(categories, chosen(categories, heads, most, budget), strict=True):
         rows = []
         for number in numbers:
             rows.append({"text": category.texts[number], "tokens": category.tokens[number], "maps": len(maps)})
@@ -70,7 +78,9 @@ def sentences(categories: Sequence[CategoryMaps], heads: int, most: int) -> tupl
     return found, maps
 
 
-def facts(heads: Mapping, mechanisms: Mapping, ablation: Mapping, emergence: Mapping) -> list[dict]:
+def facts(
+    heads: HeadsReport, mechanisms: MechanismsReport, ablation: AblationReport, emergence: EmergenceReport
+) -> list[dict]:
     """Of each head what its page says."""
     longest = str(max(mechanisms["lengths"]))
     found = []
@@ -103,11 +113,11 @@ def facts(heads: Mapping, mechanisms: Mapping, ablation: Mapping, emergence: Map
     return found
 
 
-def triple(row: Mapping) -> list[float | None]:
+def triple(row: Interval | Known) -> list[float | None]:
     return [row["value"], row["low"], row["high"]]
 
 
-def thresholds(heads: Mapping) -> dict[str, float | None]:
+def thresholds(heads: HeadsReport) -> dict[str, float | None]:
     """From which each kappa is an effect: the null band of a head's page."""
-    value = {name: row["value"] for name, row in heads["thresholds"].items()}
+    value: dict[str, float | None] = {name: row["value"] for name, row in heads["thresholds"].items()}
     return {name: value[name if name in value else "kappa"] for name in KAPPAS} | {"sink": SINK_FLAG}

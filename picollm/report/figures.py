@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,13 @@ from picollm.attention.maps import CategoryMaps
 from picollm.files import read_json
 from picollm.report import attention_figures as attention
 from picollm.report import measurement_figures as measurement
+from picollm.report import sentence_figures
 from picollm.report.gallery import Gallery
 from picollm.report.mechanism_figures import mechanism_figures
 from picollm.report.style import LETTERS
+
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
 
 REPORTS = ("training", "heads", "clusters", "mechanisms", "ablation", "emergence", "probes", "benchmark", "profile")
 
@@ -28,7 +33,7 @@ def draw_figures(
     of each category whose attention is drawn.
     """
     gallery = Gallery(manifest)
-    report = {name: read_json(inputs[name]) for name in REPORTS}
+    report: dict[str, Any] = {name: read_json(inputs[name]) for name in REPORTS}
     curve = pd.read_csv(inputs["curve"])
     if len(curve):  # there is none of an imported model
         gallery.add("training.svg", measurement.loss_curve(curve, report["training"]), "Loss over tokens", data=curve)
@@ -41,13 +46,17 @@ def draw_figures(
     timeline = pd.DataFrame(report["profile"]["timeline"])
     steps = measurement.step_timeline(report["profile"])
     gallery.add("profile.svg", steps, "The first profiled training steps", data=timeline)
+    rungs = pd.DataFrame(report["profile"]["loading"])
+    step = report["profile"]["steps"]["mean_ms"]
+    drawn, rungs = measurement.loading_ladder(rungs, step), rungs.assign(share_of_a_step=rungs["median_ms"] / step)
+    gallery.add("loading.svg", drawn, "How long a batch takes to load, by way of loading", data=rungs)
     for category in categories:
         add_examples(gallery, category, report["heads"], examples)
     gallery.finish()
     return gallery.entries
 
 
-def add_examples(gallery: Gallery, category: CategoryMaps, heads: dict, examples: int) -> None:
+def add_examples(gallery: Gallery, category: CategoryMaps, heads: HeadsReport, examples: int) -> None:
     """The maps and the flow of sentences of middle length: neither trivial nor crowded."""
     names = [
         [f"{head['name']} {LETTERS[head['label']]}" for head in heads["heads"] if head["layer"] == layer]
@@ -59,7 +68,9 @@ def add_examples(gallery: Gallery, category: CategoryMaps, heads: dict, examples
         weights, text, tokens = category.maps[sentence], category.texts[sentence], category.tokens[sentence]
         title = f"{category.title}, example {number + 1}, “{text}”"  # a browser has more fonts than the figures
         stem = f"{category.category}-{number}"
-        gallery.add(f"{stem}-maps.png", attention.heat_maps(weights, text, names),
-                    f"{title}: attention of every head, relative to uniform", group=category.title)  # fmt: skip
-        gallery.add(f"{stem}-flow.svg", attention.flow_figure(weights, tokens),
-                    f"{title}: strongest above-chance edges, mean over heads", group=category.title)  # fmt: skip
+        gallery.add(f"{stem}-maps.png", sentence_figures.heat_maps(weights, text, names),
+                    f"{title}: attention of every head, relative to uniform", group=category.title,
+                    data=sentence_figures.map_table(weights, tokens))  # fmt: skip
+        gallery.add(f"{stem}-flow.svg", sentence_figures.flow_figure(weights, tokens),
+                    f"{title}: strongest above-chance edges, mean over heads, and the rollout through all layers",
+                    group=category.title, data=sentence_figures.flow_table(weights, tokens))  # fmt: skip

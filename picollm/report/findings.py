@@ -13,13 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from picollm.attention.key_sets import SETS
 from picollm.attention.structure import LEAST_HEADS
-from picollm.stats import false_discovery_rate, number_or_none
+from picollm.report.tested_probes import tested_probes
+from picollm.stats import false_discovery_rate, finite, number_or_none
+
+if TYPE_CHECKING:
+    from picollm.attention.clusters import ClustersReport
+    from picollm.attention.heads import HeadsReport
+    from picollm.mechanisms.ablation import AblationReport
+    from picollm.mechanisms.emergence import EmergenceReport
+    from picollm.mechanisms.probes import ProbesReport
+    from picollm.model.training_report import TrainingReport
 
 FORMAT = 2
 HELD, FAILED, UNTESTABLE, INCOMPARABLE = "held", "did not hold", "can't be tested here", "not comparable"
@@ -33,19 +43,18 @@ PERMUTATIONS = 9999
 
 
 def state_findings(
-    heads: Mapping,
-    clusters: Mapping,
-    probes: Mapping,
-    over_time: Mapping,
-    ablation: Mapping,
-    training: Mapping,
+    heads: HeadsReport,
+    clusters: ClustersReport,
+    probes: ProbesReport,
+    over_time: EmergenceReport,
+    ablation: AblationReport,
+    training: TrainingReport,
     *,
     seed: int,
-) -> dict:
+) -> FindingsReport:
     """The content of findings.json, from the reports of the same names."""
-    margin, beyond_cache = (
-        training[name] - training["validation_loss"] for name in ("four_gram_loss", "four_gram_cache_loss")
-    )
+    margin = training["four_gram_loss"] - training["validation_loss"]
+    beyond_cache = training["four_gram_cache_loss"] - training["validation_loss"]
     testable = margin > 0
     claims = [
         *overall_shares(heads),
@@ -58,10 +67,35 @@ def state_findings(
         "format": FORMAT,
         "testable": testable,
         "because": f"the model predicts {'better' if testable else 'no better'} than a 4-gram",
-        "nats_below_a_4_gram": number_or_none(margin),
-        "nats_below_a_4_gram_with_cache": number_or_none(beyond_cache),
-        "claims": decided(claims if testable else [row | untestable(row) for row in claims]),
+        "nats_below_a_4_gram": finite(margin),
+        "nats_below_a_4_gram_with_cache": finite(beyond_cache),
+        "claims": decided(claims if testable else [untestable(row) for row in claims]),
     }
+
+
+class Claim(TypedDict):
+    section: str
+    claim: str
+    test: str
+    verdict: str | None  # one of VERDICTS, once it is decided
+    because: str
+    p: float | None
+    numbers: Mapping[str, float | str | None]
+
+
+class DecidedClaim(Claim):
+    q: float | None
+
+
+class FindingsReport(TypedDict):
+    """findings.json."""
+
+    format: int
+    testable: bool
+    because: str
+    nats_below_a_4_gram: float
+    nats_below_a_4_gram_with_cache: float
+    claims: list[DecidedClaim]
 
 
 def claim(
@@ -73,7 +107,7 @@ def claim(
     verdict: str | None = None,
     because: str = "",
     **numbers: float | str | None,
-) -> dict:
+) -> Claim:
     """Without a `verdict`, `p` decides, after it is corrected for the number of claims."""
     return {
         "section": section, "claim": text, "test": test, "verdict": verdict, "because": because,
@@ -81,25 +115,25 @@ def claim(
     }  # fmt: skip
 
 
-def untestable(row: Mapping) -> dict:
+def untestable(row: Claim) -> Claim:
     """What a model that predicts no better than a 4-gram leaves of a claim."""
     if row["verdict"] == INCOMPARABLE:
-        return {}
-    return {"verdict": UNTESTABLE, "because": "the model predicts no better than a 4-gram"}
+        return row
+    return {**row, "verdict": UNTESTABLE, "because": "the model predicts no better than a 4-gram"}
 
 
-def decided(claims: Sequence[dict]) -> list[dict]:
+def decided(claims: Sequence[Claim]) -> list[DecidedClaim]:
     """The claims with q, and the verdicts that q gives."""
     open_claims = [row["verdict"] is None for row in claims]
     p = [row["p"] if is_open else math.nan for row, is_open in zip(claims, open_claims, strict=True)]
-    found = []
+    found: list[DecidedClaim] = []
     for row, q, is_open in zip(claims, false_discovery_rate(np.array(p, dtype=float)), open_claims, strict=True):
         verdict = (HELD if q < ALPHA else FAILED) if is_open else row["verdict"]
-        found.append(row | {"q": number_or_none(q), "verdict": verdict})
+        found.append({**row, "q": number_or_none(q), "verdict": verdict})
     return found
 
 
-def overall_shares(heads: Mapping) -> list[dict]:
+def overall_shares(heads: HeadsReport) -> list[Claim]:
     null, peaked, by_name = heads["null"], heads["peaked_null"], {head["name"]: head for head in heads["heads"]}
     why = "the share depends on the recipe of training more than on anything else: see docs/training.md"
     found = [
@@ -141,7 +175,7 @@ def parts_of(n_layers: int) -> NDArray[np.int64]:
     return part
 
 
-def by_layer(heads: Mapping, ablation: Mapping, seed: int) -> list[dict]:
+def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Claim]:
     """The original's picture of early, middle and late layers, as directional contrasts."""
     early, middle, late = ((0,), (1, 2)), ((1,), (0, 2)), ((2,), (0, 1))
     statistic = {name: values_of(heads, name) for name in ("kappa_self", "kappa_local", "distance", "broad")}
@@ -181,11 +215,11 @@ def by_layer(heads: Mapping, ablation: Mapping, seed: int) -> list[dict]:
     return found
 
 
-def values_of(heads: Mapping, name: str) -> NDArray[np.float64]:
+def values_of(heads: HeadsReport, name: str) -> NDArray[np.float64]:
     return np.array([head["statistics"][name]["value"] for head in heads["heads"]], dtype=float)
 
 
-def strongest_sets(heads: Mapping) -> NDArray[np.float64]:
+def strongest_sets(heads: HeadsReport) -> NDArray[np.float64]:
     """Of each head the largest kappa of a set of keys, in multiples of its threshold."""
     times = [values_of(heads, f"kappa_{name}") / heads["thresholds"][name]["value"] for name in SETS]
     return np.fmax.reduce(times)
@@ -207,7 +241,7 @@ def contrast(values_H: NDArray, these_H: NDArray, those_H: NDArray, *, seed: int
     return (float(these.mean()), float(those.mean())), float(p)
 
 
-def by_category(heads: Mapping, probes: Mapping) -> list[dict]:
+def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
     """Whether heads, or the model that they serve, treat linguistic categories as language does."""
     found = []
     for kind, row in heads["relations"].items():
@@ -221,16 +255,13 @@ def by_category(heads: Mapping, probes: Mapping) -> list[dict]:
             why = f"{row['sentences']} sentences have these marks"
             found.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
             continue
-        keep = ("sentences", "head", "effect", "low", "high", "strength", "null_strength")
-        numbers = {name: row[name] for name in keep}
+        numbers: dict[str, Any] = {name: value for name, value in row.items() if name not in ("p", "null_p")}
         if row["null_strength"] is None or row["strength"] > row["null_strength"]:
             found.append(claim("C", text, test, p=row["p"], **numbers))
         else:
             why = "an untrained head as peaked does as much"
             found.append(claim("C", text, test, p=row["p"], verdict=FAILED, because=why, **numbers))
-    return found + [
-        probe_claim(name, entry) for name, entry in {"coreference": probes["coreference"], **probes["pairs"]}.items()
-    ]
+    return [*found, *probe_claims(probes)]
 
 
 PROBES = {
@@ -242,27 +273,32 @@ PROBES = {
 }
 
 
-def probe_claim(name: str, entry: Mapping) -> dict:
+def probe_claims(probes: ProbesReport) -> list[Claim]:
     test = (
         f"more often right than chance, rules without language and untrained models, paired over clusters, p < {ALPHA}"
     )
-    if not entry["testable"]:
-        return claim("C", PROBES[name], test, verdict=UNTESTABLE, because=entry["because"], clusters=entry["clusters"])
-    own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
-    rivals = {rival: row["accuracy"] for rival, row in entry["baselines"].items()}
-    return claim(
-        "C", PROBES[name], test, p=entry["p"],
-        accuracy=own["accuracy"], low=own["low"], high=own["high"], clusters=own["clusters"],
-        best_rival=max(rivals.values()),
-    )  # fmt: skip
+    tested, found = tested_probes(probes), []
+    for name, entry in {"coreference": probes["coreference"], **probes["pairs"]}.items():
+        if entry["testable"] is False:
+            why, clusters = entry["because"], entry["clusters"]
+            found.append(claim("C", PROBES[name], test, verdict=UNTESTABLE, because=why, clusters=clusters))
+            continue
+        own, _ = tested[name]
+        found.append(
+            claim(
+                "C", PROBES[name], test, p=entry["p"], accuracy=own["accuracy"], low=own["low"], high=own["high"],
+                clusters=own["clusters"], best_rival=max(row["accuracy"] for row in entry["baselines"].values()),
+            )
+        )  # fmt: skip
+    return found
 
 
-def families(clusters: Mapping) -> int:
+def families(clusters: ClustersReport) -> int:
     """The clusters of several heads, where there are clusters at all."""
     return sum(row["size"] >= LEAST_HEADS for row in clusters["clusters"]) if clusters["structure"]["found"] else 0
 
 
-def redundancy(clusters: Mapping, ablation: Mapping) -> list[dict]:
+def redundancy(clusters: ClustersReport, ablation: AblationReport) -> list[Claim]:
     shape, layers, pairs = clusters["structure"], clusters["by_layer"], ablation["interactions"]
     found = [
         claim(
@@ -302,7 +338,7 @@ def redundancy(clusters: Mapping, ablation: Mapping) -> list[dict]:
     return [*found, claim("D", text, test, verdict=verdict, because=why, **layers)]
 
 
-def conclusions(heads: Mapping, ablation: Mapping, over_time: Mapping, seed: int) -> list[dict]:
+def conclusions(heads: HeadsReport, ablation: AblationReport, over_time: EmergenceReport, seed: int) -> list[Claim]:
     """What the original concluded: specialists are crucial; roles emerge from data."""
     special = np.isin([head["label"] for head in heads["heads"]], ["diagonal", "local", "token-specific"])
     text, test = (
@@ -321,7 +357,7 @@ def conclusions(heads: Mapping, ablation: Mapping, over_time: Mapping, seed: int
     return [*found, *emerged(over_time)]
 
 
-def emerged(over_time: Mapping) -> list[dict]:
+def emerged(over_time: EmergenceReport) -> list[Claim]:
     """Whether training makes heads that untrained models have not."""
     snapshots, found = over_time["snapshots"], []
     for name, what in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
@@ -342,7 +378,7 @@ def emerged(over_time: Mapping) -> list[dict]:
     return found
 
 
-def metrics(report: Mapping[str, Sequence]) -> dict[str, float]:
+def metrics(report: FindingsReport) -> dict[str, float]:
     """Flat scalars with stable names for `dvc metrics diff`."""
     verdicts = [entry["verdict"] for entry in report["claims"]]
     return {

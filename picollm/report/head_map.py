@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from picollm.report.style import LETTERS
 from picollm.stats import SIGNIFICANT
 
-STEP, GAP = 71.0, 4.0  # of a cell, in the units of the drawing
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
+    from picollm.mechanisms.ablation import AblationReport
+
+STEP, GAP = 71.0, 4.0  # of a cell at most, in the units of the drawing
+WIDE, HIGH = 568.0, 434.0  # all cells: eight layers of seven heads fill the place
 LEFT, TOP = 48.0, 20.0
 LARGEST = 0.46  # radius of the costliest head, in cells
 SMALLEST = 1.8
+ROOM = 30.0  # a smaller cell has no letter, and its layer no word
 
 
-def head_map(heads: Mapping, ablation: Mapping) -> dict:
+def head_map(heads: HeadsReport, ablation: AblationReport) -> dict:
     """Cells in layers from left to right and heads from top to bottom. The AREA of a disc is what the loss loses; a
     hollow one has no effect that is certain, a barred one is in the way; a dashed cell has an unstable label."""
     n_layers, n_heads = heads["n_layers"], heads["n_heads"]
-    step = min(STEP, 568 / n_layers)
+    step = min(STEP, WIDE / n_layers)
     most = max(max(abs(head["delta"]) for head in ablation["heads"]), 1e-9)
-    high, cells = step * 0.87, []
+    high, cells = min(step * 0.87, HIGH / n_heads), []
     for head, ablated in zip(heads["heads"], ablation["heads"], strict=True):
         column = head["layer"]
         row = head["head"]
         certain = ablated["q"] < SIGNIFICANT
-        radius = max(SMALLEST, LARGEST * (high - GAP) * math.sqrt(abs(ablated["delta"]) / most))
+        radius = max(SMALLEST, LARGEST * (min(step, high) - GAP) * math.sqrt(abs(ablated["delta"]) / most))
         cells.append({
-            "name": head["name"], "label": head["label"], "letter": LETTERS[head["label"]],
+            "name": head["name"], "label": head["label"],
+            "letter": LETTERS[head["label"]] if min(step, high) > ROOM else "",
             "x": round(LEFT + column * step, 1), "y": round(TOP + row * high, 1),
             "width": round(step - GAP, 1), "height": round(high - GAP, 1),
             "radius": round(radius, 2),
@@ -41,7 +48,8 @@ def head_map(heads: Mapping, ablation: Mapping) -> dict:
         "width": round(LEFT + n_layers * step, 1),
         "height": round(TOP + n_heads * high, 1),
         "columns": [
-            {"text": str(n) if n else "layer 0", "x": round(LEFT + (n + 0.47) * step, 1)} for n in range(n_layers)
+            {"text": str(n) if n or step < ROOM else "layer 0", "x": round(LEFT + (n + 0.47) * step, 1)}
+            for n in range(n_layers)
         ],
         "rows": [
             {"text": str(n) if n else "head 0", "y": round(TOP + (n + 0.47) * high + 4, 1)} for n in range(n_heads)

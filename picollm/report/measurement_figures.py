@@ -2,70 +2,115 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from picollm.report.style import ACCENT, MUTED, SECOND, plt
+from picollm.engine.grid import result_key
+from picollm.report.style import ACCENT, INK, MUTED, SECOND, plt, scaled
 
+if TYPE_CHECKING:
+    from picollm.engine.shapes import Result
+    from picollm.model.training_report import TrainingReport
+    from picollm.profiling.profile import ProfileReport
+
+BASELINE = "eager-fp32"
 BASELINES = {
     "unigram_loss": "unigram", "bigram_loss": "bigram", "four_gram_loss": "4-gram",
     "four_gram_cache_loss": "4-gram that remembers the row",
 }  # fmt: skip
 
 
-def loss_curve(curve: pd.DataFrame, training: dict) -> Figure:
-    """Training and validation loss over tokens, beside what n-grams reach on the same split. `curve`: training.csv."""
-    figure, axis = plt.subplots(figsize=(6.6, 3.4))
+def loss_curve(curve: pd.DataFrame, training: TrainingReport) -> Figure:
+    """Training and validation loss over tokens, beside what n-grams reach on the same split; the bands are the
+    original's three phases of the training loss. `curve`: training.csv."""
+    figure, axis = plt.subplots(figsize=scaled(6.6, 3.4))
     axis.plot(curve["tokens"], curve["loss"], color=MUTED, linewidth=0.8, label="training, each step")
     known = curve.dropna(subset="validation_loss")
     axis.plot(known["tokens"], known["validation_loss"], color=ACCENT, marker="o", markersize=3, label="validation")
+    losses = {name: cast(dict[str, float], training)[name] for name in BASELINES}
     for (name, label), style in zip(BASELINES.items(), (":", "-.", "--", (0, (6, 1))), strict=True):
-        axis.axhline(training[name], color=SECOND, linestyle=style, linewidth=1, label=f"{label}, {training[name]:.2f}")
+        axis.axhline(losses[name], color=SECOND, linestyle=style, linewidth=1, label=f"{label}, {losses[name]:.2f}")
+    lowest, highest = curve["loss"].min(), curve["loss"].max()
+    for number, phase in enumerate(training["phases"] or (), start=1):
+        axis.axhspan(phase["to"], phase["from"], color=MUTED, alpha=0.05 + 0.05 * (number % 2), linewidth=0)
+        if lowest < phase["from"] and phase["to"] < highest:
+            at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axis.annotate(
+                f"phase {number}", (1, max(phase["to"], lowest)), (-3, 2), ha="right", color=MUTED, fontsize=8, **at
+            )
+    axis.set_ylim(0.97 * min(lowest, *losses.values()), 1.02 * highest)
     axis.set(xlabel="training tokens", ylabel="loss, nats per token")
     axis.ticklabel_format(axis="x", style="plain")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f} k")
+    few = curve["tokens"].max() < 10_000
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if few else f"{value / 1000:,.0f} k")
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
 def latency_bars(results: list[dict]) -> Figure:
-    """Median latency by backend, at the smallest and the largest batch; the whisker ends at the 90th percentile."""
+    """Median latency by backend, at the smallest and the largest batch. The whisker is the 95 % interval, from that of
+    the speed-up over eager fp32; the stroke the 90th percentile; the band what the baseline differs from itself."""
     rows = [row for row in results if "latency_ms" in row and row["output"] == results[0]["output"]]
     batches = sorted({row["batch"] for row in rows})
     batches = sorted({batches[0], batches[-1]})
     rows = [row for row in rows if row["batch"] in batches]
-    figure, axes = plt.subplots(1, len(batches), figsize=(4.2 * len(batches), 0.42 * len(rows) / len(batches) + 1.1),
-                                squeeze=False, sharey=True)  # fmt: skip
+    figure, axes = plt.subplots(1, len(batches), sharey=True, squeeze=False,
+                                figsize=scaled(4.4 * len(batches), 0.42 * len(rows) / len(batches) + 1.1))  # fmt: skip
     for axis, batch in zip(axes[0], batches, strict=True):
         shown = [row for row in rows if row["batch"] == batch][::-1]
-        times = [row["latency_ms"] for row in shown]
-        middle = [time["p50"] for time in times]
-        spread = [max(0.0, time["p90"] - time["p50"]) for time in times]
-        axis.barh([row["backend"] for row in shown], middle, color=ACCENT, alpha=0.85, height=0.62,
-                  xerr=[[0] * len(shown), spread], error_kw={"ecolor": MUTED, "capsize": 2})  # fmt: skip
-        for y, time in enumerate(times):
-            axis.annotate(f"{time['p50']:.2f}", (0, y), xytext=(4, 0), textcoords="offset points", va="center",
+        middle = {row["backend"]: row["latency_ms"]["p50"] for row in shown}
+        base, again = middle.get(BASELINE), middle.get(f"{BASELINE} (again)")
+        if base and again:
+            axis.axvspan(min(base, again), max(base, again, min(base, again) * 1.001), color=SECOND, alpha=0.3)
+        axis.barh(list(middle), list(middle.values()), color=ACCENT, alpha=0.85, height=0.62)
+        for y, row in enumerate(shown):
+            times, found = row["latency_ms"], row["speedups"].get(BASELINE)
+            if found and base:
+                axis.plot([base / found["high"], base / found["low"]], [y, y], color=INK, linewidth=2.2)
+            axis.plot(times["p90"], y, marker="|", color=MUTED, markersize=9)
+            axis.annotate(f"{times['p50']:.2f}", (0, y), xytext=(4, 0), textcoords="offset points", va="center",
                           color="white", fontsize=8)  # fmt: skip
-        axis.set(xlabel="milliseconds, median and 90th percentile", title=f"batch {batch}")
+        axis.set(xlabel="milliseconds, median", title=f"batch {batch}")
     return figure
 
 
-def latencies(results: list[dict]) -> pd.DataFrame:
+def loading_ladder(rungs: pd.DataFrame, step_ms: float) -> Figure:
+    """Milliseconds of a batch by each way of loading, beside a training step: what lies a factor of 100 to the left of
+    the line can cost training 1 %."""
+    figure, axis = plt.subplots(figsize=scaled(7.2, 0.36 * len(rungs) + 1))
+    y = range(len(rungs))
+    axis.hlines(y, rungs["median_ms"], rungs["p90_ms"], color=MUTED)
+    axis.plot(rungs["median_ms"], y, "o", color=ACCENT)
+    axis.axvline(step_ms, color=SECOND, linestyle="--", linewidth=1)
+    axis.annotate("a training step", (step_ms, 1), (-4, -10), xycoords=("data", "axes fraction"), ha="right",
+                  textcoords="offset points", color=SECOND, fontsize=8)  # fmt: skip
+    axis.set_yticks(y, list(rungs["rung"]))
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own writes formulas
+    axis.xaxis.set_minor_formatter(lambda *_: "")
+    axis.set(xlabel="milliseconds a batch: median, to the 90th percentile", ylim=(len(rungs) - 0.5, -0.5))
+    return figure
+
+
+def latencies(results: list[Result]) -> pd.DataFrame:
     """Of each backend, output and batch that ran: percentiles in milliseconds, and the speed-up with its interval."""
     rows = []
     for row in results:
         if "latency_ms" in row:
-            found = row["speedups"].get("eager-fp32", {})
+            found = row["speedups"].get(BASELINE, {})
             speedup = {f"speedup_{name}": found.get(name) for name in ("ratio", "low", "high")}
-            rows.append({name: row[name] for name in ("backend", "output", "batch")} | row["latency_ms"] | speedup)
+            about = {"name": result_key(row)} | {name: row[name] for name in ("backend", "output", "batch")}
+            rows.append(about | row["latency_ms"] | speedup)
     return pd.DataFrame(rows)
 
 
-def step_timeline(profile: dict) -> Figure:
+def step_timeline(profile: ProfileReport) -> Figure:
     """The first profiled steps as a timeline, one lane a range."""
     spans = profile["timeline"]
     lanes = list(dict.fromkeys(span["name"] for span in spans))
-    figure, axis = plt.subplots(figsize=(8, 0.34 * len(lanes) + 0.9))
+    figure, axis = plt.subplots(figsize=scaled(8, 0.34 * len(lanes) + 0.9))
     for span in spans:
         y = lanes.index(span["name"])
         colour = MUTED if span["name"] == "step" else ACCENT

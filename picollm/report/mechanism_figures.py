@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from picollm.report.gallery import Gallery
-from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, SECOND, plt
+from picollm.report.style import ACCENT, INK, LABEL_COLOURS, MUTED, SECOND, SMALLEST, every, plt, scaled
+from picollm.report.tested_probes import tested_probes
+
+if TYPE_CHECKING:
+    from picollm.mechanisms.ablation import AblationReport
+    from picollm.mechanisms.emergence import EmergenceReport
+    from picollm.mechanisms.mechanisms import MechanismsReport
+    from picollm.mechanisms.probes import ProbesReport
 
 LINEAR = 0.005  # nats up to which the axis of the ablation is linear: one layer would squeeze the others to nothing
 CURVES = {
@@ -21,10 +29,10 @@ CURVES = {
 }
 
 
-def ablation_bars(ablation: dict, labels: list[str]) -> Figure:
+def ablation_bars(ablation: AblationReport, labels: list[str]) -> Figure:
     """Nats that the loss gains without each head, with intervals, in order of layers; colour is the class."""
     heads = ablation["heads"]
-    figure, axis = plt.subplots(figsize=(9, 3.2))
+    figure, axis = plt.subplots(figsize=scaled(9, 3.2))
     x, delta = np.arange(len(heads)), np.array([head["delta"] for head in heads])
     arms = [
         np.maximum(0, delta - [head["low"] for head in heads]),
@@ -32,18 +40,19 @@ def ablation_bars(ablation: dict, labels: list[str]) -> Figure:
     ]
     axis.bar(x, delta, color=[LABEL_COLOURS[label] for label in labels], yerr=arms, error_kw={"elinewidth": 0.7})
     axis.axhline(0, color=INK, linewidth=0.6)
-    axis.set_xticks(x, [head["name"] for head in heads], rotation=90, fontsize=6)
+    shown = every(heads, 8.2)
+    axis.set_xticks(shown, [heads[k]["name"] for k in shown], rotation=90, fontsize=SMALLEST)
     axis.set_yscale("symlog", linthresh=LINEAR)
     axis.yaxis.set_major_formatter(lambda nats, _: f"{nats:g}")
     axis.set_ylabel("nats per token")
     return figure
 
 
-def emergence_curves(emergence: dict) -> Figure:
+def emergence_curves(emergence: EmergenceReport) -> Figure:
     """Above: heads with an effect. Below: the loss on some validation windows at the same snapshots."""
     snapshots = emergence["snapshots"]
     steps = [row["step"] for row in snapshots]
-    figure, (above, below) = plt.subplots(2, 1, figsize=(7.2, 4.8), sharex=True, height_ratios=(2, 1))
+    figure, (above, below) = plt.subplots(2, 1, figsize=scaled(7.2, 4.8), sharex=True, height_ratios=(2, 1))
     for (name, label), style in zip(CURVES.items(), ("-", "--", "-.", ":", "-"), strict=True):
         counts = [row["effects"][name] for row in snapshots]
         above.plot(steps, counts, linestyle=style, marker="o", markersize=3, label=label)
@@ -57,27 +66,18 @@ def emergence_curves(emergence: dict) -> Figure:
     return figure
 
 
-def probes_that_can_be_tested(probes: Mapping) -> dict[str, dict]:
-    entries = {"coreference": probes["coreference"], **probes["pairs"]}
-    return {name: entry for name, entry in entries.items() if entry["testable"]}
-
-
-def probe_table(probes: Mapping) -> pd.DataFrame:
+def probe_table(probes: ProbesReport) -> pd.DataFrame:
     rows = []
-    for name, entry in probes_that_can_be_tested(probes).items():
-        own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
+    for name, (own, entry) in tested_probes(probes).items():
         rows.append({"probe": name, "of": "the model", **own})
         rows += [{"probe": name, "of": rival, **row} for rival, row in entry["baselines"].items()]
     return pd.DataFrame(rows)
 
 
-def probe_bars(probes: dict) -> Figure:
+def probe_bars(probes: ProbesReport) -> Figure:
     """Accuracy of the model on every probe, with its interval, beside the strongest and the other rivals."""
-    rows = {
-        name: (entry["chosen_on_one_half"] if name == "coreference" else entry["model"], entry["baselines"])
-        for name, entry in probes_that_can_be_tested(probes).items()
-    }
-    figure, axis = plt.subplots(figsize=(6.4, 0.6 * len(rows) + 1))
+    rows = {name: (own, entry["baselines"]) for name, (own, entry) in tested_probes(probes).items()}
+    figure, axis = plt.subplots(figsize=scaled(6.4, 0.6 * len(rows) + 1))
     for y, (own, rivals) in enumerate(rows.values()):
         arms = [[max(0, own["accuracy"] - own["low"])], [max(0, own["high"] - own["accuracy"])]]
         axis.errorbar(own["accuracy"], y, xerr=arms, fmt="o", color=ACCENT, capsize=3)
@@ -88,21 +88,20 @@ def probe_bars(probes: dict) -> Figure:
     return figure
 
 
-def context_table(mechanisms: Mapping) -> pd.DataFrame:
+def context_table(mechanisms: MechanismsReport) -> pd.DataFrame:
     """Rows of the curve of context, then those of the loss after each layer (0: the embedding)."""
     layers = pd.DataFrame(mechanisms["after_layer"]).rename(columns={"value": "loss"}).reset_index(names="layers")
     return pd.concat([pd.DataFrame(mechanisms["context"]["curve"]), layers])
 
 
-def context_figure(mechanisms: dict) -> Figure:
+def context_figure(mechanisms: MechanismsReport) -> Figure:
     """Left: what is lost where only the last tokens are read. Right: the loss after each layer (logit lens)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=scaled(8.4, 3.2))
     curve, layers = mechanisms["context"]["curve"], mechanisms["after_layer"][1:]  # the embedding alone says nothing
-    for axis, x, rows, name in (
-        (left, [row["tokens"] for row in curve], curve, "cost"),
-        (right, range(len(layers)), layers, "value"),
+    for axis, x, rows, middle in (
+        (left, [row["tokens"] for row in curve], curve, np.array([row["cost"] for row in curve])),
+        (right, range(len(layers)), layers, np.array([row["value"] for row in layers])),
     ):
-        middle = np.array([row[name] for row in rows])
         arms = [
             np.maximum(0, middle - [row["low"] for row in rows]),
             np.maximum(0, [row["high"] for row in rows] - middle),
@@ -117,9 +116,24 @@ def context_figure(mechanisms: dict) -> Figure:
     return figure
 
 
-def mechanism_figures(gallery: Gallery, report: Mapping[str, dict], labels: list[str]) -> None:
+def emergence_table(emergence: EmergenceReport) -> pd.DataFrame:
+    """One row a snapshot: the loss, and the heads with each effect."""
+    rows = [{"step": row["step"], "loss": row["loss"], **row["effects"]} for row in emergence["snapshots"]]
+    return pd.DataFrame(rows)
+
+
+def ablation_table(ablation: AblationReport, labels: list[str]) -> pd.DataFrame:
+    """One row a head: nats without it, with the interval, and its class."""
+    names = ["name", "delta", "low", "high", "q"]
+    return pd.DataFrame(ablation["heads"])[names].assign(label=labels)
+
+
+def mechanism_figures(gallery: Gallery, report: Mapping[str, Any], labels: list[str]) -> None:
     gallery.add(
-        "ablation.svg", ablation_bars(report["ablation"], labels), "The loss without each head; colour: its class"
+        "ablation.svg",
+        ablation_bars(report["ablation"], labels),
+        "The loss without each head; colour: its class",
+        data=ablation_table(report["ablation"], labels),
     )
     gallery.add(
         "context.svg",
@@ -129,9 +143,15 @@ def mechanism_figures(gallery: Gallery, report: Mapping[str, dict], labels: list
     )
     if report["emergence"]["snapshots"]:
         gallery.add(
-            "emergence.svg", emergence_curves(report["emergence"]), "Heads with an effect, and the loss, by step"
+            "emergence.svg",
+            emergence_curves(report["emergence"]),
+            "Heads with an effect, and the loss, by step",
+            data=emergence_table(report["emergence"]),
         )
-    if probes_that_can_be_tested(report["probes"]):
+    if tested_probes(report["probes"]):
         gallery.add(
-            "probes.svg", probe_bars(report["probes"]), "Probes: the model (dot, 95 %) and its rivals (strokes)"
+            "probes.svg",
+            probe_bars(report["probes"]),
+            "Probes: the model (dot, 95 %) and its rivals (strokes)",
+            data=probe_table(report["probes"]),
         )

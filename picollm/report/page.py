@@ -2,6 +2,7 @@
 
 The page's parts are in picollm/report/html: a template for the page and one for each chapter, a style sheet, and the
 explorer's scripts, one module a view. Content-Security-Policy lets the page's own script run and nothing be fetched.
+A chapter whose reports are missing says what to run, and the others stand.
 """
 
 from __future__ import annotations
@@ -10,30 +11,62 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from picollm.attention.maps import CategoryMaps
 from picollm.engine.table import on_cpu
 from picollm.report import explorer, story
 from picollm.report.findings import ORIGINAL_SHARES
 from picollm.report.gallery import embedded
 from picollm.report.glossary import GLOSSARY
 from picollm.report.head_map import head_map
+from picollm.report.known_answers import known_answers
 from picollm.report.scoreboard import board, every_claim
-from picollm.report.style import LETTERS
+from picollm.report.sources import Sources
+from picollm.report.style import LETTERS, css
 
 HTML = Path(__file__).parent / "html"
 SCRIPTS = ("data", "colour", "state", "tiles", "heat", "arcs", "facts", "main")  # each after what it imports
+LIMIT = 8_000_000  # bytes of the page: sentences that would not fit are left out of the explorer
+TEXT, TEXT_OF_HEAD = 300_000, 6_000  # of them at most for what is neither a figure nor the explorer's
+NO_EXPLORER = {
+    "layers": 0, "heads_a_layer": 0, "first": 0, "steps": [], "thresholds": {}, "facts": [], "categories": [],
+}  # fmt: skip
+
+
+class Chapter(NamedTuple):
+    """A chapter's template is ID.html.j2. It is shown where all reports that it `needs` are there; `lead` makes the
+    sentence that opens it from all reports."""
+
+    id: str
+    title: str
+    needs: tuple[str, ...]
+    lead: Callable[[Mapping[str, Any]], str]
+
+
+OVERVIEW = ("data", "training", "heads", "ablation", "mechanisms", "probes", "findings", "benchmark")
 CHAPTERS = (
-    ("overview", "Overview"), ("explorer", "Explorer"), ("data", "Data"), ("training", "Training"), ("heads", "Heads"),
-    ("families", "Families"), ("causes", "Causes"), ("probes", "Probes"), ("claims", "Claims"),
-    ("attention", "Attention"), ("engines", "Engines"), ("speed", "Speed"), ("profile", "Profile"),
-    ("again", "Reproducibility"),
+    Chapter("explorer", "Explorer", ("heads", "mechanisms", "ablation", "emergence", "maps"),
+            lambda c: "Where does each word look? Choose a sentence, then a head."),
+    Chapter("data", "Data", ("data", "training"), lambda c: story.data_sentence(c["data"], c["training"])),
+    Chapter("training", "Training", ("training",), lambda c: story.training_sentence(c["training"])),
+    Chapter("heads", "Heads", ("heads", "ablation", "mechanisms"), lambda c: story.heads_sentence(c["heads"])),
+    Chapter("families", "Families", ("clusters",), lambda c: story.families_sentence(c["clusters"])),
+    Chapter("causes", "Causes", ("ablation", "mechanisms", "emergence", "heads"),
+            lambda c: story.causes_sentence(c["ablation"])),
+    Chapter("probes", "Probes", ("probes", "heads", "training"),
+            lambda c: story.probes_sentence(c["probes"], c["training"])),
+    Chapter("claims", "Claims", ("findings", "heads"), lambda c: story.claims_sentence(every_claim(c))),
+    Chapter("attention", "Attention", ("figures",), lambda c: (
+        "One sentence of each category, all heads at once, and where the layers move its words.")),
+    Chapter("engines", "Engines", ("engine", "benchmark"), lambda c: story.engines_sentence(c["engine"])),
+    Chapter("speed", "Speed", ("benchmark",), lambda c: story.speed_sentence(c["benchmark"])),
+    Chapter("profile", "Profile", ("profile",), lambda c: story.profile_sentence(c["profile"])),
+    Chapter("again", "Reproducibility", (), lambda c: "Every number above is made again by one command."),
 )  # fmt: skip
 
 
@@ -73,6 +106,16 @@ def slug(text: str) -> str:
     return re.sub(r"\W+", "-", text.replace("'", ""))
 
 
+def style_sheet(palette: str) -> Markup:
+    """The page's style, with the colours of the figures."""
+    light, dark = css(palette), css(palette, dark=True)
+    return Markup(
+        f":root {{ {light} }}\n"
+        f'@media (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{ {dark} }} }}\n'
+        f':root[data-theme="dark"] {{ {dark} }}\n' + (HTML / "style.css").read_text(encoding="utf-8")
+    )
+
+
 def script() -> str:
     """The explorer's modules as one script, since a file that is opened from a disk may not import others."""
     parts = [(HTML / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
@@ -101,38 +144,40 @@ def environment() -> Environment:
     return made
 
 
-def render(
-    figures: Path, chapters: Mapping[str, Any], categories: Sequence[CategoryMaps], cfg: Mapping[str, Any]
-) -> str:
-    """The same inputs give the same bytes. Raises PicollmError where a figure is missing or damaged.
+def render(figures: Path, sources: Sources, cfg: Mapping[str, Any]) -> str:
+    """The same inputs give the same bytes. Raises PicollmError where a figure is damaged.
 
-    `chapters` are the reports by name; `cfg` has the config's sections report and corpus.
+    `figures`: their manifest; `cfg` has the config's sections report and corpus.
     """
-    pictures, groups = embedded(figures), {}
+    c, pictures, groups = sources.reports, {}, {}
+    if "figures" not in sources.absent:
+        pictures = embedded(figures)
     for entry in pictures.values():
         if entry["group"]:
             groups.setdefault(entry["group"], []).append(entry)
-    c = chapters
-    heads, source = c["heads"], cfg["corpus"]["source"]
-    claims = every_claim(c["findings"], c["training"], c["benchmark"])
-    shown, maps = explorer.sentences(categories, len(heads["heads"]), cfg["report"]["sentences"])
+    leads = {chapter.id: chapter.lead(c) for chapter in CHAPTERS if not sources.absent.keys() & set(chapter.needs)}
+    explorer_data, maps = explorer_of(sources, cfg["report"]["sentences"], pictures) if "explorer" in leads else (
+        NO_EXPLORER, [])  # fmt: skip
     code = script()
     return environment().get_template("page.html.j2").render(
-        **{name: c[name] for name in c},
+        **c,
         chapters=CHAPTERS,
         cfg=cfg,
-        style=Markup((HTML / "style.css").read_text(encoding="utf-8")),
+        style=style_sheet(cfg["report"]["palette"]),
         script=Markup(code),
         script_sha256=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
-        explorer_json=as_json(explorer_data(c, shown)),
+        explorer_json=as_json(explorer_data),
         maps=maps,
-        headline=story.headline(c["data"], c["training"], c["mechanisms"], c["ablation"], source),
-        underline=story.underline(c["training"]),
-        numbers=story.five_numbers(heads, c["mechanisms"], c["ablation"], c["probes"], c["benchmark"]),
-        head_map=head_map(heads, c["ablation"]),
-        scoreboard=board(claims),
-        lead=leads(c, claims, source),
-        entries={"coreference": c["probes"]["coreference"], **c["probes"]["pairs"]},
+        headline=story.headline(c, cfg["corpus"]["source"]),
+        underline=story.underline(c["training"]) if "training" in c else None,
+        numbers=story.five_numbers(c),
+        head_map=head_map(c["heads"], c["ablation"]) if {"heads", "ablation"} <= c.keys() else None,
+        scoreboard=board(every_claim(c)),
+        known=known_answers(),
+        leads=leads,
+        notes={"overview": notes(sources, OVERVIEW)} | {row.id: notes(sources, row.needs) for row in CHAPTERS},
+        absent=sources.absent,
+        entries={"coreference": c["probes"]["coreference"], **c["probes"]["pairs"]} if "probes" in c else {},
         original=ORIGINAL_SHARES,
         pictures=pictures,
         groups=groups,
@@ -142,34 +187,24 @@ def render(
     )  # fmt: skip
 
 
-def explorer_data(c: Mapping[str, Any], categories: Sequence[Mapping]) -> dict:
-    heads = c["heads"]
+def notes(sources: Sources, needs: tuple[str, ...]) -> list[str]:
+    """What a chapter lacks or has from before, and what to run."""
+    return [(sources.absent | sources.old)[name] for name in needs if name in sources.absent | sources.old]
+
+
+def explorer_of(sources: Sources, most: int, pictures: Mapping[str, Mapping]) -> tuple[dict, list[str]]:
+    """The explorer's data, and the maps of the sentences that fit into the page."""
+    c, heads = sources.reports, sources.reports["heads"]
     costs = [head["delta"] for head in c["ablation"]["heads"]]
-    return {
+    found = {
         "layers": heads["n_layers"],
         "heads_a_layer": heads["n_heads"],
         "first": costs.index(max(costs)),
         "steps": [row["step"] for row in c["emergence"]["snapshots"]],
         "thresholds": explorer.thresholds(heads),
         "facts": explorer.facts(heads, c["mechanisms"], c["ablation"], c["emergence"]),
-        "categories": categories,
     }
-
-
-def leads(c: Mapping[str, Any], claims: Sequence[Mapping], source: str) -> dict[str, str]:
-    """The sentence that opens each chapter."""
-    return {
-        "explorer": "Where does each word look? Choose a sentence, then a head.",
-        "data": story.data_sentence(c["data"], c["training"]),
-        "training": story.training_sentence(c["training"]),
-        "heads": story.heads_sentence(c["heads"]),
-        "families": story.families_sentence(c["clusters"]),
-        "causes": story.causes_sentence(c["ablation"]),
-        "probes": story.probes_sentence(c["probes"], c["training"]),
-        "claims": story.claims_sentence(claims),
-        "attention": "One sentence of each category, all heads at once, and where the layers move its words.",
-        "engines": story.engines_sentence(c["engine"]),
-        "speed": story.speed_sentence(c["benchmark"]),
-        "profile": story.profile_sentence(c["profile"]),
-        "again": "Every number above is made again by one command.",
-    }
+    taken = len(as_json(found)) + sum(len(entry["uri"]) + len(entry["csv"] or "") for entry in pictures.values())
+    room = LIMIT - TEXT - TEXT_OF_HEAD * len(costs) - taken
+    shown, maps = explorer.sentences(sources.categories, len(costs), most, min(explorer.BUDGET, room))
+    return found | {"categories": shown}, maps

@@ -111,9 +111,10 @@ def open_revision(root: Path, cache: Path, name: str) -> Revision:
     text = revision.tracked("dvc.lock")
     if text is None:
         raise PicollmError(f"{name} has no dvc.lock, so no run is recorded in it: {mend}")
-    revision.lock = table_of(text).get("stages")
-    if not isinstance(revision.lock, dict) or not all(isinstance(entry, dict) for entry in revision.lock.values()):
+    lock = table_of(text).get("stages")
+    if not isinstance(lock, dict) or not all(isinstance(entry, dict) for entry in lock.values()):
         raise PicollmError(f"dvc.lock of {name} is damaged: {mend}")
+    revision.lock = lock
     return revision
 
 

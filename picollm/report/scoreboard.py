@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from picollm.report.findings import FAILED, HELD, INCOMPARABLE, UNTESTABLE, VERDICTS, claim
+from picollm.report.findings import (
+    FAILED,
+    HELD,
+    INCOMPARABLE,
+    UNTESTABLE,
+    VERDICTS,
+    DecidedClaim,
+    claim,
+)
 from picollm.report.summary import tensorrt_words
+
+if TYPE_CHECKING:
+    from picollm.engine.shapes import BenchmarkReport
+    from picollm.model.training_report import TrainingReport
 
 ORIGINAL_SPEEDUP = 3.5  # TensorRT in FP16
 ORIGINAL_LOADING = 0.15  # more training throughput by pin_memory and workers
 
 
-def board(claims: Sequence[Mapping]) -> list[dict]:
+def board(claims: Sequence[DecidedClaim]) -> list[dict]:
     """The claims under each verdict, in the order of VERDICTS; each with the id of its row in the chapter of claims."""
-    numbered = [row | {"id": f"claim-{number}"} for number, row in enumerate(claims)]
+    numbered = [{**row, "id": f"claim-{number}"} for number, row in enumerate(claims)]
     return [
         {"verdict": verdict, "claims": [row for row in numbered if row["verdict"] == verdict]} for verdict in VERDICTS
     ]
 
 
-def every_claim(findings: Mapping, training: Mapping, benchmark: Mapping) -> list[dict]:
-    """All claims of the original, as rows of one table."""
-    return [*findings["claims"], loss_phases(training), tensorrt(benchmark), loading(training)]
+def every_claim(c: Mapping[str, Any]) -> list[DecidedClaim]:
+    """All claims of the original that the reports `c` have something to say of, as rows of one table."""
+    found = list(c["findings"]["claims"]) if "findings" in c else []
+    for name, test in (("training", loss_phases), ("benchmark", tensorrt), ("training", loading)):
+        found += [test(c[name])] if name in c else []
+    return found
 
 
-def loss_phases(training: Mapping) -> dict:
+def loss_phases(training: TrainingReport) -> DecidedClaim:
     reached = sum(1 for phase in training.get("phases") or [] if phase["tokens"])
     return row_of(
         "training",
@@ -36,7 +52,7 @@ def loss_phases(training: Mapping) -> dict:
     )
 
 
-def tensorrt(benchmark: Mapping) -> dict:
+def tensorrt(benchmark: BenchmarkReport) -> DecidedClaim:
     """Its 3.5 times, against eager fp32 at batch 1; the interval of the medians' ratio."""
     text, test = f"TensorRT in FP16 is {ORIGINAL_SPEEDUP} times as fast", "the interval of the speed-up at batch 1"
     for row in benchmark["results"]:
@@ -44,13 +60,13 @@ def tensorrt(benchmark: Mapping) -> dict:
             found = row["speedups"]["eager-fp32"]
             below = FAILED if found["high"] < ORIGINAL_SPEEDUP else UNTESTABLE
             verdict = HELD if found["low"] >= ORIGINAL_SPEEDUP else below
-            numbers = {name: found[name] for name in ("ratio", "low", "high")}
-            return row_of("speed", text, test, verdict, **numbers)
+            ratio, low, high = found["ratio"], found["low"], found["high"]
+            return row_of("speed", text, test, verdict, ratio=ratio, low=low, high=high)
     why = tensorrt_words(benchmark)
     return row_of("speed", text, test, UNTESTABLE, because="batch 1 was not timed" if why == "measured" else why)
 
 
-def loading(training: Mapping) -> dict:
+def loading(training: TrainingReport) -> DecidedClaim:
     text = "pin_memory and workers give 15 % more training throughput"
     test = "the share of a training step that waits for data bounds what better loading can give"
     if training["imported"]:
@@ -59,5 +75,7 @@ def loading(training: Mapping) -> dict:
     return row_of("speed", text, test, FAILED if most < ORIGINAL_LOADING else UNTESTABLE, at_most=round(most, 6))
 
 
-def row_of(section: str, text: str, test: str, verdict: str, because: str = "", **numbers: float | None) -> dict:
-    return claim(section, text, test, verdict=verdict, because=because, **numbers) | {"q": None}
+def row_of(
+    section: str, text: str, test: str, verdict: str, because: str = "", **numbers: float | None
+) -> DecidedClaim:
+    return {**claim(section, text, test, verdict=verdict, because=because, **numbers), "q": None}

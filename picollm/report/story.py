@@ -7,13 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from picollm.attention.labels import LABELS
 from picollm.attention.structure import LEAST_HEADS
 from picollm.engine.table import best_row
-from picollm.report.findings import VERDICTS
+from picollm.report.findings import VERDICTS, DecidedClaim
 from picollm.report.summary import on_test, rank, speed_line
+from picollm.report.tested_probes import tested_probes
 from picollm.stats import SIGNIFICANT
+
+if TYPE_CHECKING:
+    from picollm.attention.clusters import ClustersReport
+    from picollm.attention.heads import HeadsReport
+    from picollm.data.packing import TokensManifest
+    from picollm.engine.build import EngineManifest
+    from picollm.engine.shapes import BenchmarkReport
+    from picollm.mechanisms.ablation import AblationReport
+    from picollm.mechanisms.mechanisms import MechanismsReport
+    from picollm.mechanisms.probes import ProbesReport
+    from picollm.model.training_report import TrainingReport
+    from picollm.profiling.profile import ProfileReport
 
 SOURCES = {
     "enwiki-sample": "Wikipedia articles",
@@ -42,17 +56,22 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def headline(data: Mapping, training: Mapping, mechanisms: Mapping, ablation: Mapping, source: str) -> str:
-    """What was trained, on what, how good it is, and what its heads are needed for."""
-    articles = data["splits"]["train"]["articles"]
-    read = (
-        f"After {training['tokens'] / 1e6:.1f} million tokens of {articles:,} {SOURCES[source]}, this small transformer"
-    )
+def headline(c: Mapping[str, Any], source: str) -> str:
+    """What was trained, on what, how good it is, and what its heads are needed for: as much as the reports `c` tell."""
+    if not {"data", "training"} <= c.keys():
+        return "This page is not whole yet: what is missing, and what to run, stands in each chapter."
+    training, articles = c["training"], c["data"]["splits"]["train"]["articles"]
+    tokens = training["tokens"]
+    size = f"{tokens / 1e6:.1f} million" if tokens >= 1e6 else f"{tokens:,}"
+    read = f"After {size} tokens of {articles:,} {SOURCES[source]}, this small transformer"
     start = "This transformer from elsewhere" if training["imported"] else read
-    return f"{start} predicts {rank(*on_test(training))}; it {reach(mechanisms)}, and {missed(ablation)}."
+    good = f"{start} predicts {rank(*on_test(training))}"
+    if not {"mechanisms", "ablation"} <= c.keys():
+        return f"{good}."
+    return f"{good}; it {reach(c['mechanisms'])}, and {missed(c['ablation'])}."
 
 
-def reach(mechanisms: Mapping) -> str:
+def reach(mechanisms: MechanismsReport) -> str:
     """How much context the model can be seen to use."""
     context = mechanisms["context"]
     if context["enough"] is None:
@@ -62,7 +81,7 @@ def reach(mechanisms: Mapping) -> str:
     return f"uses about the last {count(context['enough'], 'token')}"
 
 
-def missed(ablation: Mapping) -> str:
+def missed(ablation: AblationReport) -> str:
     """The head whose loss is the largest that is certain."""
     certain = [head for head in ablation["heads"] if head["q"] < SIGNIFICANT and head["delta"] > 0]
     if not certain:
@@ -70,7 +89,7 @@ def missed(ablation: Mapping) -> str:
     return f"misses head {max(certain, key=lambda head: head['delta'])['name']} most"
 
 
-def underline(training: Mapping) -> str:
+def underline(training: TrainingReport) -> str:
     loss, losses = on_test(training)
     trained = (
         f"best after step {training['best_step']:,} of {training['steps']:,}; " if not training["imported"] else ""
@@ -83,41 +102,58 @@ def underline(training: Mapping) -> str:
     )
 
 
-def five_numbers(
-    heads: Mapping, mechanisms: Mapping, ablation: Mapping, probes: Mapping, benchmark: Mapping
-) -> list[dict]:
-    """Value, interval, what it is, and the baseline beside it; fewer where a probe or a backend could not run."""
+def five_numbers(c: Mapping[str, Any]) -> list[dict]:
+    """Value, interval, what it is, and the baseline beside it; fewer where a report of `c` is missing, or a probe or a
+    backend could not run."""
+    found = [make(c[name]) for name, make in NUMBERS.items() if name in c]
+    return [row for row in found if row]
+
+
+def costliest(ablation: AblationReport) -> dict:
     top = max(ablation["heads"], key=lambda head: head["delta"])
     middle = median(head["delta"] for head in ablation["heads"])
+    return number(top["delta"], top, "nats", f"lost without head {top['name']}", middle, "the median head")
+
+
+def near_by(heads: HeadsReport) -> dict:
     local, null = heads["labels"]["local"], heads["peaked_null"]
     shares = {end: 100 * local[end] for end in ("low", "high")}
+    untrained = 100 * null["labels"]["local"] / max(1, null["heads"])
+    return number(
+        100 * local["share"], shares, "%", "of the heads look near by", untrained, "untrained heads as peaked"
+    )
+
+
+def short_context(mechanisms: MechanismsReport) -> dict:
     curve = mechanisms["context"]["curve"]
-    short = next((row for row in curve if row["tokens"] == 4), curve[0])
-    found = [
-        number(top["delta"], top, "nats", f"lost without head {top['name']}", middle, "the median head"),
-        number(
-            100 * local["share"], shares, "%", "of the heads look near by",
-            100 * null["labels"]["local"] / max(1, null["heads"]), "untrained heads as peaked",
-        ),
-        number(
-            short["cost"], short, "nats", f"lost where {count(short['tokens'], 'token')} of context are read", 0.0,
-            "all of the context",
-        ),
-    ]  # fmt: skip
-    entries = {"coreference": probes["coreference"], **probes["pairs"]}
-    tested = {name: entry for name, entry in entries.items() if entry["testable"]}
-    if tested:
-        name, entry = min(tested.items(), key=lambda item: item[1]["p"])
-        own = entry["chosen_on_one_half"] if name == "coreference" else entry["model"]
-        rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
-        shares = {end: 100 * own[end] for end in ("low", "high")}
-        what = f"of {name} items right, the clearest of {count(len(tested), 'probe')}"
-        found.append(number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival"))
+    row = next((row for row in curve if row["tokens"] == 4), curve[0])
+    what = f"lost where {count(row['tokens'], 'token')} of context are read"
+    return number(row["cost"], row, "nats", what, 0.0, "all of the context")
+
+
+def clearest_probe(probes: ProbesReport) -> dict | None:
+    tested = tested_probes(probes)
+    if not tested:
+        return None
+    name, (own, entry) = min(tested.items(), key=lambda item: item[1][1]["p"])
+    rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
+    shares = {end: 100 * own[end] for end in ("low", "high")}
+    what = f"of {name} items right, the clearest of {count(len(tested), 'probe')}"
+    return number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival")
+
+
+def fastest(benchmark: Mapping) -> dict | None:
     best = best_row(benchmark)
-    if best:
-        ratio = best["speedups"]["eager-fp32"]
-        found.append(number(ratio["ratio"], ratio, "×", f"as fast: {best['backend']}, batch 1", 1.0, "eager fp32"))
-    return found
+    if best is None:
+        return None
+    ratio = best["speedups"]["eager-fp32"]
+    return number(ratio["ratio"], ratio, "×", f"as fast: {best['backend']}, batch 1", 1.0, "eager fp32")
+
+
+NUMBERS = {
+    "ablation": costliest, "heads": near_by, "mechanisms": short_context, "probes": clearest_probe,
+    "benchmark": fastest,
+}  # fmt: skip
 
 
 def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, than: str) -> dict:
@@ -140,7 +176,7 @@ def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, t
     }
 
 
-def data_sentence(data: Mapping, training: Mapping) -> str:
+def data_sentence(data: TokensManifest, training: TrainingReport) -> str:
     train, validation = data["splits"]["train"], data["splits"]["validation"]
     size = "enough for words and short phrases, not for more" if train["tokens"] < SMALL else "a text of some size"
     who = "The text here has" if training["imported"] else "The model read"
@@ -150,7 +186,7 @@ def data_sentence(data: Mapping, training: Mapping) -> str:
     )
 
 
-def training_sentence(training: Mapping) -> str:
+def training_sentence(training: TrainingReport) -> str:
     loss, losses = on_test(training)
     return (
         f"On text that nothing was chosen by, it predicts {rank(loss, losses)}: {loss:.2f} nats a token, "
@@ -160,14 +196,14 @@ def training_sentence(training: Mapping) -> str:
     )
 
 
-def heads_sentence(heads: Mapping) -> str:
+def heads_sentence(heads: HeadsReport) -> str:
     total = len(heads["heads"])
     counts = {label: heads["labels"][label]["count"] for label in LABELS}
     parts = [f"{n} look{'s' if n == 1 else ''} {LOOKS[label]}" for label, n in counts.items() if n]
     return f"Of {total} heads {listed(parts)}."
 
 
-def families_sentence(clusters: Mapping) -> str:
+def families_sentence(clusters: ClustersReport) -> str:
     shape = clusters["structure"]
     if not shape["found"]:
         return f"The heads form no families: {shape['because'][0]}."
@@ -180,7 +216,7 @@ def families_sentence(clusters: Mapping) -> str:
     )
 
 
-def causes_sentence(ablation: Mapping) -> str:
+def causes_sentence(ablation: AblationReport) -> str:
     heads = ablation["heads"]
     needed = [head for head in heads if head["q"] < SIGNIFICANT and head["delta"] > 0]
     in_the_way = sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads)
@@ -189,7 +225,7 @@ def causes_sentence(ablation: Mapping) -> str:
         return f"No head is missed for certain; {way}."
     top = max(needed, key=lambda head: head["delta"])
     kinds = {kind: row["delta"] for kind, row in top["on"].items() if row["low"] > 0}
-    most = max(kinds, key=kinds.get) if kinds else None
+    most = max(kinds, key=lambda kind: kinds[kind]) if kinds else None
     on = f", most on targets that are {KIND_WORDS.get(most, most)} ({kinds[most]:+.3f})" if most else ""
     return (
         f"Without {top['name']} the model loses {top['delta']:.3f} nats a token{on}; {len(needed)} of {len(heads)} "
@@ -203,7 +239,7 @@ KIND_WORDS = {
 }  # fmt: skip
 
 
-def probes_sentence(probes: Mapping, training: Mapping) -> str:
+def probes_sentence(probes: ProbesReport, training: TrainingReport) -> str:
     entries = {"coreference": probes["coreference"], **probes["pairs"]}
     learnt = [name for name, entry in entries.items() if entry["shows"]]
     failed = [name for name, entry in entries.items() if entry["testable"] and not entry["shows"]]
@@ -219,7 +255,7 @@ def probes_sentence(probes: Mapping, training: Mapping) -> str:
     return "; ".join(parts) + "."
 
 
-def claims_sentence(claims: Sequence[Mapping]) -> str:
+def claims_sentence(claims: Sequence[DecidedClaim]) -> str:
     held, failed, untested, other = (sum(row["verdict"] == verdict for row in claims) for verdict in VERDICTS)
     return (
         f"Of {len(claims)} claims of the original {held} held on this model, {failed} did not, {untested} can't be "
@@ -228,16 +264,16 @@ def claims_sentence(claims: Sequence[Mapping]) -> str:
     )
 
 
-def engines_sentence(engine: Mapping) -> str:
+def engines_sentence(engine: EngineManifest) -> str:
     built = [name for name, row in engine["backends"].items() if not row["reason"]]
     return f"{count(len(built), 'engine')} built from the checkpoint: {listed(built) or 'none'}."
 
 
-def speed_sentence(benchmark: Mapping) -> str:
+def speed_sentence(benchmark: BenchmarkReport) -> str:
     return speed_line(benchmark)
 
 
-def profile_sentence(profile: Mapping) -> str:
+def profile_sentence(profile: ProfileReport) -> str:
     name, row = max(profile["ranges"].items(), key=lambda item: item[1]["share"])
     waits = profile["ranges"].get("data_wait")
     wait = f"; it waits for data {waits['share']:.1%} of the time".replace("%", " %") if waits else ""

@@ -1,12 +1,14 @@
-"""One look for all figures: colours that colour-blind readers tell apart, those of the page, and bytes that repeat."""
+"""One look for all figures and the page: colours that colour-blind readers tell apart, sizes, and bytes that repeat."""
 
 from __future__ import annotations
 
 import logging
 import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 
@@ -15,17 +17,16 @@ matplotlib.use("Agg")
 import seaborn as sns  # noqa: E402
 from matplotlib import font_manager  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-LABEL_COLOURS = {
-    "diagonal": "#C65200",
-    "local": "#02629C",
-    "token-specific": "#05A388",
-    "content-based": "#7D62A8",
-    "global": "#4A4946",
-    "sink": "#9A7400",
-    "mixed": "#AD4F7C",
-}
+LABELS = ("diagonal", "local", "token-specific", "content-based", "global", "sink", "mixed")
+OWN = ("#C65200", "#02629C", "#05A388", "#7D62A8", "#4A4946", "#9A7400", "#AD4F7C")
+OWN_ON_DARK = ("#E8702A", "#3A93DC", "#8EEAC4", "#B59AE0", "#A3A29E", "#D9B23C", "#E08FB4")
+LABEL_COLOURS = dict(zip(LABELS, OWN, strict=True))  # `set_up` changes them
+SETTINGS = {"size": 1.0}
+RESOLUTION = 110  # dots per inch of a PNG
+SMALLEST = 7  # points of text: 9 pixels and more where a figure is shown at its own size
 LETTERS = {
     "diagonal": "D", "local": "L", "token-specific": "T", "content-based": "C", "global": "G", "sink": "S",
     "mixed": "M",
@@ -56,6 +57,38 @@ sns.set_theme(
         "figure.constrained_layout.use": True,
     },
 )
+
+
+def set_up(size: float, palette: str) -> None:
+    """For all figures from now on: their size, in multiples of the usual one at equal text, and the classes' colours,
+    by the name of a palette of seaborn or `picollm`."""
+    SETTINGS["size"] = size
+    LABEL_COLOURS.update(zip(LABELS, colours(palette), strict=True))
+
+
+def colours(palette: str, dark: bool = False) -> tuple[str, ...]:
+    """One colour a class."""
+    if palette == "picollm":
+        return OWN_ON_DARK if dark else OWN
+    return tuple(to_hex(colour) for colour in sns.color_palette(palette, len(LABELS)))
+
+
+def css(palette: str, dark: bool = False) -> str:
+    """The classes' colours as the page's style sheet names them."""
+    return " ".join(
+        f"--{label}: {colour.lower()};" for label, colour in zip(LABELS, colours(palette, dark), strict=True)
+    )
+
+
+def every(names: Sequence[object], inches: float) -> list[int]:
+    """Which of the names fit along an axis without touching: all, or one in so many."""
+    step = max(1, -(-len(names) * SMALLEST * 1.15 // (72 * inches * SETTINGS["size"])))
+    return list(range(0, len(names), int(step)))
+
+
+def scaled(wide: float, high: float) -> tuple[float, float]:
+    """A figure's size in inches, from its usual one."""
+    return wide * SETTINGS["size"], high * SETTINGS["size"]
 
 
 def legible(text: str) -> str:
@@ -95,8 +128,8 @@ def characters(font: str) -> frozenset[int]:
         return frozenset()
 
 
-def save(figure: Figure, path: str | Path, suffix: str) -> None:
+def save(figure: Figure, path: str | Path | BinaryIO, suffix: str) -> None:
     """No date and no version inside: the same data give the same bytes. `suffix`: .svg or .png."""
     metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
-    figure.savefig(path, format=suffix[1:], dpi=110, metadata=metadata)
+    figure.savefig(path, format=suffix[1:], dpi=RESOLUTION, metadata=metadata)
     plt.close(figure)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from picollm.engine.table import best_row, on_cpu
 from picollm.files import read_json
 from picollm.report.chapters import CHAPTERS
+
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
+    from picollm.engine.shapes import BenchmarkReport
+    from picollm.model.training_report import TrainingReport
 
 ALIKE = 0.05  # nats a token, more than twice what a seed of training moves
 COUNTED = {"bigram": "a bigram", "four_gram": "a 4-gram", "four_gram_cache": "a 4-gram that remembers the row"}
@@ -19,7 +25,7 @@ def five_lines(reports: Path) -> list[str]:
     return lines(metrics, read_json(reports / "heads.json"), read_json(reports / "benchmark.json"))
 
 
-def lines(metrics: dict[str, dict], heads: dict, benchmark: dict) -> list[str]:
+def lines(metrics: dict[str, dict], heads: HeadsReport, benchmark: BenchmarkReport) -> list[str]:
     data, training = metrics["data"], metrics["training"]
     return [
         f"Data: {data['train_articles']:,} articles, {data['train_tokens']:,} training tokens, "
@@ -45,12 +51,13 @@ def rank(loss: float, losses: Mapping[str, float]) -> str:
     )
 
 
-def on_test(training: Mapping) -> tuple[float, dict[str, float]]:
+def on_test(training: Mapping[str, float] | TrainingReport) -> tuple[float, dict[str, float]]:
     """The test loss, and those of counting."""
-    return training["test_loss"], {name: training[f"test_{name}_loss"] for name in COUNTED}
+    losses = cast(Mapping[str, float], training)
+    return losses["test_loss"], {name: losses[f"test_{name}_loss"] for name in COUNTED}
 
 
-def training_line(training: dict) -> str:
+def training_line(training: Mapping[str, float]) -> str:
     trained = f"after {training['tokens']:,} tokens" if training["steps"] else "from elsewhere"
     loss, losses = on_test(training)
     return (
@@ -59,7 +66,7 @@ def training_line(training: dict) -> str:
     )
 
 
-def clusters_line(clusters: dict) -> str:
+def clusters_line(clusters: Mapping[str, float]) -> str:
     if not clusters["clusters"]:
         return (
             "Families of heads: none; the best cut of their distances is no better than that of one cloud without "
@@ -72,7 +79,7 @@ def clusters_line(clusters: dict) -> str:
     )
 
 
-def heads_line(heads: dict) -> str:
+def heads_line(heads: HeadsReport) -> str:
     found = {label: row for label, row in heads["labels"].items() if row["count"]}
     shares = ", ".join(f"{row['count']} {label}" for label, row in found.items())
     null = heads["null"]["labels"]["global"] / heads["null"]["heads"]
@@ -83,7 +90,7 @@ def heads_line(heads: dict) -> str:
     )
 
 
-def speed_line(benchmark: dict) -> str:
+def speed_line(benchmark: BenchmarkReport) -> str:
     best, tensorrt = best_row(benchmark), tensorrt_words(benchmark)
     if best is None:
         return f"Speed: no backend beside eager fp32 ran; TensorRT {tensorrt}."
@@ -97,7 +104,7 @@ def speed_line(benchmark: dict) -> str:
     )
 
 
-def tensorrt_words(benchmark: dict) -> str:
+def tensorrt_words(benchmark: BenchmarkReport) -> str:
     """Measured only where it has a latency; else the first reason why not."""
     rows = [row for row in benchmark["results"] if row["backend"].startswith("tensorrt")]
     if any("latency_ms" in row for row in rows):

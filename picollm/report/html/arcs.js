@@ -29,6 +29,7 @@ export function paint(place, choose) {
   const heads = state.pin === null ? [state.head] : [state.head, state.pin];
   const reach = Math.min(120, 22 + x / 14);
   const height = reach + 26 + (heads.length > 1 ? reach : 0);
+  x = Math.max(x, 280); // room for what is said where there are no arcs
   const svg = node("svg", { width: x, height, viewBox: `0 0 ${x} ${height}`, role: "group", "aria-label": "Sentence" });
   const base = reach + 4;
   heads.forEach((head, side) => {
@@ -44,6 +45,10 @@ export function paint(place, choose) {
       svg.append(node("path", { d: path, fill: "none", stroke: colour, "stroke-width": (0.6 + 4 * weight).toFixed(2), "stroke-opacity": (0.35 + 0.6 * weight).toFixed(2) }));
     }
   });
+  if (!svg.childElementCount) {
+    const who = heads.map((head) => DATA.facts[head].name).join(" and ");
+    svg.append(node("text", { x: x / 2, y: base - 22, "text-anchor": "middle", class: "none" }, `${who}: no word gets twice chance`));
+  }
   words.forEach((word, k) => {
     const label = node("text", { x: middle[k], y: base + 14, "text-anchor": "middle", class: state.word === k ? "on" : "", tabindex: 0, role: "button", "aria-pressed": state.word === k }, word);
     label.addEventListener("click", () => choose(k));

@@ -8,8 +8,10 @@ function channel(name) {
 }
 
 let palette = null;
+const tables = new Map();
 
 export function repaint() {
+  tables.clear();
   palette = { low: channel("--low"), high: channel("--high"), below: channel("--below"), above: channel("--above") };
 }
 
@@ -25,6 +27,26 @@ export function shade(value, view, scale) {
   }
   const share = scale === "linear" ? value : scale === "sqrt" ? Math.sqrt(value) : Math.max(0, 1 + Math.log10(Math.max(value, 1e-3)) / 3);
   return mix(palette.low, palette.high, Math.min(1, share));
+}
+
+const LEVELS = 254; // of a table: an even number, so that chance is a level of its own
+
+// A function from a value to its colour as canvases keep it (four bytes in one number), from a table: a sentence has
+// thousands of weights.
+export function painter(view, scale) {
+  const key = `${view} ${scale}`;
+  if (!tables.has(key)) tables.set(key, Uint32Array.from({ length: LEVELS + 1 }, (_, level) => packed(shade(value(level, view), view, scale))));
+  const table = tables.get(key);
+  if (view === "relative") return (p) => table[Math.round((Math.max(-1, Math.min(1, Math.log2(Math.max(p, 1e-6)) / RELATIVE)) + 1) * (LEVELS / 2))];
+  return (p) => table[Math.round(Math.sqrt(p) * LEVELS)];
+}
+
+function value(level, view) {
+  return view === "relative" ? 2 ** ((level / (LEVELS / 2) - 1) * RELATIVE) : (level / LEVELS) ** 2;
+}
+
+function packed(rgb) {
+  return new Uint32Array(Uint8Array.of(...rgb, 255).buffer)[0];
 }
 
 export function css(rgb) {

@@ -49,6 +49,16 @@ function rows(list) {
   return dl;
 }
 
+const opened = new Set(); // what was unfolded stays so for the next head
+
+function folded(title, ...content) {
+  const details = element("details");
+  details.open = opened.has(title);
+  details.addEventListener("toggle", () => opened[details.open ? "add" : "delete"](title));
+  details.append(element("summary", title), ...content);
+  return details;
+}
+
 function line(values, steps, most) {
   const svg = node("svg", { viewBox: "0 0 120 28", width: 120, height: 28, "aria-hidden": "true" });
   const points = values.map((value, k) => `${3 + (114 * k) / Math.max(1, steps.length - 1)},${25 - (22 * Math.max(0, Math.min(most, value ?? 0))) / most}`);
@@ -86,13 +96,11 @@ function about(number) {
     ["writes towards the next token", signed(head.direct[0], 3)],
     ["copies (share of 1, chance .5)", head.copying[0] === null ? "–" : head.copying[0].toFixed(2)],
     ["induction score", `${signed(head.scores.induction[0], 3)}${head.induction ? ": an induction head" : ""}`],
-    ...Object.entries(head.on).map(([kind, delta]) => [`lost on: ${kind}`, signed(delta, 3)]),
   ]));
+  box.append(folded("Nats lost, by kind of target", rows(Object.entries(head.on).map(([kind, delta]) => [kind, signed(delta, 3)]))));
   if (DATA.steps.length > 1) {
-    box.append(element("h2", `Over training, to step ${DATA.steps[DATA.steps.length - 1].toLocaleString("en")}`));
-    box.append(rows([["strongest positional kappa", line(head.over_time.kappa_max, DATA.steps, 1)], ["strongest set of tokens, times its threshold", line(head.over_time.kappa_set, DATA.steps, 4)], ["content share", line(head.over_time.content, DATA.steps, 1)]]));
+    box.append(folded(`Over training, to step ${DATA.steps[DATA.steps.length - 1].toLocaleString("en")}`, rows([["strongest positional kappa", line(head.over_time.kappa_max, DATA.steps, 1)], ["strongest set of tokens, times its threshold", line(head.over_time.kappa_set, DATA.steps, 4)], ["content share", line(head.over_time.content, DATA.steps, 1)]])));
   }
-  box.append(element("h2", "By category: kappa near by, 95 %; the class there"));
-  box.append(rows(DATA.categories.map((category) => [`${category.title}: ${head.categories[category.name]}`, [strip(head.by_category[category.name].kappa_local, -0.4, 1, DATA.thresholds.local, colour)]])));
+  box.append(folded("By category: kappa near by, 95 %; the class there", rows(DATA.categories.map((category) => [`${category.title}: ${head.categories[category.name]}`, [strip(head.by_category[category.name].kappa_local, -0.4, 1, DATA.thresholds.local, colour)]]))));
   return box;
 }

@@ -110,7 +110,7 @@ function theme() {
     document.documentElement.dataset.theme = dark() ? "light" : "dark";
     name();
     repaint();
-    if (!at("explorer-view").hidden) show({ maps: true, hash: false });
+    if (at("explorer-view")?.hidden === false) show({ maps: true, hash: false });
   });
 }
 

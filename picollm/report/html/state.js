@@ -31,11 +31,19 @@ export function read(hash) {
   return true;
 }
 
+let waiting = null;
+
+// Once the reader rests: a browser refuses hundreds of changes in a row, and each takes longer than a map does.
 export function write() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => history.replaceState(null, "", hash()), 100);
+}
+
+function hash() {
   const parts = { head: names[state.head], category: state.category, sentence: state.sentence, view: state.view, scale: state.scale };
   if (state.pin !== null) parts.pin = names[state.pin];
   if (state.word !== null) parts.word = state.word;
-  history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
+  return `#${new URLSearchParams(parts)}`;
 }
 
 export function sentences() {

@@ -1,7 +1,7 @@
 // The grid of all heads: one small map each, in the places of the first screen.
 
 import { DATA, HEADS, viewed, weights } from "./data.js";
-import { shade } from "./colour.js";
+import { painter } from "./colour.js";
 import { sentence, state } from "./state.js";
 
 const tiles = [];
@@ -9,7 +9,8 @@ const tiles = [];
 export function build(grid, choose) {
   grid.style.gridTemplateColumns = `22px repeat(${DATA.layers}, minmax(0, 1fr))`;
   grid.append(document.createElement("span"));
-  for (let layer = 0; layer < DATA.layers; layer++) grid.append(text(layer));
+  const dense = DATA.layers > 12; // no room for a badge, nor for each layer's number
+  for (let layer = 0; layer < DATA.layers; layer++) grid.append(text(dense && layer % 2 ? "" : layer));
   for (let row = 0; row < DATA.heads_a_layer; row++) {
     grid.append(text(row));
     for (let layer = 0; layer < DATA.layers; layer++) {
@@ -18,12 +19,12 @@ export function build(grid, choose) {
       const button = document.createElement("button");
       button.type = "button";
       button.style.setProperty("--c", `var(--${fact.label})`);
-      button.title = `${fact.name}: ${fact.label}${fact.tag ? ` (${fact.tag})` : ""}`;
+      button.title = `${fact.name}: ${fact.label}${fact.tag ? ` (${fact.tag})` : ""}${fact.sink ? "; much on the first position" : ""}`;
       button.setAttribute("aria-label", button.title);
       if (fact.stability < 0.8) button.classList.add("unstable");
       const canvas = document.createElement("canvas");
       button.append(canvas);
-      if (fact.sink) {
+      if (fact.sink && !dense) {
         const badge = document.createElement("span");
         badge.className = "badge";
         badge.textContent = "s";
@@ -64,15 +65,10 @@ export function draw(canvas, head) {
   if (canvas.width !== n) canvas.width = canvas.height = n;
   const context = canvas.getContext("2d");
   const image = context.createImageData(n, n);
+  const pixels = new Uint32Array(image.data.buffer);
+  const paint = painter(state.view, state.scale);
   for (let query = 0; query < n; query++) {
-    for (let key = 0; key <= query; key++) {
-      const rgb = shade(viewed(weight, state.view, query, key), state.view, state.scale);
-      const at = 4 * (query * n + key);
-      image.data[at] = rgb[0];
-      image.data[at + 1] = rgb[1];
-      image.data[at + 2] = rgb[2];
-      image.data[at + 3] = 255;
-    }
+    for (let key = 0; key <= query; key++) pixels[query * n + key] = paint(viewed(weight, state.view, query, key));
   }
   context.putImageData(image, 0, 0);
 }

@@ -1,0 +1,119 @@
+"""Distances between heads: the root of the mean Jensen-Shannon divergence of their rows, and what it is worth.
+
+Rows i >= 2 of non-sink attention are compared, in the notation of picollm.attention.measures.
+
+Shape suffixes: S sentence, H and G head (layers flattened), I analysed row, E entry (row, key) of the lower triangle,
+R replicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import squareform
+from scipy.special import xlogy
+
+from picollm.attention.maps import flat
+from picollm.stats import bootstrap_counts
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """Per sentence the weighted sum of row JSDs in bits and the sum of weights, [S, H, H]; categories [S], from 0."""
+
+    numerator: NDArray[np.float64]
+    denominator: NDArray[np.float64]
+    category: NDArray[np.int64]
+
+
+def sentence_divergences(maps: Iterable[NDArray], category: Sequence[int], *, sink: bool = False) -> Divergences:
+    """A row weighs min(w of one head, w of the other): rows that one of them parks on the sink say little.
+
+    With `sink` whole rows are compared, the sink's column included, and all weigh the same.
+    """
+    parts = [_divergence(flat(weights), sink) for weights in maps]
+    numerator, denominator = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+    return Divergences(numerator, denominator, np.asarray(category, dtype=np.int64))
+
+
+def _divergence(A_HQK: NDArray, sink: bool) -> tuple[NDArray, NDArray]:
+    n_heads, length = A_HQK.shape[:2]
+    numerator, denominator = np.zeros((2, n_heads, n_heads))
+    if length < 3:
+        return numerator, denominator
+    row_E, key_E = np.tril_indices(length)
+    analysed = (row_E >= 2) & (key_E >= (0 if sink else 1))
+    row_E, key_E = row_E[analysed], key_E[analysed]
+    starts = np.flatnonzero(np.diff(row_E, prepend=1))
+    A_HE = A_HQK[:, row_E, key_E]
+    w_HI = np.add.reduceat(A_HE, starts, axis=1)
+    w_HE = w_HI[:, row_E - 2]
+    p_HE = np.divide(A_HE, w_HE, out=np.zeros_like(A_HE), where=w_HE > 0)
+    entropy_HI = row_entropy(p_HE, starts)
+    for h in range(n_heads):  # one head against the later ones: the largest array is [H, E], a few hundred kB
+        weight_GI = np.minimum(w_HI[h], w_HI[h + 1 :])
+        mixture_GI = row_entropy((p_HE[h] + p_HE[h + 1 :]) / 2, starts)
+        jsd_GI = np.clip(mixture_GI - (entropy_HI[h] + entropy_HI[h + 1 :]) / 2, 0, 1)
+        numerator[h, h + 1 :], denominator[h, h + 1 :] = (weight_GI * jsd_GI).sum(1), weight_GI.sum(1)
+    return numerator + numerator.T, denominator + denominator.T
+
+
+def row_entropy(p_HE: NDArray, starts: NDArray) -> NDArray:
+    """Entropy in bits of each row of flattened rows that start at `starts`, [H, I]; 0 log 0 = 0."""
+    return -np.add.reduceat(xlogy(p_HE, p_HE), starts, axis=1) / np.log(2)
+
+
+def distances(divergences: Divergences, counts_RS: NDArray | None = None) -> Iterator[NDArray]:
+    """sqrt of the macro-mean over categories of the mean row JSD, [H, H] in [0, 1], for each replicate (default: one).
+
+    Two heads without any non-sink attention in common rows cannot be compared and are at distance 1. sqrt(JSD) is a
+    metric (Endres & Schindelin 2003); with weights that depend on the pair the mean is one only nearly.
+    """
+    if counts_RS is None:
+        counts_RS = np.ones((1, len(divergences.category)))
+    members = [divergences.category == c for c in np.unique(divergences.category)]
+    for counts_S in counts_RS:
+        total = present = 0.0
+        for member in members:
+            numerator, denominator = (
+                np.tensordot(counts_S[member], part[member], axes=1)
+                for part in (divergences.numerator, divergences.denominator)
+            )
+            total = total + np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+            present = present + (denominator > 0)
+        mean = np.divide(total, present, out=np.ones_like(total), where=present > 0)
+        np.fill_diagonal(mean, 0.0)
+        yield np.sqrt(mean)
+
+
+def resampled_distances(divergences: Divergences, *, replicates: int, seed: int) -> NDArray[np.float64]:
+    """The distances from bootstraps of the sentences within categories, [R, H, H]."""
+    counts_RS = bootstrap_counts(divergences.category, replicates=replicates, seed=seed)
+    return np.stack(list(distances(divergences, counts_RS)))
+
+
+def split_half(divergences: Divergences) -> tuple[float, float]:
+    """Distances from every second sentence against those from the others: mean absolute difference, correlation.
+
+    The first is the noise floor: two distances that differ by less are not told apart.
+    """
+    half = np.arange(len(divergences.category)) % 2
+    first, second = (squareform(d, checks=False) for d in distances(divergences, np.stack([half == 0, half == 1])))
+    varies = np.ptp(first) > 0 and np.ptp(second) > 0
+    correlation = np.corrcoef(first, second)[0, 1] if varies else float("nan")
+    return float(np.abs(first - second).mean()), float(correlation)
+
+
+def principal_coordinates(distance_HH: NDArray, dimensions: int = 2) -> tuple[NDArray, float]:
+    """Classical scaling (Torgerson 1952): [H, dimensions], and the share of the positive eigenvalues that it shows."""
+    n = len(distance_HH)
+    centre = np.eye(n) - 1 / n
+    values, vectors = np.linalg.eigh(-centre @ distance_HH**2 @ centre / 2)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(0), np.arange(n)] < 0, -1, 1)  # a sign is arbitrary
+    positive = np.maximum(values, 0)
+    shown = vectors[:, :dimensions] * np.sqrt(positive[:dimensions])
+    return shown, float(positive[:dimensions].sum() / positive.sum()) if positive.sum() > 0 else 0.0

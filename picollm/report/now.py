@@ -1,0 +1,46 @@
+"""The page of what lies there now, while a run is unfinished or out of date: `picollm page`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from picollm.attention.sentences import CATEGORIES
+from picollm.errors import PicollmError
+from picollm.files import write_text
+from picollm.pipeline.receipts import artefact
+from picollm.report.page import render
+from picollm.report.sources import FIGURES, PATHS, read_sources, run
+from picollm.status import next_run
+from picollm.yaml12 import read_yaml
+
+
+def page_of_now(output: Path, cfg: dict[str, Any]) -> list[str]:
+    """Writes the page; what is wrong with each report that it lacks or that is out of date, and what to run. Where
+    files were moved or edited since the last run, that comes first: nothing is known then of what is out of date.
+
+    Raises PicollmError where no report is there.
+    """
+    maps = [f"data/attention/{category}.npz" for category in CATEGORIES]
+    sources = read_sources(PATHS, maps)
+    if not sources.reports:
+        raise PicollmError(f"nothing to show yet: {next(iter(sources.absent.values()))}")
+    try:
+        waiting, first = made_by(next_run()), []
+    except PicollmError as error:
+        waiting, first = set(), [str(error)]
+    old = {
+        name: f"{path} is out of date: run `{run(path)}`"
+        for name, path in (PATHS | {"maps": maps[0], "figures": FIGURES}).items()
+        if artefact(path) in waiting and name not in sources.absent
+    }
+    write_text(output, render(Path(FIGURES), replace(sources, old=old), cfg))
+    return [*first, *(sources.absent | old).values()]
+
+
+def made_by(rules: Sequence[str]) -> set[str]:
+    """The files and folders that these rules make."""
+    stages = read_yaml("dvc.yaml")["stages"]
+    return {path for name in rules if name in stages for path in stages[name]["outs"]}
