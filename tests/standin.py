@@ -18,13 +18,13 @@ from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modul
 
 SCRIPT = '''"""Stand-in for {rule}; it imports what the real script imports, so it has the same fingerprint."""
 
-from typing import TYPE_CHECKING
-
 from picollm.pipeline.job import job
 from standin import make
 
-if TYPE_CHECKING:
+
+def never_called():
 {imports}
+
 
 with job() as rule:
     make(rule)

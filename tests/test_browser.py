@@ -121,7 +121,7 @@ def test_what_a_head_s_page_folds_stays_as_it_was_left(view):
 
 def test_a_click_on_the_map_opens_the_head(view):
     view.locator("svg.map a").nth(1).click()
-    view.wait_for_function("document.querySelector('#facts h3').textContent.startsWith('L0H1')")
+    view.wait_for_function("() => document.querySelector('#facts h3').textContent.startsWith('L0H1')")
     assert view.locator("#tiles [aria-pressed=true]").get_attribute("title").startswith("L0H1")
     assert "L1H2 in the original" in view.locator("#facts").inner_text()
 
@@ -135,7 +135,7 @@ def pixels(view, selector):
 
 def test_the_map_shows_the_weights(view):
     view.evaluate("location.hash = '#head=L1H0&category=0&sentence=0&view=raw&scale=linear'")
-    view.wait_for_function("document.querySelector('#facts h3').textContent.startsWith('L1H0')")
+    view.wait_for_function("() => document.querySelector('#facts h3').textContent.startsWith('L1H0')")
     maps = categories()[0].maps[0].reshape(4, 9, 9)
     low, high = np.array([252, 252, 250]), np.array([12, 38, 72])
     found = pixels(view, "#heat canvas").reshape(9, 9, 4)
@@ -156,7 +156,7 @@ def address(view, *parts):
 def test_the_views_differ_and_are_what_they_say(view):
     maps = categories()[0].maps[0].reshape(4, 9, 9)[0]
     view.evaluate("location.hash = '#head=L0H0&category=0&sentence=0&view=no-sink&scale=linear'")
-    view.wait_for_function("document.querySelector('#view [value=no-sink]').ariaPressed === 'true'")
+    view.wait_for_function("() => document.querySelector('#view [value=no-sink]').ariaPressed === 'true'")
     found = pixels(view, "#heat canvas").reshape(9, 9, 4)
     expected = maps[5, 3] / (1 - maps[5, 0])
     assert np.abs(found[5, 3, :3] - (np.array([252, 252, 250]) + np.array([-240, -214, -178]) * expected)).max() <= 4
@@ -190,7 +190,7 @@ def test_keys_choose_heads_sentences_and_words(view):
     address(view, "word=2")
     assert view.locator("#arcs text.on").text_content() == "cat"
     view.keyboard.press("Escape")
-    view.wait_for_function("!location.hash.includes('word')")
+    view.wait_for_function("() => !location.hash.includes('word')")
 
 
 def test_two_heads_side_by_side(view):

@@ -46,7 +46,7 @@ def tick_labels(figure) -> list[str]:
 def test_tokens_are_drawn_as_they_are_written(tmp_path, tokens, labels):
     weights = random_causal((1, 1, len(tokens) + 1, len(tokens) + 1), seed=1)
     figure = attention.flow_figure(weights, ["<|endoftext|>", *tokens])
-    assert tick_labels(figure) == labels
+    assert tick_labels(figure) == [*labels, "⟨eot⟩", *labels], "the edges, and beside them the rollout"
     gallery = Gallery(tmp_path / "manifest.json")
     gallery.add("flow.svg", figure, "Flow")
     svg = (tmp_path / "flow.svg").read_bytes()

@@ -49,7 +49,7 @@ def test_report_needs_no_network_and_names_what_was_not_run(project):
         r"<script[^>]*>", html
     )
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
-    assert html.count('src="data:image/') == 13 + 2 * 10
+    assert html.count('src="data:image/') == 14 + 2 * 10
     benchmark = json.loads((project.path / "reports/benchmark.json").read_text())
     assert benchmark["backends"]["tensorrt-fp32"]["status"] in html
     jsonschema.validate(benchmark, read_json(Path(picollm.engine.__path__[0], "benchmark.schema.json")))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import StringIO
 from modulefinder import ModuleFinder
 from pathlib import Path
 
@@ -51,6 +53,7 @@ OTHER = {
     "pretrain.warmup": 0.2, "engine.backends": ["eager-fp32"], "engine.grid": "full", "engine.outputs": ["full"],
     "engine.compute_capabilities": ["7.5"], "benchmark.batches": [2], "profile.tool": "nsys", "report.title": "other",
     "attention.sentences": "other.yaml", "attention.style": "wikitext", "pretrain.loading": "workers",
+    "report.palette": "deep",
 }  # fmt: skip
 FIRST = {section: (key, value) for section, key, value in reversed(LEAVES)}
 
@@ -109,15 +112,24 @@ def test_every_section_of_the_config_belongs_to_a_rule():
     assert set(yaml.safe_load(SMOKE)) == set(OF_SECTION)
 
 
+class OfWhatRuns(ModuleFinder):
+    """It takes a module's text without what stands under `if TYPE_CHECKING:`."""
+
+    def load_module(self, fqname, fp, pathname, file_info):
+        if fp is not None:
+            fp = StringIO(re.sub(r"^if TYPE_CHECKING:\n(?: .*\n|\n)+", "\n", fp.read().decode(), flags=re.M))
+        return super().load_module(fqname, fp, pathname, file_info)
+
+
 def importers() -> dict[str, set[str]]:
     """{module file: stages whose scripts import it}, by the standard library's own search, within this project.
 
-    Not by way of what only runs around a computation.
+    Not by way of what only runs around a computation, nor by imports for type checkers alone.
     """
     found: dict[str, set[str]] = {}
     for stage in ALL:
         script = ROOT / "workflow_scripts" / f"{stage}.py"
-        finder = ModuleFinder(path=[str(ROOT)], excludes=["picollm.pipeline", "picollm.errors", "picollm.progress"])
+        finder = OfWhatRuns(path=[str(ROOT)], excludes=["picollm.pipeline", "picollm.errors", "picollm.progress"])
         finder.run_script(str(script))
         for module in finder.modules.values():
             if module.__file__ and not module.__file__.endswith("__init__.py"):

@@ -81,10 +81,10 @@ def number(value: float | int | None, digits: int = 3) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits that matter, and a sign where it is below 1."""
+    """Three digits that matter."""
     if value == 0:
         return "0"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:+.3f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
 def chance(p: float | None, name: str = "") -> str:
