@@ -1,4 +1,4 @@
-"""Engine, benchmark, profile. These are measurements: nothing else runs beside the last two.
+"""Engine, benchmark, profile. These are measurements: nothing else runs beside them.
 
 REQUIRED INPUTS: the trained model, packed tokens.
 OUTPUTS: data/engine/, reports/benchmark.json and .csv, data/profile/, reports/profile.json.
@@ -19,6 +19,7 @@ rule trt_compile:
         "logs/benchmarks/trt_compile.tsv"
     conda:
         "envs/picollm.yaml"
+    threads: workflow.cores  # compilers time kernels while they choose
     params:
         cfg=sections("engine", "compute"),
         code=fingerprint("trt_compile"),

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from picollm.data.loading import Rows, open_split
 from picollm.errors import PicollmError
 from picollm.files import read_json
-from picollm.model.device import set_up
+from picollm.model.device import set_up_to_train
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig
 from picollm.model.weights import load_config
@@ -73,7 +73,7 @@ def main() -> None:
         load_config(spec["config"]),
         TrainingConfig(**spec["pretrain"]),
         open_split(spec["tokens"], "train"),
-        set_up(**spec["compute"]),
+        set_up_to_train(**spec["compute"]),
         steps=spec["steps"],
         warmup=spec["warmup"],
         trace=arguments.trace,
