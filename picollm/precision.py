@@ -45,8 +45,9 @@ BF16_CAPABILITY = (8, 0)  # Ampere: the first NVIDIA GPUs whose tensor cores tak
 def has_bf16(device_type: str = "cpu", gpus: int = 1) -> bool:
     """Whether the device multiplies bfloat16 itself; of several `gpus` of this machine, whether each one does.
 
-    torch's own question is answered yes for older GPUs too, as it can emulate it. A processor must say so, torch's kernels must agree (ATEN_CPU_CAPABILITY may forbid them), and so must the clock
-    (ONEDNN_MAX_CPU_ISA, a virtual machine). A processor that nothing is known of has none.
+    torch's own question is answered with yes for older GPUs too, as it can emulate it. A processor must say so, torch's
+    kernels must agree (ATEN_CPU_CAPABILITY may forbid them), and so must the clock (ONEDNN_MAX_CPU_ISA, a virtual
+    machine). A processor that nothing is known of has none.
     """
     if device_type == "cuda":
         here = range(min(gpus, torch.cuda.device_count()))
