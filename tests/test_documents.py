@@ -125,8 +125,8 @@ def test_numbers_of_the_readme_are_those_of_the_gallery():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| [^|]+ \| ([\d.]+)( %)? \| ([\d.]+)(?: %)? \| `(\w+)\.(\w+)` \|$", text, re.M)
     assert len(rows) >= 5
-    for default, percent, study, chapter, key in rows:
-        for shown, folder in ((default, "docs/gallery"), (study, "docs/gallery/study")):
+    for default, percent, grammar, chapter, key in rows:
+        for shown, folder in ((default, "docs/gallery"), (grammar, "docs/gallery/grammar")):
             value = json.loads((ROOT / folder / f"metrics/{chapter}.json").read_text(encoding="utf-8"))[key]
             decimals = len(shown.partition(".")[2])
             assert shown == f"{value * (100 if percent else 1):.{decimals}f}", f"{chapter}.{key} in {folder}"
