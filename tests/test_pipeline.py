@@ -83,7 +83,7 @@ def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
         assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name
     for path in (project.path / "data/attention").glob("*.npz"):
         assert (project.path / "mine/attention" / path.name).read_bytes() == path.read_bytes()
-    assert len(list((project.path / "mine/figures").glob("*.*g"))) == 6
+    assert len(list((project.path / "mine/figures").glob("*.*g"))) == 7
     sentences = project.path / "own.yaml"
     sentences.write_text("simple: nothing")
     assert "own.yaml" in refused(project, "analyze", "--sentences", "own.yaml")
