@@ -8,24 +8,27 @@ Written from the reports of a finished run:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from picollm.files import write_json
-from picollm.report.findings import FAILED, HELD
+from picollm.files import read_json, write_json
+from picollm.report.findings import FAILED, HELD, FindingsReport
+from picollm.report.tested_probes import tested_probes
+
+if TYPE_CHECKING:
+    from picollm.attention.heads import HeadsReport
+    from picollm.mechanisms.probes import ProbesReport
 
 ANSWERS = Path(__file__).parent / "html" / "known_answers.json"
 
 
 def known_answers() -> dict[str, dict[str, str]]:
     """What the tests said: {"claims": {claim: words}, "probes": {probe: words}, "relations": {relation: words}}."""
-    return json.loads(ANSWERS.read_text(encoding="utf-8"))
+    return read_json(ANSWERS)
 
 
-def answers(findings: Mapping, probes: Mapping, heads: Mapping) -> dict[str, dict[str, str]]:
+def answers(findings: FindingsReport, probes: ProbesReport, heads: HeadsReport) -> dict[str, dict[str, str]]:
     """The same, from a run's reports: of what its text decides, linguistic roles and what emerges."""
-    entries = {"coreference": probes["coreference"], **probes["pairs"]}
     return {
         "claims": {
             row["claim"]: row["verdict"]
@@ -33,7 +36,10 @@ def answers(findings: Mapping, probes: Mapping, heads: Mapping) -> dict[str, dic
             if (row["section"] == "C" or row["claim"].endswith("emerge in training"))
             and row["verdict"] in (HELD, FAILED)
         },
-        "probes": {name: probe_words(entry) for name, entry in entries.items() if entry["testable"]},
+        "probes": {
+            name: f"{'yes' if entry['shows'] else 'no'}, {100 * own['accuracy']:.0f} %"
+            for name, (own, entry) in tested_probes(probes).items()
+        },
         "relations": {
             kind: f"{row['effect']:+.3f}, p {row['p']:.2g}"
             for kind, row in heads["relations"].items()
@@ -42,11 +48,6 @@ def answers(findings: Mapping, probes: Mapping, heads: Mapping) -> dict[str, dic
     }
 
 
-def probe_words(entry: Mapping) -> str:
-    own = entry.get("chosen_on_one_half") or entry["model"]
-    return f"{'yes' if entry['shows'] else 'no'}, {100 * own['accuracy']:.0f} %"
-
-
 if __name__ == "__main__":
-    reports = (json.loads(Path("reports", f"{name}.json").read_bytes()) for name in ("findings", "probes", "heads"))
-    write_json(ANSWERS, answers(*reports))
+    findings, probes, heads = (read_json(Path("reports", f"{name}.json")) for name in ("findings", "probes", "heads"))
+    write_json(ANSWERS, answers(findings, probes, heads))
