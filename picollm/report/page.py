@@ -189,7 +189,8 @@ def render(figures: Path, sources: Sources, cfg: Mapping[str, Any]) -> str:
 
 def notes(sources: Sources, needs: tuple[str, ...]) -> list[str]:
     """What a chapter lacks or has from before, and what to run."""
-    return [(sources.absent | sources.old)[name] for name in needs if name in sources.absent | sources.old]
+    why = sources.absent | sources.old
+    return [why[name] for name in needs if name in why]
 
 
 def explorer_of(sources: Sources, most: int, pictures: Mapping[str, Mapping]) -> tuple[dict, list[str]]:
