@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import threading
 from functools import cache
 from pathlib import Path
 
 # A job's wrapper and records, the text of its errors, its progress bar.
 AROUND = ("picollm/pipeline/", "picollm/errors.py", "picollm/progress.py")
+# Two threads that parse at once end with a SystemError now and then in Python 3.11 (python/cpython#106905).
+PARSING = threading.Lock()
 
 
 @cache
@@ -34,7 +37,8 @@ def code_files(script: Path, root: Path) -> tuple[Path, ...]:
 def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
     """picollm modules named by the import statements of a file that run, those inside functions included."""
     names: set[str] = set()
-    queue: list[ast.AST] = [ast.parse(path.read_bytes())]
+    with PARSING:
+        queue: list[ast.AST] = [ast.parse(path.read_bytes())]
     while queue:
         node = queue.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
