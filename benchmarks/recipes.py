@@ -29,6 +29,7 @@ from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model.device import set_up
 from picollm.model.training import Trainer, train
 from picollm.model.transformer import ModelConfig
+from picollm.seed_summary import spread, told
 from picollm.seeds import labels_of
 from picollm.seeds import trainer_of as trained_by
 from picollm.yaml12 import read_yaml
@@ -135,14 +136,10 @@ def table(found: dict[str, list[dict]]) -> str:
         "|" + "---|" * (3 + len(classes)),
     ]
     for name, runs in sorted(found.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
-        columns = [spread([run[label] for run in runs], 0) for label in classes]
-        steps, loss = spread([run["steps"] for run in runs], 0), spread([run["loss"] for run in runs], 3)
+        columns = [told(spread([run[label] for run in runs]), ".0f") for label in classes]
+        steps, loss = (told(spread([run[k] for run in runs]), form) for k, form in (("steps", ".0f"), ("loss", ".3f")))
         lines.append(f"| {name} | {steps} | {loss} | {' | '.join(columns)} |")
     return "\n".join(lines)
-
-
-def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""picollm from Python: `picollm.load_model`, `maps`, `label_heads`, `ablate` (docs/python.md)."""
+"""picollm from Python: `picollm.load_model`, `maps`, `label_heads`, `induction`, `ablate` (docs/python.md)."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Maps", "Model", "ablate", "label_heads", "load_model", "maps"]
+__all__ = ["Maps", "Model", "ablate", "induction", "label_heads", "load_model", "maps"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,17 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.analysis import open_any
-from picollm.attention.controls import Examined
 from picollm.attention.extraction import attention_maps, check, tokenise
 from picollm.attention.heads import classify_heads
-from picollm.attention.maps import CategoryMaps, name_of
+from picollm.attention.maps import CategoryMaps, names_of
 from picollm.attention.sentences import Sentence, parse
 from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
-from picollm.mechanisms.intervention import baseline as losses_of
-from picollm.mechanisms.intervention import each_head, mean_outputs
-from picollm.model.foreign import ForeignModel
-from picollm.stats import interval_columns, per_head
+from picollm.mechanisms import causes
+from picollm.model.foreign import Examined
+from picollm.stats import interval_columns
 
 HEADS = {"kappa": 0.25, "content": 0.15, "broad": 0.8, "sink": 0.1, "window": 4, "bootstraps": 1000, "seed": 1}
 CPU = torch.device("cpu")
@@ -40,8 +38,7 @@ class Model:
     @property
     def heads(self) -> list[str]:
         """The names of all heads, layer by layer: L0H0, L0H1, ..."""
-        shape = self.network.config
-        return [name_of(h, shape.n_heads) for h in range(shape.n_layers * shape.n_heads)]
+        return names_of(self.network.config)
 
 
 @dataclass(frozen=True)
@@ -91,24 +88,15 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
     )
 
 
+def induction(model: Model) -> pd.DataFrame:
+    """One row a head: scores on random tokens that come twice (previous, duplicate, induction: 0 for uniform attention,
+    1 for all weight) and copying (.5 by chance), each with its 95 % interval over sequences; induction_head."""
+    return pd.DataFrame(causes.induction(model.network, model.tokenizer.start, CPU))
+
+
 def ablate(model: Model, texts: Sequence[str]) -> pd.DataFrame:
     """What the texts lose without each head, its output at its mean over them: nats per token (`delta`), its 95 %
     interval over texts, p, and q over the heads. At least two texts."""
     found = [tokenise(Sentence(text), model.tokenizer) for text in texts]
-    if len(found) < 2:
-        raise PicollmError("ablate needs two texts or more: its interval is over them")
     check(model.network, "texts", found)
-    network, more = model.network, []
-    rows = [torch.tensor([tokens.ids]) for tokens in found]
-    if isinstance(network, ForeignModel):
-        means, shape = network.mean_outputs(rows), (network.config.n_layers, network.config.n_heads)
-        for ids in rows:
-            whole = network.nats(ids).mean()
-            one = torch.eye(shape[0] * shape[1], dtype=torch.bool).view(-1, *shape)
-            more.append(torch.stack([network.without(ids, mask, means).mean() - whole for mask in one]).numpy())
-    else:
-        means = mean_outputs(network, rows)
-        for ids in rows:
-            lost = each_head(network, ids, "mean", means) - losses_of(network, ids)
-            more.append(lost.mean((1, 2)).numpy())
-    return pd.DataFrame(per_head(np.stack(more, axis=1).astype(np.float64), model.heads, seed=1))
+    return pd.DataFrame(causes.ablated(model.network, [tokens.ids for tokens in found], CPU))

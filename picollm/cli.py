@@ -77,6 +77,8 @@ COMMANDS = {
         MODEL,
         option("--sentences", help="YAML like attention.sentences, or .txt (a line a sentence), .csv, .json"),
         output("analysis", FOLDER),
+        option("--ablate", action="store_true",
+               help="also what the sentences lose without each head; takes much longer"),
     ],
     "control": [
         option("known", help="gpt2 or pythia"),

@@ -178,12 +178,17 @@ def trained(folder: str):
 
 
 def analyze(arguments: argparse.Namespace) -> None:
-    """What the heads of a trained model do: maps, statistics, labels, clusters and figures, by config.yaml's rules."""
-    from picollm.attention.analysis import analyse_model, open_any
+    """What the heads of a trained model do: maps, statistics, labels, clusters and figures, by config.yaml's rules.
+
+    Also induction and copying on random tokens that come twice, and with --ablate what the sentences lose without each
+    head.
+    """
+    from picollm.attention.analysis import analyse_model, causes_of, open_any
     from picollm.attention.clusters import metrics
     from picollm.attention.extraction import THREADS
     from picollm.config import load
     from picollm.model.device import set_up
+    from picollm.model.foreign import ForeignModel
     from picollm.report.attention_figures import head_figures
     from picollm.report.gallery import Gallery
     from picollm.report.style import set_up as set_up_figures
@@ -192,23 +197,26 @@ def analyze(arguments: argparse.Namespace) -> None:
     config, folder = load("config.yaml"), Path(arguments.output)
     writable(folder)
     sentences, style = arguments.sentences or config["attention"]["sentences"], config["attention"]["style"]
-    device = set_up(config["compute"]["device"], threads=THREADS)
     sections = {name: config[name] for name in ("heads", "clusters")}
     model, tokenizer = open_any(arguments.model)
+    threads = config["compute"]["threads"] if isinstance(model, ForeignModel) else THREADS
+    device = set_up(config["compute"]["device"], threads)
     given = {"device": device, "tokenizer": tokenizer}
     heads, clusters, arrays = analyse_model(model, sentences, style, folder, **given, **sections)
     set_up_figures(config["report"]["figure_size"], config["report"]["palette"])
     gallery = Gallery(folder / "figures/manifest.json")
     head_figures(gallery, heads, None, clusters, arrays)
     gallery.finish()
-    print(heads_line(heads), clusters_line(metrics(clusters)), f"Written: {folder}/", sep="\n")
+    told = causes_of(model, tokenizer, folder, device, ablate=arguments.ablate)
+    print(heads_line(heads), clusters_line(metrics(clusters)), *told, f"Written: {folder}/", sep="\n")
 
 
 def seeds(arguments: argparse.Namespace) -> None:
     """Train and label several seeds of config.yaml: what of the heads is the recipe's, and what is chance."""
     from picollm.config import load
     from picollm.files import write_json
-    from picollm.seeds import lines, run_seeds
+    from picollm.seed_summary import lines
+    from picollm.seeds import run_seeds
 
     config = load("config.yaml")
     writable(Path(arguments.output).parent)

@@ -87,7 +87,9 @@ class Model(Section):
     tied: bool = key("embedding and output layer share one matrix")
     rope_theta: float = key("base of the rotary position frequencies", gt=1)
     rope_cache: int = key("longest sequence that the model accepts", gt=0)
-    checkpoint: str | None = key("folder of a trained model (picollm's or Hugging Face's StableLM); null: train one")
+    checkpoint: str | None = key(
+        "folder of a trained model, picollm's or of transformers (docs/training.md); null: train one"
+    )
 
     @model_validator(mode="after")
     def heads_divide_width(self) -> Model:
@@ -216,6 +218,7 @@ class Report(Section):
     palette: Literal["picollm", "colorblind", "deep", "muted"] = key(
         "colours of the classes of heads: picollm (told apart by colour-blind readers) | one of seaborn's"
     )
+    seeds: str | None = key("a file of `picollm seeds`, whose spread is shown next to the classes' shares; null: none")
 
 
 class Config(Section):

@@ -7,6 +7,7 @@ from typing import Any
 
 from picollm.data.archives import linked_folders, text_files
 from picollm.errors import PicollmError
+from picollm.model.folders import INDEX, is_foreign_folder, weight_files
 
 
 def corpus_source(corpus: dict[str, Any]) -> str | None:
@@ -41,17 +42,37 @@ def corpus_files(corpus: dict[str, Any]) -> list[str]:
 
 def model_files(model: dict[str, Any]) -> list[str]:
     """The files of model.checkpoint, for the same reason. Raises PicollmError where one is missing."""
-    folder = model["checkpoint"]
-    if folder is None:
+    if model["checkpoint"] is None:
         return []
-    files = [Path(folder) / name for name in ("model.safetensors", "config.json")]
+    folder = Path(model["checkpoint"])
+    if folder.is_dir() and is_foreign_folder(folder):
+        index = [folder / INDEX] if not (folder / "model.safetensors").is_file() else []
+        files = [*weight_files(folder), *index, folder / "config.json", folder / "tokenizer.json"]
+    else:
+        files = [folder / name for name in ("model.safetensors", "config.json")]
     for file in files:
         if not file.is_file():
             raise PicollmError(
-                f"model.checkpoint = {folder}: {file} is missing; name a folder on this machine with both (weights in "
-                "several files and pytorch_model.bin are not read, nor is a name on a hub), or null to train a model"
+                f"model.checkpoint = {folder}: {file} is missing; name a folder on this machine that has it "
+                "(pytorch_model.bin is not read, nor is a name on a hub), or null to train a model"
             )
     return refuse_names("model.checkpoint", [str(file) for file in files])
+
+
+def tokenizer_files(model: dict[str, Any]) -> list[str]:
+    """tokenizer.json and config.json of a checkpoint of another family: its text is written in its own tokens."""
+    folder = model["checkpoint"]
+    if folder is None or not (Path(folder).is_dir() and is_foreign_folder(Path(folder))):
+        return []
+    return [str(Path(folder) / name) for name in ("tokenizer.json", "config.json")]
+
+
+def seed_files(report: dict[str, Any]) -> list[str]:
+    """The file of report.seeds. Raises PicollmError where it is missing."""
+    path = report["seeds"]
+    if path and not Path(path).is_file():
+        raise PicollmError(f"report.seeds = {path}: no such file; `picollm seeds 3` writes one, or set it to null")
+    return refuse_names("report.seeds", [path]) if path else []
 
 
 def refuse_names(key: str, paths: list[str]) -> list[str]:

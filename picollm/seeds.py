@@ -7,7 +7,6 @@ seeds; which head is which is compared too, and agrees about as often as chance 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 
 from picollm.attention.controls import peaked_models, untrained_models, values_of
 from picollm.attention.extraction import tokenise
-from picollm.attention.key_sets import key_sets
-from picollm.attention.labels import LABELS, Thresholds, assign, effective_thresholds, percentiles_99
+from picollm.attention.labels import Thresholds, assign, effective_thresholds, percentiles_99
+from picollm.attention.sample import sample_of
 from picollm.attention.sentences import load_sentences
 from picollm.data.loading import open_split
 from picollm.data.tokenizers import gpt2
@@ -27,6 +26,7 @@ from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.precision import fit
 from picollm.progress import progress
+from picollm.seed_summary import recipe, summary
 
 
 def trainer_of(config: Mapping[str, Any], rows: NDArray, shape: ModelConfig, device: torch.device) -> Trainer:
@@ -38,15 +38,14 @@ def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.devic
     """Indices into LABELS of the model's heads, by the pipeline's rule and the config's sentences; one untrained model
     of each kind is the null."""
     tokenizer = gpt2()
-    found = [
+    found = (
         (c, tokenise(sentence, tokenizer))
         for c, category in enumerate(load_sentences(**config["attention"]).values())
         for sentence in category.sentences
-    ]
-    number, ids = [c for c, _ in found], [tokens.ids for _, tokens in found]
-    keys = [key_sets(tokens.ids, tokens.strings, tokens.gold) for _, tokens in found]
-    section = config["heads"]
-    shared = {"keys": keys, "window": section["window"], "device": device}
+    )
+    sample = sample_of((c, tokens.ids, tokens.strings, tokens.gold) for c, tokens in found)
+    ids, number, section = sample.ids, sample.category, config["heads"]
+    shared = {"keys": sample.keys, "window": section["window"], "device": device}
     values = {name: value[0] for name, value in values_of([model.eval()], ids, number, **shared).items()}
     null = values_of(untrained_models(model, models=1, seed=1), ids, number, **shared)
     as_peaked = peaked_models(model, values["broad"], ids, models=1, seed=1, device=device)
@@ -70,41 +69,4 @@ def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[i
         train(trainer, validation)
         losses.append(trainer.best["loss"])
         labels.append(labels_of(trainer.model, own, device))
-    return summary(list(seeds), losses, np.stack(labels))
-
-
-def summary(seeds: Sequence[int], losses: Sequence[float], labels_SH: NDArray[np.int64]) -> dict:
-    """Mean and extremes of the loss and of each class's share; of pairs of seeds, the share of heads with one label."""
-    shares_SL = (labels_SH[:, :, None] == np.arange(len(LABELS))).mean(1)
-    pairs = list(combinations(range(len(seeds)), 2))
-    agree = [float((labels_SH[a] == labels_SH[b]).mean()) for a, b in pairs]
-    chance = [float(shares_SL[a] @ shares_SL[b]) for a, b in pairs]
-    return {
-        "format": 1,
-        "seeds": list(seeds),
-        "validation_loss": spread(losses),
-        "shares": {label: spread(shares_SL[:, k]) for k, label in enumerate(LABELS)},
-        "agreement": float(np.mean(agree)) if pairs else None,
-        "agreement_by_chance": float(np.mean(chance)) if pairs else None,
-    }
-
-
-def spread(values: Sequence[float] | NDArray) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "least": float(np.min(values)), "most": float(np.max(values))}
-
-
-def lines(report: Mapping[str, Any]) -> list[str]:
-    """The summary, to be read."""
-    loss = report["validation_loss"]
-    told = [
-        f"{len(report['seeds'])} seeds: validation loss {loss['mean']:.3f} ({loss['least']:.3f} to {loss['most']:.3f})"
-    ]
-    for label, row in report["shares"].items():
-        if row["most"]:
-            told.append(f"{label:15} {row['mean']:.0%} of the heads ({row['least']:.0%} to {row['most']:.0%})")
-    if report["agreement"] is not None:
-        told.append(
-            f"Of two seeds {report['agreement']:.0%} of the heads have the same class; by chance "
-            f"{report['agreement_by_chance']:.0%}."
-        )
-    return told
+    return summary(list(seeds), losses, np.stack(labels), recipe(config, manifest))

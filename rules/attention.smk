@@ -12,6 +12,7 @@ rule extract_attention:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
         sentences=CONFIG["attention"]["sentences"],
+        tokenizer=TOKENIZER_FILES,
     output:
         **{category: f"data/attention/{category}.npz" for category in CATEGORIES},
     log:

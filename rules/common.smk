@@ -18,6 +18,7 @@ from picollm.pipeline import locks, seal, watch
 from picollm.pipeline.dvc_yaml import check_dvc_yaml, check_writable, stages_of
 from picollm.pipeline.receipts import artefact
 from picollm.report.chapters import CHAPTERS
+from picollm.seed_summary import SECTIONS as SEED_SECTIONS
 
 ROOT = Path(workflow.basedir)
 # Snakemake's flags, by its own names, of calls that run no rule. They need no proof of the data, and `picollm sync`
@@ -42,6 +43,8 @@ try:
     CONFIG = picollm_config.load("config.yaml")
     CORPUS_FILES = files.corpus_files(CONFIG["corpus"])
     MODEL_FILES = files.model_files(CONFIG["model"])
+    TOKENIZER_FILES = files.tokenizer_files(CONFIG["model"])
+    SEED_FILES = files.seed_files(CONFIG["report"])
     files.refuse_names("attention.sentences", [CONFIG["attention"]["sentences"]])
     if workflow.is_main_process:  # before hours of training, not after
         load_sentences(CONFIG["attention"]["sentences"])

@@ -30,6 +30,7 @@ rule tokenize_slice:
     """One share of the training split's ids, where tokens.slices asks for more than one job."""
     input:
         train="data/corpus/train.parquet",
+        tokenizer=TOKENIZER_FILES,
     output:
         ids=temp(SLICES),
     log:
@@ -46,12 +47,13 @@ rule tokenize_slice:
 
 
 rule tokenize_pack:
-    """GPT-2 byte-pair ids, packed into rows of the model's context."""
+    """GPT-2 byte-pair ids, or those of a checkpoint's tokenizer, packed into rows of the model's context."""
     input:
         train="data/corpus/train.parquet",
         validation="data/corpus/validation.parquet",
         test="data/corpus/test.parquet",
         slices=slices(),
+        tokenizer=TOKENIZER_FILES,
     output:
         manifest="data/tokens/manifest.json",
         metrics="reports/metrics/data.json",

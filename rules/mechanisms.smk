@@ -13,6 +13,7 @@ rule score_mechanisms:
         config="data/model/config.json",
         snapshots="data/model/snapshots/manifest.json",
         tokens="data/tokens/manifest.json",
+        tokenizer=TOKENIZER_FILES,
         maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
         heads="reports/heads.json",
     output:
@@ -38,6 +39,7 @@ rule ablate_heads:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
         tokens="data/tokens/manifest.json",
+        tokenizer=TOKENIZER_FILES,
     output:
         report="reports/ablation.json",
         metrics="reports/metrics/ablation.json",
@@ -61,6 +63,7 @@ rule probe_heads:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
         tokens="data/tokens/manifest.json",
+        tokenizer=TOKENIZER_FILES,
     output:
         report="reports/probes.json",
         metrics="reports/metrics/probes.json",
@@ -83,6 +86,7 @@ rule full_study:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
         tokens="data/tokens/manifest.json",
+        tokenizer=TOKENIZER_FILES,
         maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
         heads="reports/heads.json",
         clusters="reports/clusters.json",

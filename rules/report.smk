@@ -42,6 +42,7 @@ rule final_report:
         page=sorted(str(path) for path in Path("picollm/report/html").iterdir()),
         maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
         data="data/tokens/manifest.json",
+        seeds=SEED_FILES,
         training="reports/training.json",
         heads="reports/heads.json",
         clusters="reports/clusters.json",
@@ -65,7 +66,7 @@ rule final_report:
     conda:
         "envs/picollm.yaml"
     params:
-        cfg=sections("report", "corpus"),
+        cfg=sections("report", "corpus", *(SEED_SECTIONS if SEED_FILES else ())),
         code=fingerprint("final_report"),
     script:
         "../workflow_scripts/final_report.py"

@@ -14,11 +14,15 @@ from refusals import refusal
 
 import picollm
 from picollm.data.tokenizer import VOCAB_SIZE
+from picollm.files import write_json
 from picollm.model.huggingface import export
 from picollm.model.transformer import ModelConfig, Transformer
-from picollm.seeds import lines, summary
+from picollm.presets import preset
+from picollm.report.sources import Sources, with_seeds
+from picollm.seed_summary import for_report, lines, recipe, summary
 
 ROOT = Path(__file__).parents[1]
+ENDS = ("", "_low", "_high")
 TEXTS = ["The cat sat on the mat.", "Iron is a heavy grey metal.", "Most owls hunt small animals at night.", "He left."]
 
 
@@ -59,6 +63,10 @@ def test_maps_labels_and_costs(folder):
     assert found.weights.shape == (2, 2, 8, 8) and found.weights.sum(-1) == pytest.approx(1, abs=1e-5)
     heads = picollm.label_heads(model, TEXTS, null_models=1)
     assert list(heads["name"]) == model.heads and {"label", "kappa_local", "kappa_local_low"} <= set(heads)
+    scores = picollm.induction(model)
+    assert list(scores["name"]) == model.heads and not scores["induction_head"].any()
+    columns = [f"{score}{end}" for score in ("previous", "duplicate", "induction", "copying") for end in ENDS]
+    assert list(scores) == ["name", *columns, "induction_head"]
     costs = picollm.ablate(model, TEXTS)
     assert list(costs) == ["name", "delta", "low", "high", "p", "q"] and (costs["low"] <= costs["high"]).all()
     assert np.isfinite(costs["delta"]).all()
@@ -68,7 +76,7 @@ def test_both_kinds_of_models_lose_the_same_without_a_head(folder, tmp_path):
     """Our model, and the same weights through transformers' StableLM."""
     pytest.importorskip("transformers", reason="pip install -e '.[models]'")
     from picollm.api import Model
-    from picollm.model.foreign import load_foreign_model
+    from picollm.model.foreign_folder import load_foreign_model
 
     own = picollm.load_model(folder)
     other = Model(load_foreign_model(str(folder)), own.tokenizer)
@@ -82,7 +90,7 @@ def test_what_can_not_be_done_is_one_line(folder):
     model = picollm.load_model(folder)
     assert "the model's context is 32" in refusal(picollm.maps, model, "word " * 60)
     assert "has one token" in refusal(picollm.maps, model, "word")
-    assert "two texts or more" in refusal(picollm.ablate, model, TEXTS[:1])
+    assert "two sentences or more" in refusal(picollm.ablate, model, TEXTS[:1])
     assert "the model's context is 32" in refusal(picollm.ablate, model, [TEXTS[0], "word " * 60])
     assert "one text or more" in refusal(picollm.label_heads, model, [])
 
@@ -111,10 +119,31 @@ def test_the_notebook_runs(folder, tmp_path):
 
 def test_seeds_are_compared_by_share_and_by_head():
     labels = np.array([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 4]])
-    found = summary([1, 2, 3], [6.0, 6.2, 6.4], labels)
+    found = summary([1, 2, 3], [6.0, 6.2, 6.4], labels, "recipe")
     assert found["validation_loss"] == {"mean": pytest.approx(6.2), "least": 6.0, "most": 6.4}
     assert found["shares"]["diagonal"] == {"mean": 0.5, "least": 0.5, "most": 0.5}
     assert found["agreement"] == pytest.approx((0 + 3 / 4 + 0) / 3)
     assert found["agreement_by_chance"] == pytest.approx((0.5 + 0.375 + 0.375) / 3)
     assert lines(found)[0] == "3 seeds: validation loss 6.200 (6.000 to 6.400)"
-    assert summary([1], [6.0], labels[:1])["agreement"] is None
+    assert summary([1], [6.0], labels[:1], "recipe")["agreement"] is None
+
+
+def test_a_spread_over_seeds_belongs_to_its_configuration_and_text(tmp_path):
+    config, manifest, file = preset("smoke"), tmp_path / "manifest.json", tmp_path / "seeds.json"
+    manifest.write_text("{}")
+    write_json(file, summary([1, 2], [6.0, 6.1], np.zeros((2, 4), int), recipe(config, manifest)))
+    assert for_report(file, config, manifest)["current"]
+    shown = config | {"report": config["report"] | {"seeds": str(file)}}
+    assert with_seeds(Sources({}), shown, str(manifest)).reports["seeds"]["current"]
+    assert with_seeds(Sources({}), config, str(manifest)) == Sources({}), "no file is named"
+    lacking = Sources({}, absent={"data": "nowhere is missing"})
+    assert with_seeds(lacking, shown, "nowhere") == lacking
+    other_seed = config | {"pretrain": config["pretrain"] | {"seed": 7}}
+    assert for_report(file, other_seed, manifest)["current"], "a seed is what it is over"
+    for section, values in (("pretrain", {"length": 99}), ("model", {"d_ff": 99}), ("heads", {"kappa": 0.5})):
+        edited = config | {section: config[section] | values}
+        assert not for_report(file, edited, manifest)["current"], section
+    manifest.write_text("{ }")
+    assert not for_report(file, config, manifest)["current"]
+    file.write_text("{}")
+    assert "is of another format: run `picollm seeds` again" in refusal(for_report, file, config, manifest)

@@ -189,7 +189,7 @@ def test_a_checkpoint_in_another_form_says_which_is_read(tmp_path, there):
         (folder / "config.json").write_text("{}")
         (folder / ("model-00001-of-00002.safetensors" if there == "sharded" else "pytorch_model.bin")).touch()
     text = refusal(inputs.model_files, document()["model"] | {"checkpoint": str(folder)})
-    assert "model.safetensors is missing" in text and "pytorch_model.bin are not read, nor is a name on a hub" in text
+    assert "model.safetensors is missing" in text and "pytorch_model.bin is not read, nor is a name on a hub" in text
 
 
 def keywords(function):
@@ -200,7 +200,7 @@ def keywords(function):
     ("section", "consumed"),
     [
         ("corpus", {field.name for field in fields(Corpus) if field.init}),
-        ("tokens", keywords(tokenize_pack) - {"sources", "manifest_path", "workers"}),
+        ("tokens", keywords(tokenize_pack) - {"sources", "manifest_path", "workers", "by"}),
         ("compute", keywords(set_up)),
         ("model", {field.name for field in fields(ModelConfig)} - {"vocab_size", "context"} | {"checkpoint"}),
         ("pretrain", {field.name for field in fields(TrainingConfig)}),

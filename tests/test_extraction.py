@@ -46,7 +46,8 @@ def small_model(n_heads=2, context=24, vocab_size=257):
 def as_bytes(text):
     """A tokenizer of one token a byte: most tokens of a non-ASCII text hold part of a character."""
     pieces = by_bytes(lambda t: list(t.encode()), lambda i: bytes([i]))
-    return tokenise(parse(text), Tokenizer(pieces, SEPARATOR, "<|endoftext|>", 257))
+    by = Tokenizer(pieces, lambda t: np.array(pieces(t)[0]), SEPARATOR, "<|endoftext|>", 257, "bytes", "bytes")
+    return tokenise(parse(text), by)
 
 
 def extract_attention(path, texts=("The cat sat.", "Déjà vu"), **changes):

@@ -13,8 +13,10 @@ from jinja2 import UndefinedError
 from page_inputs import CFG, chapters, draw, page_of, sentences
 from synthetic import random_causal
 
+from picollm.attention.labels import LABELS
 from picollm.attention.maps import from_arrays
 from picollm.errors import PicollmError
+from picollm.profiling.profile import NEEDS
 from picollm.report import explorer
 from picollm.report.gallery import embedded
 from picollm.report.head_map import head_map
@@ -53,6 +55,22 @@ def test_the_page_is_the_same_each_time_and_needs_nothing_from_outside(figures):
     assert {f"head=L{h // 2}H{h % 2}" for h in range(4)} <= {target[1:] for target in targets}
     for entry in embedded(figures).values():
         assert page.count(entry["uri"]) >= 1 and (entry["csv"] is None or entry["csv"] in page)
+
+
+def test_the_spread_over_seeds_stands_beside_the_shares_while_it_is_current(figures):
+    labels = {label: {"mean": 0.25, "least": 0.125, "most": 0.5} for label in LABELS}
+    seeds = {"seeds": [1, 2, 3], "shares": labels, "agreement": 0.5, "agreement_by_chance": 0.4, "file": "seeds.json"}
+    plain = page_of(figures)
+    assert "Over 3 seeds" not in plain and "seeds.json" not in plain
+    shown = page_of(figures, chapters() | {"seeds": seeds | {"current": True}})
+    assert "Over 3 seeds" in shown and "12.5 % … 50.0 %" in shown and "by chance 40 %" in shown
+    stale = page_of(figures, chapters() | {"seeds": seeds | {"current": False}})
+    assert "Over 3 seeds" not in stale and "is of another configuration or text, and is not shown" in stale
+
+
+def test_a_profile_that_needs_picollms_own_model_is_one_sentence(figures):
+    page = page_of(figures, chapters() | {"profile": {"needs": NEEDS}})
+    assert html_entities.unescape(page).count(NEEDS) == 1 and "Median, ms" not in page
 
 
 def test_the_policy_lets_the_pages_own_script_run_and_no_other(figures):

@@ -13,6 +13,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 from picollm.data.ngram import NGrams
 from picollm.data.tokenizer import END_OF_TEXT, encoding
+from picollm.data.tokenizers import gpt2
 from picollm.mechanisms.coreference import (
     baselines,
     best_by_chance,
@@ -38,7 +39,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def items():
-    return tokenised(references(), 128)
+    return tokenised(references(), 128, gpt2())
 
 
 def gold_of(items):
@@ -164,20 +165,20 @@ def test_the_interval_is_over_clusters():
 
 def test_too_few_clusters_are_refused():
     assert "coreference of 7 pairs of words: at least 8" in refusal(
-        tokenised, [r for r in references() if r.cluster < 7], 128
+        tokenised, [r for r in references() if r.cluster < 7], 128, gpt2()
     )
     few = [pair for pair in pairs()["agreement"] if pair.cluster < 7]
-    assert "minimal pairs of 7 clusters: at least 8" in refusal(Continuations, few)
+    assert "minimal pairs of 7 clusters: at least 8" in refusal(Continuations, few, gpt2())
 
 
 def test_probes_without_gold_and_texts_beyond_the_context_are_refused():
     found = references()
     for gold in (None, 2):
-        said = refusal(tokenised, [replace(found[0], gold=gold), *found[1:]], 128)
+        said = refusal(tokenised, [replace(found[0], gold=gold), *found[1:]], 128, gpt2())
         assert f"has gold {gold}; it must be 0 or 1" in said and found[0].text in said
     late = replace(found[0], pronoun=found[0].candidates[0], candidates=(found[0].candidates[1], found[0].pronoun))
-    assert "the one of the two candidates before the pronoun" in refusal(tokenised, [late, *found[1:]], 128)
-    assert "the model's context is 12: raise tokens.context" in refusal(tokenised, found, 12)
+    assert "the one of the two candidates before the pronoun" in refusal(tokenised, [late, *found[1:]], 128, gpt2())
+    assert "the model's context is 12: raise tokens.context" in refusal(tokenised, found, 12, gpt2())
 
 
 def test_pairs_are_many_and_balanced_within_clusters_of_equal_size():
@@ -210,7 +211,7 @@ def test_the_verb_agrees_with_the_first_noun_and_not_with_the_second():
 @pytest.mark.parametrize("kind", list(pairs()))
 def test_models_that_know_nothing_are_at_chance(kind):
     """Of several untrained models the intervals hold one half, nearly always."""
-    found, inside = Continuations(pairs()[kind]), []
+    found, inside = Continuations(pairs()[kind], gpt2()), []
     for seed in range(10):
         right_P = preferred(found.margins(partial(baseline, tiny(seed)), CPU))
         own = accuracy(right_P, found.cluster_P)
@@ -225,7 +226,7 @@ def tiny(seed):
 
 def test_margins_are_the_likelihoods_of_the_targets_alone():
     chosen = pairs()["negation"][::7]
-    found, encode = Continuations(chosen), encoding().encode_ordinary
+    found, encode = Continuations(chosen, gpt2()), encoding().encode_ordinary
     generator = np.random.default_rng(0)
     table = generator.random((60_000,))  # nats of a token, whatever comes before
 
@@ -256,8 +257,8 @@ def test_both_texts_of_an_inversion_have_the_same_words():
 def test_words_are_counted_whole_and_rare_ones_named():
     text = encoding().encode_ordinary(" The king and the duchess . A king , the king ; kingdom, duchess duchesses")
     rows = np.array([[END_OF_TEXT, *text]], dtype=np.uint16)
-    assert occurrences(rows, "king") == 3 and occurrences(rows, "duchess") == 3 and occurrences(rows, "queen") == 0
-    rare = rare_words(np.tile(rows, (4, 1)), ["king", "queen", "duchess", "A"])
+    assert [occurrences(rows, word, gpt2()) for word in ("king", "duchess", "queen")] == [3, 3, 0]
+    rare = rare_words(np.tile(rows, (4, 1)), ["king", "queen", "duchess", "A"], gpt2())
     assert rare == {"queen": 0, "A": 4}
     assert known_clusters({0: ("king", "duchess"), 1: ("king", "queen"), 2: ("A",)}, rare) == [0]
 
@@ -292,7 +293,7 @@ def test_ngrams_see_only_what_they_can():
             for verb in verbs.split():
                 text += [*encode(f" {noun} {verb}")]
     rows[:] = np.resize(text, rows.shape)
-    found = Continuations(pairs()["agreement"])
+    found = Continuations(pairs()["agreement"], gpt2())
     margin = found.by_ngrams(NGrams(rows, 50257))
     assert preferred(margin["unigram"]).mean() == pytest.approx(0.5, abs=0.01)
     assert preferred(margin["bigram"]).mean() < 0.2

@@ -1,6 +1,7 @@
 """What takes minutes: the original's preset on a small corpus, and a machine that lacks what is optional."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -122,6 +123,48 @@ def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
     shutil.rmtree(project.path / "elsewhere")
     refused = project.run("snakemake", "-n", ok=False)
     assert "model.checkpoint = elsewhere: elsewhere/model.safetensors is missing" in refused
+
+
+def test_a_model_of_another_family_goes_through_the_whole_pipeline(tmp_path):
+    """GPT-2 with random weights and a tokenizer of its own: engines are built of its graph, the text is in its ids."""
+    pytest.importorskip("transformers", reason="pip install -e '.[models]'")
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    project = workspace.create(tmp_path / "family")
+    folder = project.path / "gpt2"
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 160}
+    ids = {"vocab_size": 3008, "bos_token_id": 0, "eos_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(**shape, **ids)).save_pretrained(folder)
+    tokenizer = ByteLevelBPETokenizer()
+    text = (project.path / "picollm/attention/sentences.yaml").read_text()
+    tokenizer.train_from_iterator(text.splitlines(), 3000, special_tokens=["<|start|>"], show_progress=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    project.set("model", checkpoint="gpt2")
+    project.set("tokens", context=128)
+    project.set("mechanisms", windows=6, mean_windows=6, null_models=1)
+    project.set("engine", backends=["eager-fp32", "onnxruntime-fp32", "openvino-fp32", "tensorrt-fp32"])
+    project.picollm("dvc-yaml")
+    project.snakemake("reports/final.html")
+
+    training = json.loads((project.path / "reports/training.json").read_text())
+    manifest = json.loads((project.path / "data/tokens/manifest.json").read_text())
+    assert (training["imported"], training["model"]["family"], training["model"]["n_heads"]) == ("gpt2", "gpt2", 2)
+    assert (manifest["tokenizer"], manifest["vocab_size"], manifest["end"]) == ("tokenizer.json", 3000, 0)
+    assert abs(training["test_loss"] - math.log(3008)) < 0.5, "random weights know nothing"
+    heads = json.loads((project.path / "reports/heads.json").read_text())
+    assert len(heads["heads"]) == 4 and heads["null"]["heads"] == 4
+    ablation = json.loads((project.path / "reports/ablation.json").read_text())
+    assert len(ablation["heads"]) == 4 and ablation["interactions"]["pairs"] == 6
+    benchmark = json.loads((project.path / "reports/benchmark.json").read_text())
+    status = {name: row["status"] for name, row in benchmark["backends"].items()}
+    assert status["onnxruntime-fp32"] == status["openvino-fp32"] == status["eager-fp32"] == "ok", status
+    page = (project.path / "reports/final.html").read_text()
+    assert "A profile of training needs picollm's own model" in page.replace("&#39;", "'")
+    assert project.planned() == project.changed() == set()
+    with open(folder / "tokenizer.json", "a") as file:
+        file.write(" ")
+    assert {"tokenize_pack", "extract_attention"} <= project.planned() & project.changed()
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ def fewer_pairs():
     few = {kind: sorted(found, key=lambda pair: pair.cluster)[::6] for kind, found in probes.pairs().items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "pairs", lambda: few)
-        patch.setattr(probes, "rare_words", lambda rows, words: {"album": 0})  # the text here is of random tokens
+        patch.setattr(
+            probes, "rare_words", lambda rows, words, tokenizer: {"album": 0}
+        )  # the text here is of random tokens
         yield
 
 

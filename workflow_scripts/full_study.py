@@ -3,18 +3,22 @@
 from pathlib import Path
 
 from picollm.attention.maps import load_categories
+from picollm.data.tokenizers import tokenizer_of
 from picollm.files import read_json, write_json, write_text
 from picollm.mechanisms.model_and_text import open_model_and_text
 from picollm.mechanisms.study import full_study
 from picollm.model.device import set_up
-from picollm.model.weights import load_model
+from picollm.model.foreign_folder import load_trained
 from picollm.pipeline.job import job
 from picollm.report.study_page import study_page
 
 with job() as rule:
     cfg, inputs, output = rule.cfg, rule.inputs, rule.outputs.report
     device = set_up(**cfg["compute"])
-    examined = open_model_and_text(load_model(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device)
+    by = tokenizer_of(inputs.tokenizer)
+    examined = open_model_and_text(
+        load_trained(inputs.weights, inputs.config), inputs.tokens, cfg["mechanisms"], device, by
+    )
     heads, clusters = read_json(inputs.heads), read_json(inputs.clusters)
     study = full_study(
         examined,

@@ -17,4 +17,4 @@ with job() as rule:
     write_json(output.report, report)
     numbers = metrics(report)
     write_json(output.metrics, numbers)
-    rule.found(f"{numbers['step_ms']:.0f} ms a training step")
+    rule.found(f"{numbers['step_ms']:.0f} ms a training step" if numbers else "no training of another family's model")

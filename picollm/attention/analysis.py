@@ -9,15 +9,19 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.clusters import ClustersReport, cluster_heads, write_arrays
-from picollm.attention.controls import Examined
 from picollm.attention.extraction import extract_attention
 from picollm.attention.heads import HeadsReport, classify_heads, heads_csv
-from picollm.attention.maps import CategoryMaps, load_categories
+from picollm.attention.maps import CategoryMaps, load_attention, load_categories
 from picollm.attention.sentences import any_sentences
-from picollm.data.tokenizers import Tokenizer, of_folder
-from picollm.files import write_json, write_text
-from picollm.model.foreign import is_foreign_folder, load_foreign_model
+from picollm.data.tokenizers import Tokenizer, gpt2, of_folder
+from picollm.errors import PicollmError
+from picollm.files import write_csv, write_json, write_text
+from picollm.mechanisms import causes
+from picollm.model.folders import is_foreign_folder
+from picollm.model.foreign import Examined
+from picollm.model.foreign_folder import folder_of, load_foreign_model
 from picollm.model.huggingface import load_folder
+from picollm.stats import SIGNIFICANT
 
 CPU = torch.device("cpu")
 
@@ -30,12 +34,35 @@ def open_any(name: str, revision: str | None = None) -> tuple[Examined, Tokenize
     folder = Path(name)
     if not is_foreign_folder(folder):
         return load_folder(folder), None
-    model = load_foreign_model(name, revision)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+    folder = folder_of(name, revision)
+    tokenizer, model = of_folder(folder), load_foreign_model(folder)
+    if model.config.vocab_size < max(tokenizer.size, tokenizer.start + 1):
+        raise PicollmError(
+            f"{name}: its tokenizer has {tokenizer.size:,} ids, the model's vocabulary {model.config.vocab_size:,}: "
+            "they don't belong together"
+        )
+    return model, tokenizer
 
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["tokenizer.json", "config.json"]))
-    return model, of_folder(folder)
+
+def causes_of(
+    model: Examined, tokenizer: Tokenizer | None, folder: Path, device: torch.device, *, ablate: bool
+) -> list[str]:
+    """Writes mechanisms.csv, and with `ablate` ablation.csv of the sentences in folder/attention; lines to be read."""
+    found = causes.induction(model, (tokenizer or gpt2()).start, device)
+    write_csv(folder / "mechanisms.csv", found[0], found)
+    named = [row["name"] for row in found if row["induction_head"]]
+    told = [f"Induction heads, by score and copying: {', '.join(named) or 'none'}."]
+    if not ablate:
+        return told
+    ids = [sequence for path in sorted((folder / "attention").glob("*.npz")) for sequence in load_attention(path).ids]
+    lost = causes.ablated(model, ids, device)
+    write_csv(folder / "ablation.csv", lost[0], lost)
+    top, needed = max(lost, key=lambda row: row["delta"]), sum(row["q"] < SIGNIFICANT for row in lost)
+    return [
+        *told,
+        f"Ablation: without {top['name']} the sentences lose {top['delta']:.3f} nats a token, the most of all; "
+        f"{needed} of the heads matter alone.",
+    ]
 
 
 def analyse_maps(

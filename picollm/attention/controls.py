@@ -32,12 +32,10 @@ from picollm.attention.labels import (
 from picollm.attention.maps import CategoryMaps, every_map, name_of, numbering
 from picollm.attention.measures import NAMES, Sums, first_replicate, local_kappa, macro_mean, sentence_sums
 from picollm.attention.relations import effects, marked_sentences
-from picollm.model.foreign import ForeignModel
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 from picollm.progress import progress
 from picollm.stats import SIGNIFICANT, false_discovery_rate, finite, number_or_none
 
-Examined = Transformer | ForeignModel
 WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
 M = TypeVar("M", bound=Examined)
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -200,6 +198,7 @@ def untrained_models(model: M, *, models: int, seed: int) -> Iterator[M]:
         yield cast(M, fresh)
 
 
+@torch.no_grad()
 def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device) -> Examined:
     """The model itself, its queries scaled so that each layer's heads together have this broad share on `ids`."""
     ids_ST = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)  # padded behind, which changes nothing before
@@ -207,9 +206,9 @@ def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int
         ids_ST[s, : len(sequence)] = torch.tensor(sequence)
     length_S = torch.tensor([len(sequence) for sequence in ids], device=device)
     model = model.to(device=device)
-    for layer, broad in enumerate(broad_L):
-        maps_SHQK = model.attention_maps(ids_ST.to(device))[0][:, layer]
-        logits_SHQK = maps_SHQK.double().log()  # but for a constant of each row, which softmax takes away
+    x, *rest = model.start(ids_ST.to(device))
+    for layer, (block, broad) in enumerate(zip(model.layers, broad_L, strict=True)):
+        logits_SHQK = block.explicit(x, *rest)[1].double().log()  # but for a constant of each row, lost in softmax
 
         def excess(log_scale: float, logits: Tensor = logits_SHQK, broad: float = broad) -> float:
             return broad_share(logits * math.exp(log_scale), length_S) - broad
@@ -218,6 +217,7 @@ def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int
         signs = [excess(end) > 0 for end in ends]
         scale = math.exp(cast(float, brentq(excess, *ends, xtol=1e-3))) if signs == [True, False] else SCALES[signs[1]]
         model.scale_logits(layer, scale)
+        x, _ = block.explicit(x, *rest)
     return model
 
 

@@ -22,8 +22,7 @@ from picollm.attention.sentences import Category, Sentence
 from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.files import atomic_path
-from picollm.model.foreign import ForeignModel
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined, ForeignModel
 from picollm.progress import progress
 
 # Of torch, whatever compute.threads says: on sentences this short a second thread gains nothing, and on a busy virtual
@@ -44,7 +43,7 @@ class Tokens:
 
 
 def extract_attention(
-    model: Transformer | ForeignModel,
+    model: Examined,
     categories: Mapping[str, Category],
     paths: Mapping[str, str | Path],
     device: torch.device,
@@ -54,8 +53,8 @@ def extract_attention(
 
     Nothing is written where one of them does not fit the model. Raises PicollmError; see `check`.
     """
-    own, tokenizer = tokenizer is None, tokenizer or gpt2()
-    there = model.config.vocab_size
+    tokenizer, there = tokenizer or gpt2(), model.config.vocab_size
+    own = not isinstance(model, ForeignModel)
     if there < tokenizer.size or (own and there != tokenizer.size):  # others pad their vocabulary
         raise PicollmError(
             f"the model has a vocabulary of {there:,} tokens, {'GPT-2' if own else 'its tokenizer'}'s has "
@@ -83,7 +82,7 @@ def tokenise(sentence: Sentence, tokenizer: Tokenizer) -> Tokens:
 
 
 def attention_maps(
-    model: Transformer | ForeignModel, ids: Sequence[Sequence[int]], device: torch.device
+    model: Examined, ids: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[NDArray[np.float32]]:
     """Float32 [L, H, Q, K] of one sequence after another, unpadded, so that no map depends on its neighbours."""
     model = model.to(device=device, dtype=torch.float32)
@@ -93,7 +92,7 @@ def attention_maps(
 
 
 def extract_category(
-    model: Transformer | ForeignModel,
+    model: Examined,
     *,
     category: str,
     title: str,
@@ -121,7 +120,7 @@ def extract_category(
             add(archive, f"ids_{number:03d}", np.array(sentences[number].ids, dtype=np.int64))
 
 
-def check(model: Transformer | ForeignModel, category: str, sentences: Sequence[Tokens]) -> None:
+def check(model: Examined, category: str, sentences: Sequence[Tokens]) -> None:
     """Raises PicollmError for a sentence over the context, of one token, or with a token that the model has not."""
     limit, vocabulary = model.config.context, model.config.vocab_size
     for number, tokens in enumerate(sentences, 1):

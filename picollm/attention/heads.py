@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from picollm.attention.controls import (
     CategoryEffects,
     Controls,
-    Examined,
     Null,
     OtherThreshold,
     OtherWindow,
@@ -67,6 +66,7 @@ from picollm.attention.measures import (
     sentence_sums,
 )
 from picollm.attention.relations import Relation, marked_sentences, relations
+from picollm.model.foreign import Examined
 from picollm.stats import (
     Interval,
     bootstrap_counts,

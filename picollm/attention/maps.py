@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,16 @@ FORMAT = 2
 ROW_SUM_TOLERANCE = 1e-4
 # All that a changed byte makes zipfile and NumPy raise, found by flipping them one by one.
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError)
+
+
+class Shape(Protocol):
+    """What a model's config says of its heads."""
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def n_heads(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -175,3 +186,8 @@ def numbering(categories: Sequence[CategoryMaps]) -> list[int]:
 
 def name_of(h: int, n_heads: int) -> str:
     return f"L{h // n_heads}H{h % n_heads}"
+
+
+def names_of(shape: Shape) -> list[str]:
+    """The names of all heads, layer by layer: L0H0, L0H1, ..."""
+    return [name_of(h, shape.n_heads) for h in range(shape.n_layers * shape.n_heads)]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from picollm.data.articles import SPLITS, ArticleFile
 from picollm.data.loading import open_column, open_manifest
 from picollm.data.packing import Split, TokensManifest
-from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
+from picollm.data.tokenizer import FINGERPRINT, encoding
 from picollm.errors import PicollmError, one_line
 from picollm.files import sha256
 from picollm.manifest import entries, prove
@@ -74,7 +74,9 @@ def column_lines(path: Path) -> Iterator[str]:
     rows = values.reshape(-1, int(about["context"]) + 1)
     yield f"{path}: {len(rows):,} rows ({told})"
     for number in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int):
-        yield f"  row {number}: {cut(encoding().decode(rows[number].tolist()))}"
+        ids = rows[number].tolist()  # of another tokenizer the numbers themselves are shown
+        shown = encoding().decode(ids) if about["tokenizer"] == FINGERPRINT else " ".join(map(str, ids))
+        yield f"  row {number}: {cut(shown)}"
 
 
 def cut(text: str) -> str:
@@ -103,9 +105,7 @@ def verify(path: Path) -> tuple[list[str], str]:
         if source.exists() and sha256(source) != found["source_sha256"]:
             problems.append(f"{split}: {source} is not the corpus that was tokenized: run tokenize_pack again")
         if not damaged & {entry["file"] for entry in entries(found)}:
-            problems += [
-                f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest["context"], found)
-            ]
+            problems += [f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest, found)]
     splits = manifest["splits"]
     totals = [
         ", ".join(f"{splits[name][unit]:,} {name}" for name in SPLITS if name in splits) for unit in ("tokens", "rows")
@@ -119,9 +119,9 @@ def foreign(manifest: TokensManifest, manifest_path: Path) -> list[str]:
     return [f"{manifest_path.parent / name}: the manifest does not name it: move it away" for name in strange]
 
 
-def inconsistencies(folder: Path, context: int, found: Split) -> Iterator[str]:
+def inconsistencies(folder: Path, manifest: TokensManifest, found: Split) -> Iterator[str]:
     """What contradicts itself although every file is the one that was written."""
-    shards, first_row = [], 0
+    shards, first_row, context = [], 0, manifest["context"]
     for shard in found["shards"]:
         values, about = open_column(folder / shard["file"])
         if int(about["first_row"]) != first_row or int(about["context"]) != context:
@@ -135,12 +135,12 @@ def inconsistencies(folder: Path, context: int, found: Split) -> Iterator[str]:
         yield "tokens, rows and dropped tokens do not add up"
     previous, first, breaks = shards[0][0, :1], 0, []
     for shard in shards:
-        if shard.max() >= VOCAB_SIZE:
+        if shard.max() >= manifest["vocab_size"]:
             yield f"the token {shard.max()} is not in the vocabulary"
         starts, ends = shard[:, 0], shard[:, -1]
         if (starts != np.concatenate([previous, ends[:-1]])).any():
             yield "a row does not begin with the last token of the one before"
-        breaks.append(np.flatnonzero(shard[:, :-1].ravel() == END_OF_TEXT) + first)
+        breaks.append(np.flatnonzero(shard[:, :-1].ravel() == manifest["end"]) + first)
         previous, first = ends[-1:], first + len(shard) * context
     doc_ends, _ = open_column(folder / found["doc_ends"]["file"])
     if len(doc_ends) != found["articles"] or (np.diff(doc_ends.astype(np.int64)) <= 0).any():

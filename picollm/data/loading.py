@@ -16,9 +16,10 @@ from picollm.manifest import prove
 
 
 def open_manifest(path: str | Path) -> TokensManifest:
-    """Raises PicollmError where the manifest is of another format or tokenizer."""
+    """Raises PicollmError where the manifest is of another format or another GPT-2 tokenizer."""
     manifest = read_json(path)
-    if manifest.get("format") != FORMAT or manifest.get("tokenizer_sha256") != FINGERPRINT:
+    other = manifest.get("tokenizer", "gpt2") == "gpt2" and manifest.get("tokenizer_sha256") != FINGERPRINT
+    if manifest.get("format") != FORMAT or other:
         raise PicollmError(f"{path} is of another format or tokenizer: run tokenize_pack again")
     return manifest
 

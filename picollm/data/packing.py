@@ -1,7 +1,8 @@
 """Tokenize articles and pack them into rows: Arrow IPC shards and the manifest that proves them.
 
-The token stream of a split is every article followed by <|endoftext|>. Row r holds tokens [r*T, r*T + T], T + 1 of
-them, so that inputs and targets of one row need no other row; what remains at the end is dropped and counted.
+The token stream of a split is every article followed by the id that stands before a text, GPT-2's <|endoftext|>. Row r
+holds tokens [r*T, r*T + T], T + 1 of them, so that inputs and targets of one row need no other row; what remains at the
+end is dropped and counted.
 
 data/tokens/SPLIT-NNNNN.arrow      one record batch, one column `input_ids`: FixedSizeList<uint16>[T+1]
 data/tokens/SPLIT-doc-ends.arrow   one column `doc_ends`: uint64, the stream's length after each article
@@ -28,13 +29,14 @@ import numpy as np
 import pyarrow as pa
 
 from picollm.data.articles import ArticleFile
-from picollm.data.tokenizer import END_OF_TEXT, FINGERPRINT, VOCAB_SIZE, encoding
+from picollm.data.tokenizer import FINGERPRINT
+from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.files import atomic_path, sha256, write_json
 from picollm.manifest import Entry, clear, describe
 from picollm.progress import progress
 
-FORMAT = 2
+FORMAT = 3
 
 
 class File(Entry):
@@ -65,14 +67,15 @@ class TokensManifest(TypedDict):
     tokenizer: str
     tokenizer_sha256: str
     vocab_size: int
+    end: int  # the id after each article
     context: int
     shard_rows: int
     splits: dict[str, Split]
 
 
 def encode(texts: list[str]) -> np.ndarray:
-    """uint16 ids of all the texts, <|endoftext|> after each; a text that spells it gets ordinary ids."""
-    end = np.array([END_OF_TEXT], np.uint16)
+    """uint16 ids of all the texts, the tokenizer's start after each; a text that spells GPT-2's gets ordinary ids."""
+    end = np.array([tokenizer.start], np.uint16)
     ids = (part for text in texts for part in (encode_one(text), end))
     return np.concatenate([np.empty(0, np.uint16), *ids])
 
@@ -80,25 +83,24 @@ def encode(texts: list[str]) -> np.ndarray:
 def encode_one(text: str) -> np.ndarray:
     """Raises PicollmError for a run of white space that is too long for tiktoken's regular expression."""
     try:
-        return encoding().encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        return tokenizer.ids(text).astype(np.uint16)
     except ValueError:
         longest = max(len(run[0]) for run in re.finditer(r"\s+", text))
         raise PicollmError(f"a run of {longest:,} white-space characters can't be tokenized: shorten it") from None
 
 
-def token_stream(path: Path, workers: int, groups: range) -> Iterator[np.ndarray]:
+def token_stream(path: Path, workers: int, groups: range, by: Tokenizer) -> Iterator[np.ndarray]:
     """uint16 ids of a corpus file's row groups, in order.
 
     Processes do it: two threads of tiktoken, though without the interpreter's lock, get in each other's way.
     """
     bar = partial(progress, total=len(groups), desc=f"tokenize {path.stem}", unit=" MB")
-    encoding()  # once, before the fork
     if workers == 1 or len(groups) < 2:
-        open_source(path)
+        open_source(path, by)
         yield from bar(map(encode_group, groups))
         return
     # Forked, as a new interpreter would run the rule's script once more.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent, (path,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent, (path, by))
     try:
         yield from bar(pool.map(encode_group, groups))
     finally:
@@ -106,12 +108,13 @@ def token_stream(path: Path, workers: int, groups: range) -> Iterator[np.ndarray
 
 
 source: ArticleFile  # of a process that encodes
+tokenizer: Tokenizer
 
 
-def open_source(path: Path) -> None:
+def open_source(path: Path, by: Tokenizer) -> None:
     """Open the corpus once in a process that encodes: an open file can't be pickled with each task."""
-    global source
-    source = ArticleFile(path)
+    global source, tokenizer
+    source, tokenizer = ArticleFile(path), by
 
 
 def encode_group(group: int) -> np.ndarray:
@@ -127,7 +130,7 @@ def encode_group(group: int) -> np.ndarray:
         raise
 
 
-def end_with_parent(path: Path) -> None:
+def end_with_parent(path: Path, by: Tokenizer) -> None:
     """Exit when the parent dies: otherwise a worker would wait for work forever and keep the run's lock."""
 
     def watch() -> None:
@@ -137,7 +140,7 @@ def end_with_parent(path: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    open_source(path)
+    open_source(path, by)
 
 
 def rows(stream: Iterable[np.ndarray], context: int, shard_rows: int) -> Iterator[np.ndarray]:
@@ -175,21 +178,25 @@ def write_column(path: Path, name: str, column: pa.Array, about: Mapping[str, ob
     return {"rows": len(column), **describe(path)}
 
 
-def write_split(stream: Iterable[np.ndarray], folder: Path, split: str, context: int, shard_rows: int) -> Packed:
+def write_split(
+    stream: Iterable[np.ndarray], folder: Path, split: str, context: int, shard_rows: int, by: Tokenizer
+) -> Packed:
     """Write the shards and document ends of one split; what the manifest says of them."""
     doc_ends, tokens = [], 0
 
     def watched() -> Iterator[np.ndarray]:
         nonlocal tokens
         for ids in stream:
-            doc_ends.append(np.flatnonzero(ids == END_OF_TEXT).astype(np.uint64) + np.uint64(tokens + 1))
+            doc_ends.append(np.flatnonzero(ids == by.start).astype(np.uint64) + np.uint64(tokens + 1))
             tokens += len(ids)
             yield ids
 
     shards = []
     for number, block in enumerate(rows(watched(), context, shard_rows)):
         column = pa.FixedSizeListArray.from_arrays(arrow(np.ascontiguousarray(block).reshape(-1)), context + 1)
-        about = {"split": split, "context": context, "first_row": number * shard_rows}
+        about = {
+            "tokenizer": by.fingerprint, "split": split, "context": context, "first_row": number * shard_rows,
+        }  # fmt: skip
         shards.append(write_column(folder / f"{split}-{number:05d}.arrow", "input_ids", column, about))
     n_rows = sum(shard["rows"] for shard in shards)
     if not n_rows:
@@ -203,7 +210,9 @@ def write_split(stream: Iterable[np.ndarray], folder: Path, split: str, context:
         "rows": n_rows,
         "dropped_tokens": tokens - (n_rows * context + 1),
         "shards": shards,
-        "doc_ends": write_column(folder / f"{split}-doc-ends.arrow", "doc_ends", ends, {"split": split}),
+        "doc_ends": write_column(
+            folder / f"{split}-doc-ends.arrow", "doc_ends", ends, {"tokenizer": by.fingerprint, "split": split}
+        ),
     }
 
 
@@ -215,27 +224,31 @@ def tokenize_pack(
     shard_rows: int,
     workers: int = 1,
     slices: list[Path] | None = None,
+    by: Tokenizer | None = None,
 ) -> TokensManifest:
     """Pack every split beside `manifest_path` and write the manifest last. Foreign shards there are removed first.
 
     With `slices`, files of `write_slice` in order, the training split is taken from these instead of being tokenized.
-    Raises PicollmError where a source is missing or damaged, or a split is shorter than a row.
+    Raises PicollmError where a source is missing or damaged, a split is shorter than a row, or the tokenizer has more
+    ids than 16 bits hold.
     """
+    by = fitting(by)
     clear(manifest_path, "*.arrow")
     splits: dict[str, Split] = {}
     for split, path in sources.items():
         articles = ArticleFile(path)
         sliced = slices if split == "train" else None
-        stream = read_slices(sliced) if sliced else token_stream(path, workers, range(articles.groups))
-        packed = write_split(stream, manifest_path.parent, split, context, shard_rows)
+        stream = read_slices(sliced) if sliced else token_stream(path, workers, range(articles.groups), by)
+        packed = write_split(stream, manifest_path.parent, split, context, shard_rows, by)
         if packed["doc_ends"]["rows"] != articles.counts["articles"]:
             raise PicollmError(f"the slices are of another corpus than {path}: remove them and run again")
         splits[split] = cast(Split, {"source_sha256": sha256(path), **articles.counts, **packed})
     manifest: TokensManifest = {
         "format": FORMAT,
-        "tokenizer": "gpt2",
-        "tokenizer_sha256": FINGERPRINT,
-        "vocab_size": VOCAB_SIZE,
+        "tokenizer": by.name,
+        "tokenizer_sha256": by.fingerprint,
+        "vocab_size": by.size,
+        "end": by.start,
         "context": context,
         "shard_rows": shard_rows,
         "splits": splits,
@@ -244,14 +257,25 @@ def tokenize_pack(
     return manifest
 
 
+def fitting(by: Tokenizer | None) -> Tokenizer:
+    """The tokenizer, GPT-2's by default. Raises PicollmError where its ids don't fit into 16 bits."""
+    by = by or gpt2()
+    if by.size > 1 << 16:
+        raise PicollmError(
+            f"the checkpoint's tokenizer has {by.size:,} ids, tokens are packed in 16 bits (65,536): `picollm analyze "
+            "--model FOLDER` takes the model as it is"
+        )
+    return by
+
+
 # --- Slices: the training split in several jobs
 
 
-def write_slice(path: Path, target: Path, number: int, of: int, workers: int = 1) -> None:
+def write_slice(path: Path, target: Path, number: int, of: int, workers: int = 1, by: Tokenizer | None = None) -> None:
     """Tokenize one of `of` slices of a corpus file, its share of the row groups in order, into a flat .npy file."""
     count = ArticleFile(path).groups
     groups = range(number * count // of, (number + 1) * count // of)
-    ids = np.concatenate([np.empty(0, np.uint16), *token_stream(path, workers, groups)])
+    ids = np.concatenate([np.empty(0, np.uint16), *token_stream(path, workers, groups, fitting(by))])
     with atomic_path(target) as temporary, open(temporary, "wb") as file:
         np.save(file, ids)
 

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
+from picollm.data.tokenizer import END_OF_TEXT, FINGERPRINT, VOCAB_SIZE, encoding
 from picollm.errors import PicollmError, one_line
-from picollm.files import read_json
+from picollm.files import read_json, sha256
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`pieces(text)` gives ids and the characters [start, end) that each covers; `start` is the id that stands before a
-    text, `start_name` what it is called, `size` the number of ids."""
+    """`pieces(text)` gives ids and the characters [start, end) that each covers, `ids(text)` the ids alone and faster;
+    `start` is the id that stands before a text, `start_name` what it is called, `size` the number of ids; `name` and
+    `fingerprint` say in manifests which one it is."""
 
     pieces: Callable[[str], tuple[list[int], list[tuple[int, int]]]]
+    ids: Callable[[str], NDArray[np.integer]]
     start: int
     start_name: str
     size: int
+    name: str
+    fingerprint: str
 
 
 def gpt2() -> Tokenizer:
     found = encoding()
     pieces = by_bytes(found.encode_ordinary, found.decode_single_token_bytes)
-    return Tokenizer(pieces, END_OF_TEXT, "<|endoftext|>", VOCAB_SIZE)
+
+    def ids(text: str) -> NDArray:
+        return found.encode_to_numpy(text, disallowed_special=())
+
+    return Tokenizer(pieces, ids, END_OF_TEXT, "<|endoftext|>", VOCAB_SIZE, "gpt2", FINGERPRINT)
+
+
+def tokenizer_of(files: Sequence[str]) -> Tokenizer:
+    """That of a checkpoint's files (picollm.inputs.tokenizer_files), GPT-2's where there are none."""
+    return of_folder(Path(files[0]).parent) if files else gpt2()
 
 
 def by_bytes(
@@ -76,4 +90,8 @@ def of_folder(folder: Path) -> Tokenizer:
         found = fast.encode(text, add_special_tokens=False)
         return list(found.ids), [(int(a), int(b)) for a, b in found.offsets]
 
-    return Tokenizer(pieces, start, fast.id_to_token(start) or f"⟨{start}⟩", size)
+    def ids(text: str) -> NDArray:
+        return np.array(fast.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    name = fast.id_to_token(start) or f"⟨{start}⟩"
+    return Tokenizer(pieces, ids, start, name, size, "tokenizer.json", sha256(file))

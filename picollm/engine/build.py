@@ -21,7 +21,7 @@ from picollm.files import read_json, sha256, write_json
 from picollm.hardware import describe_hardware
 from picollm.manifest import Entry, clear, describe, prove
 from picollm.model.device import set_up_to_time
-from picollm.model.huggingface import load_folder
+from picollm.model.foreign_folder import open_folder
 
 FORMAT = 2
 
@@ -59,7 +59,7 @@ def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mappin
     engine, device = config["engine"], set_up_to_time(**config["compute"])
     wanted = grid(engine)
     rows = calibration(open_split(tokens, "train"), engine["calibration_rows"], engine["seed"])
-    model = load_folder(checkpoint)
+    model = open_folder(checkpoint)
     ctx = BuildContext(model, folder, device, wanted.max_batch, rows, engine["compute_capabilities"])
     return build(ctx, wanted, checkpoint_sha256=sha256(checkpoint / WEIGHTS))
 

@@ -24,7 +24,7 @@ from picollm.engine.backends.registry import load_backend
 from picollm.errors import PicollmError, one_line
 from picollm.files import read_json
 from picollm.model.device import set_up_to_time
-from picollm.model.huggingface import load_folder
+from picollm.model.foreign_folder import open_folder
 
 TIMEOUT = 900  # seconds; torch.compile of a large model takes minutes on a slow machine
 
@@ -102,7 +102,7 @@ def main() -> None:
     device = set_up_to_time(arguments.device, arguments.threads)
     engine = Path(arguments.engine)
     # Whoever started this has proven the files already.
-    ctx = LoadContext(load_folder(Path(arguments.model)), read_json(engine), engine.parent, device, arguments.threads)
+    ctx = LoadContext(open_folder(Path(arguments.model)), read_json(engine), engine.parent, device, arguments.threads)
     print(json.dumps(measure(arguments.backend, ctx, arguments.batch)))
 
 

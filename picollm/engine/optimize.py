@@ -15,7 +15,7 @@ from picollm.engine.build import WEIGHTS, compile_engines, read_manifest
 from picollm.engine.grid import grid
 from picollm.files import write_csv, write_json
 from picollm.model.device import set_up_to_time
-from picollm.model.huggingface import load_folder
+from picollm.model.foreign_folder import open_folder
 
 
 def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> dict:
@@ -25,7 +25,7 @@ def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, 
     model's context.
     """
     wanted = grid(config["engine"], config["benchmark"]["batches"])
-    check_sizes(np.asarray(open_split(tokens, "validation")), wanted, wanted.max_batch, load_folder(checkpoint))
+    check_sizes(np.asarray(open_split(tokens, "validation")), wanted, wanted.max_batch, open_folder(checkpoint))
     for file in ("benchmark.json", "benchmark.csv"):  # of another checkpoint's engines, if this one's don't come so far
         (folder / file).unlink(missing_ok=True)
     compile_engines(checkpoint, tokens, folder / "engine", config)
@@ -38,7 +38,7 @@ def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, 
 def measure(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> tuple[dict, list[dict]]:
     """Gate and benchmark of an engine folder that exists; the report and its samples."""
     device = set_up_to_time(**config["compute"])
-    model = load_folder(checkpoint)
+    model = open_folder(checkpoint)
     manifest = read_manifest(folder / "manifest.json", weights=checkpoint / WEIGHTS)
     ctx = LoadContext(model, manifest, folder, device, torch.get_num_threads())
     rows = np.asarray(open_split(tokens, "validation"))

@@ -24,7 +24,7 @@ from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.mechanisms.redundancy import Interactions, interactions
 from picollm.mechanisms.targets import KINDS as TARGETS
 from picollm.mechanisms.targets import target_kinds
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 from picollm.progress import progress
 from picollm.stats import SIGNIFICANT, Effect, finite, number_or_none, per_head, resampled
 
@@ -34,7 +34,7 @@ STRONGEST = 10  # heads whose pairs are ablated in the default run; `make study`
 
 
 def effects(
-    model: Transformer, ids_WT: NDArray, kind: str, means_LHK: Tensor, device: torch.device
+    model: Examined, ids_WT: NDArray, kind: str, means_LHK: Tensor, device: torch.device
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nats of each next token of the whole model, [W, T - 1], and how much more without each head, [H, W, T - 1]."""
     whole, more = [], []
@@ -173,7 +173,7 @@ def agreement(kinds: Mapping[str, Ablated]) -> dict[str, float | None]:
 
 
 def set_loss(
-    model: Transformer, ids_WT: NDArray, heads_LH: NDArray, means_LHK: Tensor, device: torch.device
+    model: Examined, ids_WT: NDArray, heads_LH: NDArray, means_LHK: Tensor, device: torch.device
 ) -> NDArray[np.float64]:
     """Mean nats of each window with a set of heads, a mask [L, H], at their means, [W]."""
     mask = torch.from_numpy(heads_LH).to(device)

@@ -1,8 +1,8 @@
 """What the layers and heads write towards the next token: the loss after each layer, and each head's direct part.
 
-Logit lens (nostalgebraist 2020): the final LayerNorm and the vocabulary head read the residual stream after each
+Logit lens (nostalgebraist 2020): the final norm and the vocabulary head read the residual stream after each
 layer. Direct logit attribution (Elhage et al. 2021): what a head itself adds to the next token's logit, above what it
-adds to the vocabulary's mean, with the final LayerNorm's scale as it is in the whole model; what later layers make of
+adds to the vocabulary's mean, with the final norm's scale as it is in the whole model; what later layers make of
 its output is not in it.
 
 Shape suffixes: W window, B batch, T position, D model width, H head of a layer (or layers flattened), K head width,
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from picollm.mechanisms.intervention import after, batches, losses, outputs
+from picollm.mechanisms.intervention import after, batches, head_output, losses
 from picollm.mechanisms.model_and_text import ModelAndText
+from picollm.mechanisms.readout import divisor, linear_part
 from picollm.stats import Known, known, resampled
 
 EVERY = 4  # one target of so many is read after each layer: the vocabulary head is what costs
@@ -30,20 +31,17 @@ def attribution(s: ModelAndText) -> tuple[list[Known], NDArray[np.float64]]:
     for ids in batches(s.windows, s.device):
         scored_BT = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
         scored_BT[:, EVERY - 1 :: EVERY] = True
-        x_BTD, *rotary = s.model.start(ids[:, :-1])
+        x_BTD, *rest = s.model.start(ids[:, :-1])
         nats, written = [losses(s.model, x_BTD, ids, scored_BT)], []
         for block in s.model.layers:
-            *_, z_BHTK = outputs(block, x_BTD, rotary)
-            _, H, _, K = z_BHTK.shape
-            written.append(torch.einsum("bhtk,dhk->bhtd", z_BHTK, block.attention.out.weight.view(-1, H, K)))
-            x_BTD = after(block, x_BTD, z_BHTK)
+            z_BHTK = head_output(block, x_BTD, rest)
+            written.append(torch.einsum("bhtk,dhk->bhtd", z_BHTK, block.out_weight()))
+            x_BTD = after(block, x_BTD, z_BHTK, rest)
             nats.append(losses(s.model, x_BTD, ids, scored_BT))
         after_layer.append(torch.stack(nats).double().sum(-1) / scored_BT.sum(-1))
-        towards_BTD = (s.model.head.weight[ids[:, 1:]] - mean_D) * s.model.norm.weight
-        scale_BT = (x_BTD.var(-1, unbiased=False) + s.model.norm.eps).sqrt()
-        written_NBTD = torch.stack(written).transpose(1, 2).flatten(0, 1)
-        written_NBTD = written_NBTD - written_NBTD.mean(-1, keepdim=True)
-        direct.append(((written_NBTD * towards_BTD).sum(-1) / scale_BT).double().mean(-1))
+        towards_BTD = s.model.head.weight[ids[:, 1:]] - mean_D
+        written_NBTD = linear_part(s.model.norm, torch.stack(written).transpose(1, 2).flatten(0, 1))
+        direct.append(((written_NBTD * towards_BTD).sum(-1) / divisor(s.model.norm, x_BTD)).double().mean(-1))
     nats_LW = torch.cat(after_layer, dim=1).cpu().numpy()
     low, high = resampled(nats_LW, s.cfg["seed"])
     return known(nats_LW.mean(1), low, high), torch.cat(direct, dim=1).cpu().numpy()

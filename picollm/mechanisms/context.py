@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from picollm.mechanisms.intervention import baseline, batches
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 from picollm.stats import finite, resampled
 
 TARGETS = 3  # of each window, in its last quarter, so that all have a long context
@@ -34,13 +34,13 @@ def lengths(T: int) -> list[int]:
 
 
 def truncated_nats(
-    model: Transformer,
+    model: Examined,
     windows_WT: NDArray,
     tokens: Sequence[int | None],
     *,
     seed: int,
     device: torch.device,
-    losses: Callable[[Transformer, Tensor, Tensor], Tensor] = baseline,
+    losses: Callable[[Examined, Tensor, Tensor], Tensor] = baseline,
 ) -> dict[int | None, NDArray[np.float64]]:
     """Nats of the targets, mean over each window, [..., W], by how many tokens before them are read: all where None.
 
@@ -82,7 +82,7 @@ class ContextCurve(TypedDict):
     enough: int | None
 
 
-def context_curve(model: Transformer, windows_WT: NDArray, *, seed: int, device: torch.device) -> ContextCurve:
+def context_curve(model: Examined, windows_WT: NDArray, *, seed: int, device: torch.device) -> ContextCurve:
     """Of each number of tokens, what the targets cost beyond the whole context, with intervals over windows.
 
     `enough` is the smallest number from which on nothing more can be seen to be gained: no interval lies above 0.

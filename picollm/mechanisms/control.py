@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from picollm.attention.controls import Examined
 from picollm.attention.maps import name_of
 from picollm.errors import PicollmError
 from picollm.mechanisms import repeats
+from picollm.model.foreign import Examined
 
-LENGTHS = (25, 50)
 SEED = 1
 
 
@@ -41,15 +40,10 @@ KNOWN = {
 
 
 def scores_of(model: Examined, start: int, device: torch.device) -> dict[str, np.ndarray]:
-    """Each score of each head, [H], the smallest over the LENGTHS: random ids of the vocabulary, each twice."""
-    counts_V = np.full(model.config.vocab_size, repeats.COMMON)
-    counts_V[start] = 0
-    found = []
-    for length in repeats.lengths(model.config.context, counts_V):
-        if length in LENGTHS or model.config.context <= 2 * LENGTHS[0]:
-            ids_ST = repeats.sequences(counts_V, length, seed=SEED, start=start)[: repeats.FEW]
-            found.append({name: values.mean(0) for name, values in repeats.scores(model, ids_ST, device).items()})
-    return {name: np.min([scores[name] for scores in found], axis=0) for name in repeats.SCORES}
+    """Each score of each head, [H], the smallest over the lengths: random ids of the vocabulary, each twice."""
+    sets = repeats.of_vocabulary(model.config.vocab_size, model.config.context, start, seed=SEED)
+    found = [repeats.scores(model, ids_ST, device) for ids_ST in sets]
+    return {name: np.min([scores[name].mean(0) for scores in found], axis=0) for name in repeats.SCORES}
 
 
 def lines(kind: str, model: Examined, start: int, device: torch.device) -> list[str]:

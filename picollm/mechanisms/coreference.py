@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from picollm.attention.extraction import tokenise
 from picollm.attention.sentences import Sentence
-from picollm.data.tokenizers import gpt2
+from picollm.data.tokenizers import Tokenizer
 from picollm.errors import PicollmError
 from picollm.mechanisms.templates import Reference
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 from picollm.stats import Accuracy, above, accuracy, cluster_means, finite, preferred
 
 PERMUTATIONS = 1999
@@ -43,7 +43,7 @@ class Item:
     cluster: int
 
 
-def tokenised(references: Sequence[Reference], context: int) -> list[Item]:
+def tokenised(references: Sequence[Reference], context: int, tokenizer: Tokenizer) -> list[Item]:
     """Raises PicollmError where there are too few to choose a head on one half and test it on the other, where one has
     no gold antecedent before its pronoun, or where one is longer than the model's context."""
     clusters = len({r.cluster for r in references})
@@ -51,7 +51,7 @@ def tokenised(references: Sequence[Reference], context: int) -> list[Item]:
         raise PicollmError(
             f"coreference of {clusters} pairs of words: at least {LEAST_CLUSTERS} are needed to split them"
         )
-    tokenizer, found = gpt2(), []
+    found = []
     for r in references:
         if r.gold not in (0, 1) or max(end for _, end in r.candidates) > r.pronoun[0]:
             raise PicollmError(
@@ -72,7 +72,7 @@ def tokenised(references: Sequence[Reference], context: int) -> list[Item]:
     return found
 
 
-def candidate_weights(model: Transformer, items: Sequence[Item], device: torch.device) -> NDArray[np.float64]:
+def candidate_weights(model: Examined, items: Sequence[Item], device: torch.device) -> NDArray[np.float64]:
     """What each head gives to each candidate, [I, H, C]. Items of one length share a forward."""
     length_I = np.array([len(item.ids) for item in items])
     found: dict[int, NDArray] = {}

@@ -9,7 +9,6 @@ Shape suffixes: N snapshot, H head (layers flattened), R replicate.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, TypedDict
 
@@ -18,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from picollm.attention.extraction import attention_maps
-from picollm.attention.key_sets import key_sets
 from picollm.attention.labels import Thresholds, strongest_kappa, strongest_set
 from picollm.attention.maps import CategoryMaps
 from picollm.attention.measures import first_replicate, macro_mean, sentence_sums
+from picollm.attention.sample import Sample, sample_of
 from picollm.mechanisms import repeats
 from picollm.mechanisms.context import lengths, truncated_nats
 from picollm.mechanisms.intervention import baseline, batches
@@ -76,19 +75,13 @@ def trace_emergence(
     """Of snapshots in order of steps, on every SAMPLE-th sentence of each category, some repeats and some
     validation windows; `threshold` as `thresholds` gives it, `labels` those of heads.json. Without snapshots no head
     has an onset."""
-    sample = Sample(
-        ids=[sequence for category in categories for sequence in category.ids[::SAMPLE]],
-        category=[c for c, category in enumerate(categories) for _ in category.ids[::SAMPLE]],
-        keys=[
-            key_sets(*row)
-            for category in categories
-            for row in zip(*(part[::SAMPLE] for part in (category.ids, category.tokens, category.gold)), strict=True)
-        ],
-        window=window,
-        labels=labels,
+    sample = sample_of(
+        (c, *row)
+        for c, category in enumerate(categories)
+        for row in zip(*(part[::SAMPLE] for part in (category.ids, category.tokens, category.gold)), strict=True)
     )
-    length = max(repeats.lengths(s.model.config.context, s.counts))
-    ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
+    length = max(repeats.lengths(s.model.config.context, s.counts, s.tokenizer.start))
+    ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"], start=s.tokenizer.start)[: repeats.FEW]
     windows, many = spread(s.validation, WINDOWS), spread(s.validation, CONTEXT_WINDOWS)
     contexts = [k for k in CONTEXTS if k in lengths(many.shape[1] - 1)]
     steps, nats, truncated, found = [], [], [], []
@@ -97,7 +90,7 @@ def trace_emergence(
         model = model.to(s.device)
         nats.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).double().cpu().numpy())
         truncated.append(truncated_nats(model, many, [*contexts, None], seed=s.cfg["seed"], device=s.device))
-        found.append(measured(model, sample, ids_ST, seed=s.cfg["seed"], device=s.device))
+        found.append(measured(model, sample, ids_ST, labels, window, seed=s.cfg["seed"], device=s.device))
     H = s.model.config.n_layers * s.model.config.n_heads
     above = {
         name: np.reshape([low[name] for _, low in found], (-1, H)) > threshold[name] for name in STATISTICS
@@ -137,30 +130,26 @@ def thresholds(heads: HeadsReport, null: Mapping[str, float]) -> dict[str, float
     return {"kappa_max": kappa, "kappa_set": 1.0, "content": content, "kappa_sink": sink, **scores}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Some sentences: their ids, categories from 0, sets of keys, and what heads are judged by on them."""
-
-    ids: Sequence[Sequence[int]]
-    category: Sequence[int]
-    keys: Sequence[NDArray]
-    window: int
-    labels: Thresholds
-
-
 def measured(
-    model: Transformer, sample: Sample, ids_ST: NDArray, *, seed: int, device: torch.device
+    model: Transformer,
+    sample: Sample,
+    ids_ST: NDArray,
+    labels: Thresholds,
+    window: int,
+    *,
+    seed: int,
+    device: torch.device,
 ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
     """The values of STATISTICS and SHARES, and the lower ends of the 95 % intervals of STATISTICS, [H] each.
 
     `kappa_set` is the largest kappa of a set of keys, in multiples of its threshold.
     """
     maps = attention_maps(model, sample.ids, device)
-    sums = sentence_sums(maps, sample.category, window=sample.window, keys=sample.keys)
+    sums = sentence_sums(maps, sample.category, window=window, keys=sample.keys)
     drawn = macro_mean(sums, bootstrap_counts(sums.category, replicates=BOOTSTRAPS, seed=seed))
     values = first_replicate(macro_mean(sums))
     for found in (values, drawn):
-        found["kappa_max"], found["kappa_set"] = strongest_kappa(found), strongest_set(found, sample.labels)[0]
+        found["kappa_max"], found["kappa_set"] = strongest_kappa(found), strongest_set(found, labels)[0]
     scores = repeats.scores(model, ids_ST, device)
     low = {name: interval(drawn[name])[0] for name in STATISTICS if name not in scores}
     low |= {name: resampled(score_SH.T, seed)[0] for name, score_SH in scores.items()}

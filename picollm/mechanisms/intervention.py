@@ -7,6 +7,9 @@ zero      nothing
 uniform   the mean of the values up to each position: the head's values under a pattern without information
 no-sink   its own pattern without position 0, renormalised
 
+A model is picollm's own or one of another family (picollm.model.foreign), of which the last two kinds are not known:
+they need queries, keys and values.
+
 Shape suffixes: B sequence, T position, D model width, H head of a layer, K head width, L layer, N variant.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,10 +25,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from picollm.model.foreign import Examined, ForeignBlock
 from picollm.model.loss import EVALUATION_TOKENS, token_losses
-from picollm.model.transformer import Block, Transformer
+from picollm.model.transformer import Block
 
 KINDS = ("mean", "zero", "uniform", "no-sink")
+OF_OUTPUTS = KINDS[:2]  # those that need no more than a head's output
 BATCH_TOKENS = 512  # of the windows that are read at once, before they are multiplied by the heads of a layer
 TOKENS_AT_ONCE = 4096  # of all variants together: their hidden states stay small
 
@@ -35,19 +41,33 @@ def outputs(block: Block, x_BTD: Tensor, rotary: Sequence[Tensor]) -> tuple[Tens
     return q, k, v, F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def after(block: Block, x_BTD: Tensor, z_BHTK: Tensor) -> Tensor:
+def head_output(block: Block | ForeignBlock, x_BTD: Tensor, rest: Sequence) -> Tensor:
+    """The heads' outputs z, [B, H, T, K]; `rest` is what the model's `start` gives beside x."""
+    return block.outputs(x_BTD, *rest) if isinstance(block, ForeignBlock) else outputs(block, x_BTD, rest)[3]
+
+
+def after(block: Block | ForeignBlock, x_BTD: Tensor, z_BHTK: Tensor, rest: Sequence) -> Tensor:
     """The residual stream after a block whose heads put out z."""
+    if isinstance(block, ForeignBlock):
+        return block.after(x_BTD, z_BHTK, *rest)
     x_BTD = x_BTD + block.attention.merge(z_BHTK)
     return x_BTD + block.mlp(block.norm_mlp(x_BTD))
 
 
-def replacement(kind: str, q: Tensor, k: Tensor, v: Tensor, mean_HK: Tensor) -> Tensor:
-    """What each head of a layer puts out instead, [B, H, T, K]."""
+def replacement(
+    kind: str, block: Block | ForeignBlock, x_BTD: Tensor, rest: Sequence, mean_HK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The heads' outputs of a layer, and what each puts out instead, both [B, H, T, K]."""
+    if kind in OF_OUTPUTS:
+        z_BHTK = head_output(block, x_BTD, rest)
+        return z_BHTK, mean_HK[:, None].expand_as(z_BHTK) if kind == "mean" else torch.zeros_like(z_BHTK)
+    q, k, v, z_BHTK = outputs(cast(Block, block), x_BTD, rest)
+    return z_BHTK, of_other_pattern(kind, q, k, v)
+
+
+def of_other_pattern(kind: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The values under a pattern without information, or under the own one without position 0, [B, H, T, K]."""
     T = q.shape[2]
-    if kind == "mean":
-        return mean_HK[:, None].expand_as(v)
-    if kind == "zero":
-        return torch.zeros_like(v)
     if kind == "uniform":
         return v.cumsum(2) / torch.arange(1, T + 1, device=v.device)[:, None]
     hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
@@ -56,7 +76,7 @@ def replacement(kind: str, q: Tensor, k: Tensor, v: Tensor, mean_HK: Tensor) -> 
     return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
 
 
-def losses(model: Transformer, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
+def losses(model: Examined, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
     """Nats of each next token, [B, T - 1], from the residual stream after the last block of all but the last token.
 
     x may hold N variants of each sequence, [N x B, T - 1, D], and then the losses do. Outside of `scored`, [B, T - 1],
@@ -76,44 +96,41 @@ def losses(model: Transformer, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor 
 
 
 @torch.no_grad()
-def baseline(model: Transformer, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
+def baseline(model: Examined, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
     """Nats of each next token of the whole model, [B, T - 1]; 0 outside of `scored`."""
-    x, *rotary = model.start(ids_BT[:, :-1])
+    x, *rest = model.start(ids_BT[:, :-1])
     for block in model.layers:
-        x = block(x, *rotary)
+        x = block(x, *rest)
     return losses(model, x, ids_BT, scored_BT)
 
 
 @torch.no_grad()
-def each_head(
-    model: Transformer, ids_BT: Tensor, kind: str, means_LHK: Tensor, scored_BT: Tensor | None = None
-) -> Tensor:
+def each_head(model: Examined, ids_BT: Tensor, kind: str, means_LHK: Tensor, scored_BT: Tensor | None = None) -> Tensor:
     """Nats of each next token with one head after another replaced, [L x H, B, T - 1]; 0 outside of `scored`.
 
     The layers before a head's own are computed once for all heads, its own layer's attention once for all its heads.
     """
-    x, *rotary = model.start(ids_BT[:, :-1])
+    x, *rest = model.start(ids_BT[:, :-1])
     found = []
     B, T = ids_BT[:, 1:].shape
     for layer, block in enumerate(model.layers):
-        q, k, v, z_BHTK = outputs(block, x, rotary)
-        other_BHTK = replacement(kind, q, k, v, means_LHK[layer])
+        z_BHTK, other_BHTK = replacement(kind, block, x, rest, means_LHK[layer])
         H = z_BHTK.shape[1]
         for heads in torch.arange(H).split(max(1, TOKENS_AT_ONCE // (B * T))):
             z_NBHTK = z_BHTK.repeat(len(heads), 1, 1, 1, 1)
             for n, head in enumerate(heads):
                 z_NBHTK[n, :, head] = other_BHTK[:, head]
-            changed = after(block, x.repeat(len(heads), 1, 1), z_NBHTK.flatten(0, 1))
+            changed = after(block, x.repeat(len(heads), 1, 1), z_NBHTK.flatten(0, 1), rest)
             for later in model.layers[layer + 1 :]:
-                changed = later(changed, *rotary)
+                changed = later(changed, *rest)
             found.append(losses(model, changed, ids_BT, scored_BT).view(len(heads), B, T))
-        x = after(block, x, z_BHTK)
+        x = after(block, x, z_BHTK, rest)
     return torch.cat(found)
 
 
 @torch.no_grad()
 def each_set(
-    model: Transformer,
+    model: Examined,
     ids_BT: Tensor,
     masks_LH: Iterable[Tensor],
     means_LHK: Tensor,
@@ -123,10 +140,10 @@ def each_set(
 
     The layers before a set's first are computed once for all sets.
     """
-    x, *rotary = model.start(ids_BT[:, :-1])
+    x, *rest = model.start(ids_BT[:, :-1])
     before = [x]
     for block in model.layers:
-        before.append(block(before[-1], *rotary))
+        before.append(block(before[-1], *rest))
     for mask_LH in masks_LH:
         changed = mask_LH.any(-1).tolist()
         first = changed.index(True) if any(changed) else len(changed)
@@ -134,14 +151,16 @@ def each_set(
         for layer in range(first, len(changed)):
             block = model.layers[layer]
             if changed[layer]:
-                *_, z_BHTK = outputs(block, x, rotary)
-                x = after(block, x, torch.where(mask_LH[layer, :, None, None], means_LHK[layer, :, None], z_BHTK))
+                z_BHTK = torch.where(
+                    mask_LH[layer, :, None, None], means_LHK[layer, :, None], head_output(block, x, rest)
+                )
+                x = after(block, x, z_BHTK, rest)
             else:
-                x = block(x, *rotary)
+                x = block(x, *rest)
         yield losses(model, x, ids_BT, scored_BT)
 
 
-def without(model: Transformer, ids_BT: Tensor, heads_LH: Tensor, means_LHK: Tensor) -> Tensor:
+def without(model: Examined, ids_BT: Tensor, heads_LH: Tensor, means_LHK: Tensor) -> Tensor:
     """`each_set` of one mask."""
     return next(each_set(model, ids_BT, [heads_LH], means_LHK))
 
@@ -152,7 +171,7 @@ def batches(ids_WT: NDArray, device: torch.device) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def mean_outputs(model: Transformer, parts: Iterable[Tensor]) -> Tensor:
+def mean_outputs(model: Examined, parts: Iterable[Tensor]) -> Tensor:
     """The mean output of each head over all positions of parts of ids [B, T], [L, H, K]."""
     total, positions = torch.zeros(()), 0
     for ids_BT in parts:
@@ -162,10 +181,10 @@ def mean_outputs(model: Transformer, parts: Iterable[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def head_outputs(model: Transformer, ids_BT: Tensor) -> Iterator[Tensor]:
+def head_outputs(model: Examined, ids_BT: Tensor) -> Iterator[Tensor]:
     """The heads' outputs z of one layer after another, [B, H, T, K]."""
-    x, *rotary = model.start(ids_BT)
+    x, *rest = model.start(ids_BT)
     for block in model.layers:
-        *_, z_BHTK = outputs(block, x, rotary)
+        z_BHTK = head_output(block, x, rest)
         yield z_BHTK
-        x = after(block, x, z_BHTK)
+        x = after(block, x, z_BHTK, rest)

@@ -31,7 +31,6 @@ from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.stats import Known, finite, known, percentile_99, resampled
 
 FORMAT = 4
-COPYING = 0.6  # share of the other tokens above which its output copies; below 1 - this it writes against the token
 OTHER_SETS = 60  # that the induction heads together are held against
 ABLATED = 8  # repeated sequences that every head is ablated on
 CONTEXT_WINDOWS = 5  # times as many windows as heads are ablated on, for the curve of context
@@ -88,21 +87,21 @@ class MechanismsReport(TypedDict):
 
 def score_mechanisms(s: ModelAndText) -> MechanismsReport:
     """The content of mechanisms.json but for its emergence."""
-    seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts)
+    seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts, s.tokenizer.start)
     found = {length: score_set(s, length) for length in fitting}
     longest = max(found)
     null = null_scores(s, longest)
-    ids_ST = repeats.sequences(s.counts, longest, seed=seed)
+    ids_ST = repeated(s, longest, seed)
     after_layer, direct_HW = attribution(s)
     heads = head_rows(s, found, null, ids_ST, intervals(direct_HW.T, seed))
     contexts = spread(s.validation, CONTEXT_WINDOWS * s.cfg["windows"])
     return {
         "format": FORMAT,
         "definitions": repeats.SCORES,
-        "criteria": {"score": repeats.LEAST, "copying": COPYING},
+        "criteria": {"score": repeats.LEAST, "copying": repeats.COPYING},
         "lengths": list(found),
         "sequences": repeats.SEQUENCES * repeats.SEEDS,
-        "least_count": int(s.counts[repeats.common(s.counts)].min()),
+        "least_count": int(s.counts[repeats.common(s.counts, s.tokenizer.start)].min()),
         "null": {name: finite(value) for name, value in null.items()},
         "null_models": s.cfg["null_models"],
         "copies": copies(s, ids_ST),
@@ -132,7 +131,7 @@ def head_rows(
         evidence: Evidence = {
             "score": all(by_head[h]["value"] >= repeats.LEAST for by_head in scores["induction"].values()),
             "above_untrained": strict_H[h]["low"] > null["induction"],
-            "copies": copied_H[h]["low"] > COPYING,
+            "copies": copied_H[h]["low"] > repeats.COPYING,
         }
         rows.append({
             "name": name,
@@ -144,7 +143,7 @@ def head_rows(
                 score: finite(found[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
             },
             "copying": copied_H[h],
-            "anti_copying": bool(copied_H[h]["high"] < 1 - COPYING),
+            "anti_copying": bool(copied_H[h]["high"] < 1 - repeats.COPYING),
             "second_copy_harm": harm_H[h],
             "direct": direct_H[h],
             "evidence": evidence,
@@ -169,6 +168,10 @@ def together(s: ModelAndText, heads: Sequence[ScoredHead], ids_ST: NDArray) -> G
     return group_effect(loss_without, mask_LH, seed=s.cfg["seed"], sets=OTHER_SETS)
 
 
+def repeated(s: ModelAndText, length: int, seed: int, matched: bool = False) -> NDArray[np.int64]:
+    return repeats.sequences(s.counts, length, seed=seed, matched=matched, start=s.tokenizer.start)
+
+
 def best(heads: Sequence[ScoredHead], score: str, length: str) -> BestHead:
     top = max(heads, key=lambda head: head["scores"][score][length]["value"])
     return {"head": top["name"], **top["scores"][score][length]}
@@ -177,17 +180,14 @@ def best(heads: Sequence[ScoredHead], score: str, length: str) -> BestHead:
 def score_set(s: ModelAndText, length: int) -> dict[str, dict[str, NDArray]]:
     """Scores [S, H] of tokens drawn evenly (all seeds) and in proportion to the text's (one)."""
     seed = s.cfg["seed"]
-    even = [
-        repeats.scores(s.model, repeats.sequences(s.counts, length, seed=seed + k), s.device)
-        for k in range(repeats.SEEDS)
-    ]
-    matched = repeats.scores(s.model, repeats.sequences(s.counts, length, seed=seed, matched=True), s.device)
+    even = [repeats.scores(s.model, repeated(s, length, seed + k), s.device) for k in range(repeats.SEEDS)]
+    matched = repeats.scores(s.model, repeated(s, length, seed, matched=True), s.device)
     return {"drawn evenly": repeats.pooled(even), "as in the text": matched}
 
 
 def null_scores(s: ModelAndText, length: int) -> dict[str, float]:
     """The 99th percentile over the heads of untrained models."""
-    ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"])[: repeats.FEW]
+    ids_ST = repeated(s, length, s.cfg["seed"])[: repeats.FEW]
     untrained = untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"])
     found = [repeats.scores(other.to(s.device), ids_ST, s.device) for other in untrained]
     return {name: percentile_99(np.stack([scores[name].mean(0) for scores in found])) for name in repeats.SCORES}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from picollm.data.ngram import NGrams
-from picollm.data.tokenizer import END_OF_TEXT, encoding
+from picollm.data.tokenizers import Tokenizer
 from picollm.errors import PicollmError
 from picollm.mechanisms.templates import Pair
 
@@ -24,20 +24,19 @@ AT_ONCE = 64
 class Continuations:
     """Each pair's target after both texts, padded on the right: what comes later changes nothing in a causal model."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Sequence[Pair], tokenizer: Tokenizer) -> None:
         """Raises PicollmError where there are too few for an interval."""
         self.cluster_P = np.array([pair.cluster for pair in pairs])
         clusters = len(np.unique(self.cluster_P))
         if clusters < LEAST_CLUSTERS:
             raise PicollmError(f"minimal pairs of {clusters} clusters: at least {LEAST_CLUSTERS} give an interval")
-        encode = encoding().encode_ordinary
         prefixes, targets = [], []
         for side in ("good", "bad"):
             for pair in pairs:
-                prefixes.append([END_OF_TEXT, *encode(getattr(pair, side))])
-                targets.append(encode(pair.target))
+                prefixes.append([tokenizer.start, *tokenizer.ids(getattr(pair, side))])
+                targets.append(tokenizer.ids(pair.target).tolist())
         longest = max(len(p) + len(t) for p, t in zip(prefixes, targets, strict=True))
-        self.ids_NT = np.full((len(prefixes), longest), END_OF_TEXT)
+        self.ids_NT = np.full((len(prefixes), longest), tokenizer.start)
         self.scored_NT = np.zeros((len(prefixes), longest - 1), dtype=bool)  # of the losses, one shorter
         for n, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
             end = len(prefix) + len(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,29 +12,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from picollm.attention.maps import name_of
+from picollm.attention.maps import names_of
 from picollm.data.loading import open_manifest, open_split
+from picollm.data.tokenizers import Tokenizer, gpt2
 from picollm.errors import PicollmError
 from picollm.mechanisms.intervention import batches, mean_outputs
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined, ForeignModel
 
 LEAST_WINDOWS = 2
 
 
 @dataclass(frozen=True)
 class ModelAndText:
-    """`train` and `validation` are rows of ids, no longer than the model's context and one target."""
+    """`train` and `validation` are rows of ids, no longer than the model's context and one target; `tokenizer` wrote
+    them."""
 
-    model: Transformer
+    model: Examined
     train: NDArray[np.uint16]
     validation: NDArray[np.uint16]
     cfg: Mapping
     device: torch.device
+    tokenizer: Tokenizer = field(default_factory=gpt2)
 
     @cached_property
     def names(self) -> list[str]:
-        shape = self.model.config
-        return [name_of(h, shape.n_heads) for h in range(shape.n_layers * shape.n_heads)]
+        return names_of(self.model.config)
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -57,10 +59,18 @@ class ModelAndText:
         return mean_outputs(self.model, batches(self.mean_windows, self.device))
 
 
-def open_model_and_text(model: Transformer, manifest: str | Path, cfg: Mapping, device: torch.device) -> ModelAndText:
-    """`cfg` is the config's `mechanisms` section. Raises PicollmError where model and tokens don't go together."""
-    found = open_manifest(manifest)
-    if model.config.vocab_size != found["vocab_size"]:
+def open_model_and_text(
+    model: Examined, manifest: str | Path, cfg: Mapping, device: torch.device, tokenizer: Tokenizer | None = None
+) -> ModelAndText:
+    """`cfg` is the config's `mechanisms` section; `tokenizer` GPT-2's where none is given.
+
+    Raises PicollmError where model, tokens and tokenizer don't go together.
+    """
+    found, tokenizer = open_manifest(manifest), tokenizer or gpt2()
+    if tokenizer.fingerprint != found["tokenizer_sha256"]:
+        raise PicollmError(f"{manifest} was written by another tokenizer: run tokenize_pack again")
+    padded = isinstance(model, ForeignModel) and model.config.vocab_size > found["vocab_size"]  # as many are
+    if model.config.vocab_size != found["vocab_size"] and not padded:
         raise PicollmError(
             f"the model has a vocabulary of {model.config.vocab_size:,} tokens, {manifest} has {found['vocab_size']:,}"
         )
@@ -71,7 +81,7 @@ def open_model_and_text(model: Transformer, manifest: str | Path, cfg: Mapping, 
             f"the validation split of {manifest} has {len(validation)} rows; an interval over windows needs at least "
             f"{LEAST_WINDOWS}: lower tokens.context, or keep more articles"
         )
-    return ModelAndText(model.to(device).eval(), train, validation, cfg, device)
+    return ModelAndText(model.to(device).eval(), train, validation, cfg, device, tokenizer)
 
 
 def spread(rows: NDArray, wanted: int) -> NDArray:

@@ -30,7 +30,7 @@ from picollm.mechanisms.minimal_pairs import LEAST_CLUSTERS, Continuations
 from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.mechanisms.templates import GENDERS, Pair, pairs, references
 from picollm.mechanisms.vocabulary import LEAST_COUNT, known_clusters, rare_words
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 from picollm.stats import (
     SIGNIFICANT,
     Accuracy,
@@ -97,7 +97,7 @@ def probe_heads(s: ModelAndText, style: str) -> ProbesReport:
     ngrams = NGrams(s.train, s.model.config.vocab_size)
     kinds = pairs()
     words = [word for pair in GENDERS for word in pair] + [w for kind in kinds.values() for p in kind for w in p.words]
-    rare = rare_words(s.train, words)
+    rare = rare_words(s.train, words, s.tokenizer)
     attention = by_attention(s, untrained, rare, style)
     likelihood = {name: by_likelihood(s, items, untrained, ngrams, rare) for name, items in kinds.items()}
     entries = [attention, *likelihood.values()]
@@ -125,7 +125,7 @@ def untestable(clusters: int, of: int) -> Untestable:
 
 
 def by_attention(
-    s: ModelAndText, untrained: Sequence[Transformer], rare: Mapping[str, int], style: str
+    s: ModelAndText, untrained: Sequence[Examined], rare: Mapping[str, int], style: str
 ) -> ByAttention | Untestable:
     """Coreference; p of the chosen heads against every rule, the mean of all heads and untrained models (the largest of
     paired tests over the pairs of words), and of the best of all against exchanged pronouns, whichever is larger."""
@@ -133,7 +133,7 @@ def by_attention(
     if len(known) < LEAST_CLUSTERS:
         return untestable(len(known), len(GENDERS))
     chosen_items = [item for item in references(style) if item.cluster in known]
-    items, seed = tokenised(chosen_items, s.model.config.context), s.cfg["seed"]
+    items, seed = tokenised(chosen_items, s.model.config.context, s.tokenizer), s.cfg["seed"]
     gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
     first_I = split_clusters(cluster_I, seed)
     right_I = np.mean(
@@ -151,7 +151,7 @@ def by_attention(
 
 
 def by_likelihood(
-    s: ModelAndText, items: Sequence[Pair], untrained: Sequence[Transformer], ngrams: NGrams, rare: Mapping[str, int]
+    s: ModelAndText, items: Sequence[Pair], untrained: Sequence[Examined], ngrams: NGrams, rare: Mapping[str, int]
 ) -> ByLikelihood | Untestable:
     """Accuracy of the model, of both n-grams and of untrained models; p of the model against chance and them, the
     largest of paired tests over clusters."""
@@ -159,9 +159,9 @@ def by_likelihood(
     known = known_clusters(words, rare)
     if len(known) < LEAST_CLUSTERS:
         return untestable(len(known), len(words))
-    found = Continuations([pair for pair in items if pair.cluster in known])
+    found = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer)
 
-    def right_of(model: Transformer) -> NDArray:
+    def right_of(model: Examined) -> NDArray:
         return preferred(found.margins(partial(baseline, model.to(s.device)), s.device))
 
     own = right_of(s.model)
@@ -191,10 +191,10 @@ def head_effects(s: ModelAndText, kind: str) -> PairEffects | None:
     training text has too few of its words."""
     items = pairs()[kind]
     words = {pair.cluster: pair.words for pair in items}
-    known = known_clusters(words, rare_words(s.train, (word for own in words.values() for word in own)))
+    known = known_clusters(words, rare_words(s.train, (word for own in words.values() for word in own), s.tokenizer))
     if len(known) < LEAST_CLUSTERS:
         return None
-    found, seed = Continuations([pair for pair in items if pair.cluster in known]), s.cfg["seed"]
+    found, seed = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer), s.cfg["seed"]
     whole_P = found.margins(partial(baseline, s.model), s.device)
     margin_HP = found.margins(lambda ids, scored: each_head(s.model, ids, "mean", s.means, scored), s.device)
     heads = per_head(cluster_means(whole_P - margin_HP, found.cluster_P), s.names, seed=seed)

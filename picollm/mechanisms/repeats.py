@@ -23,8 +23,8 @@ from torch import Tensor
 from picollm.data.tokenizer import END_OF_TEXT
 from picollm.errors import PicollmError
 from picollm.mechanisms.intervention import batches, head_outputs
-from picollm.model.foreign import ForeignModel
-from picollm.model.transformer import Transformer
+from picollm.mechanisms.readout import linear_part
+from picollm.model.foreign import Examined
 
 SCORES = {
     "previous": "weight of the token before, from the second token on",
@@ -32,25 +32,31 @@ SCORES = {
     "induction": "weight of the token that followed that occurrence, second copy",
 }
 LEAST = 0.3  # of a score that is an effect
+COPYING = (
+    0.6  # share of the other tokens above which a head's output copies; below 1 - this it writes against the token
+)
 LENGTHS = (25, 50, 100, 150)  # of one copy; those that fit the context and its vocabulary
 SEQUENCES = 64
 SEEDS = 3
 FEW = 16  # sequences, where many models are scored
+FEW_LENGTHS = (25, 50)
 COMMON = 100  # occurrences in the training text from which a token is taken; a small text gives its commonest
 
 
-def lengths(context: int, counts_V: NDArray) -> list[int]:
+def lengths(context: int, counts_V: NDArray, start: int = END_OF_TEXT) -> list[int]:
     """The lengths of a copy that fit, or the one that just does. Raises PicollmError where that is shorter than 2."""
-    most = min((context - 1) // 2, len(common(counts_V)))
+    most = min((context - 1) // 2, len(common(counts_V, start)))
     if most < 2:
-        raise PicollmError(f"no repeats in a context of {context} tokens and {len(common(counts_V))} different ones")
+        raise PicollmError(
+            f"no repeats in a context of {context} tokens and {len(common(counts_V, start))} different ones"
+        )
     return [length for length in LENGTHS if length <= most] or [most]
 
 
-def common(counts_V: NDArray) -> NDArray[np.int64]:
+def common(counts_V: NDArray, start: int = END_OF_TEXT) -> NDArray[np.int64]:
     """Ids that occur COMMON times in the training text, or else the commonest, twice as many as the longest copy."""
     order = np.argsort(-counts_V, kind="stable")
-    order = order[(counts_V[order] > 0) & (order != END_OF_TEXT)]
+    order = order[(counts_V[order] > 0) & (order != start)]
     return np.sort(order[: max((counts_V[order] >= COMMON).sum(), 2 * LENGTHS[-1])])
 
 
@@ -58,11 +64,21 @@ def sequences(
     counts_V: NDArray, length: int, *, seed: int, matched: bool = False, start: int = END_OF_TEXT
 ) -> NDArray[np.int64]:
     """[SEQUENCES, 2 length + 1]. With `matched`, tokens are drawn in proportion to their counts in the text."""
-    words = common(counts_V)
+    words = common(counts_V, start)
     generator = np.random.default_rng([seed, length])
     share = counts_V[words] / counts_V[words].sum() if matched else None
     copies = [generator.choice(words, length, replace=False, p=share) for _ in range(SEQUENCES)]
     return np.concatenate([np.full((SEQUENCES, 1), start), copies, copies], axis=1)
+
+
+def of_vocabulary(vocab_size: int, context: int, start: int, *, seed: int) -> list[NDArray[np.int64]]:
+    """FEW sequences of each of FEW_LENGTHS that fits, or of the longest copy that does: random ids of a vocabulary
+    whose training text nobody has here."""
+    counts_V = np.full(vocab_size, COMMON)
+    counts_V[start] = 0
+    fitting = lengths(context, counts_V, start)
+    chosen = [length for length in fitting if length in FEW_LENGTHS] or fitting[-1:]
+    return [sequences(counts_V, length, seed=seed, start=start)[:FEW] for length in chosen]
 
 
 def second_copy(length: int) -> NDArray[np.int64]:
@@ -70,7 +86,7 @@ def second_copy(length: int) -> NDArray[np.int64]:
     return np.arange(length + 1, 2 * length)
 
 
-def scores(model: Transformer | ForeignModel, ids_ST: NDArray, device: torch.device) -> dict[str, NDArray[np.float64]]:
+def scores(model: Examined, ids_ST: NDArray, device: torch.device) -> dict[str, NDArray[np.float64]]:
     """Chance-corrected scores of each sequence, [S, H]."""
     length = ids_ST.shape[1] // 2
     parts = [offsets(model.attention_maps(ids)[0].flatten(1, 2), length) for ids in batches(ids_ST, device)]
@@ -98,12 +114,12 @@ def corrected(weight: NDArray, query: NDArray) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def copying(model: Transformer, ids_ST: NDArray, device: torch.device) -> NDArray[np.float64]:
+def copying(model: Examined, ids_ST: NDArray, device: torch.device) -> NDArray[np.float64]:
     """How often a head's direct output favours the token that comes next over another token of the sequence but the
     query's own, over the second copy's queries, [S, H]: .5 for a head that writes the same everywhere or what it reads.
 
     Compared with the whole vocabulary every head that favours common words would copy: all tokens here are common. The
-    final LayerNorm divides by a positive number, which changes no order, and is otherwise linear.
+    final norm divides by a positive number, which changes no order, and is otherwise linear.
     """
     length = ids_ST.shape[1] // 2
     query, next_Q = second_copy(length), torch.arange(1, length, device=device)  # its place within a copy
@@ -112,11 +128,9 @@ def copying(model: Transformer, ids_ST: NDArray, device: torch.device) -> NDArra
         token_BRD = model.head.weight[ids[:, 1 : length + 1]]
         shares = []
         for block, z_BHTK in zip(model.layers, head_outputs(model, ids), strict=True):
-            B, H, _, K = z_BHTK.shape
-            out_DHK = block.attention.out.weight.view(-1, H, K)
-            written_BHQD = torch.einsum("bhqk,dhk->bhqd", z_BHTK[:, :, query], out_DHK)
-            normed_BHQD = (written_BHQD - written_BHQD.mean(-1, keepdim=True)) * model.norm.weight
-            logit_BHQR = normed_BHQD @ token_BRD.mT[:, None]
+            B, H = z_BHTK.shape[:2]
+            written_BHQD = torch.einsum("bhqk,dhk->bhqd", z_BHTK[:, :, query], block.out_weight())
+            logit_BHQR = linear_part(model.norm, written_BHQD) @ token_BRD.mT[:, None]
             own_BHQ1 = logit_BHQR.gather(-1, next_Q[:, None].expand(B, H, -1, 1))
             above = (own_BHQ1 > logit_BHQR).double() + 0.5 * (own_BHQ1 == logit_BHQR)
             itself_BHQ1 = above.gather(-1, (next_Q - 1)[:, None].expand(B, H, -1, 1))

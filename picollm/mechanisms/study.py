@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from picollm.attention.maps import CategoryMaps
-from picollm.data.tokenizer import END_OF_TEXT
 from picollm.files import read_json, write_json
 from picollm.mechanisms.ablation import (
     RANDOM_SETS,
@@ -33,13 +32,12 @@ from picollm.mechanisms.ablation import (
 )
 from picollm.mechanisms.context import lengths, truncated_nats
 from picollm.mechanisms.emergence import CONTEXT_WINDOWS, CONTEXTS
-from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, baseline, each_head
+from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, OF_OUTPUTS, baseline, each_head
 from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.mechanisms.probes import PairEffects, head_effects
 from picollm.mechanisms.redundancy import Interactions, interactions
 from picollm.mechanisms.templates import pairs
-from picollm.model.transformer import Transformer
-from picollm.model.weights import weights
+from picollm.model.foreign import Examined, ForeignModel
 from picollm.progress import progress
 from picollm.stats import SIGNIFICANT, Effect, false_discovery_rate, number_or_none, per_head
 
@@ -115,7 +113,8 @@ def full_study(
         write_json(path, {"key": key, "value": value})
         return value
 
-    kinds = {kind: part(kind, partial(ablated, s, kind)) for kind in KINDS}
+    known = OF_OUTPUTS if isinstance(s.model, ForeignModel) else KINDS
+    kinds = {kind: part(kind, partial(ablated, s, kind)) for kind in known}
     few, sets = spread(s.validation, GROUP_WINDOWS), max(RANDOM_SETS, SETS_A_GROUP * len(groups))
 
     def group(name: str) -> GroupEffect:
@@ -152,7 +151,7 @@ def by_context(s: ModelAndText) -> HeadsByContext:
     windows = spread(s.validation, CONTEXT_WINDOWS)
     kept = [k for k in CONTEXTS if k in lengths(windows.shape[1] - 1)]
 
-    def lost(model: Transformer, ids: Tensor, scored: Tensor) -> Tensor:
+    def lost(model: Examined, ids: Tensor, scored: Tensor) -> Tensor:
         return each_head(model, ids, "mean", s.means, scored) - baseline(model, ids, scored)
 
     found = truncated_nats(s.model, windows, [*kept, None], seed=s.cfg["seed"], device=s.device, losses=lost)
@@ -175,7 +174,9 @@ def jointly(rows: Sequence[Group]) -> list[TestedGroup]:
 
 def key_of(s: ModelAndText, rest: object) -> str:
     """Of the model, the windows, the settings and whatever else the parts read."""
-    digest = hashlib.sha256(weights(s.model, torch.float32))
+    digest = hashlib.sha256()
+    for name, tensor in s.model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     for rows in (s.windows, s.mean_windows, spread(s.validation, GROUP_WINDOWS)):
         digest.update(np.ascontiguousarray(rows).tobytes())
     digest.update(json.dumps([FORMAT, s.model.config.to_dict(), dict(s.cfg), rest], sort_keys=True).encode())
@@ -204,7 +205,7 @@ def by_category(s: ModelAndText, category: CategoryMaps) -> CategoryHeads:
     if len(category.ids) < 2:
         return {"sentences": len(category.ids), "heads": []}
     longest = max(map(len, category.ids))
-    ids_ST = np.full((len(category.ids), longest), END_OF_TEXT)  # on the right, which changes nothing before it
+    ids_ST = np.full((len(category.ids), longest), s.tokenizer.start)  # on the right, which changes nothing before it
     there_ST = np.zeros((len(category.ids), longest - 1), dtype=bool)
     for n, ids in enumerate(category.ids):
         ids_ST[n, : len(ids)], there_ST[n, : len(ids) - 1] = ids, True

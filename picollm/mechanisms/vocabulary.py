@@ -9,23 +9,23 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from numpy.typing import NDArray
 
-from picollm.data.tokenizer import encoding
+from picollm.data.tokenizers import Tokenizer
 
 LEAST_COUNT = 10  # of each word of a cluster of items
 
 
-def occurrences(rows: NDArray, word: str) -> int:
+def occurrences(rows: NDArray, word: str, tokenizer: Tokenizer) -> int:
     """How often a word stands in rows of ids, with a space before it."""
-    ids = encoding().encode_ordinary(" " + word)
+    ids = tokenizer.ids(" " + word)
     found = rows[:, : rows.shape[1] - len(ids) + 1] == ids[0]
     for k, token in enumerate(ids[1:], start=1):
         found &= rows[:, k : rows.shape[1] - len(ids) + 1 + k] == token
     return int(found.sum())
 
 
-def rare_words(rows: NDArray, words: Iterable[str]) -> dict[str, int]:
+def rare_words(rows: NDArray, words: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:
     """The words with less than LEAST_COUNT occurrences, and how many each has."""
-    counts = {word: occurrences(rows, word) for word in dict.fromkeys(words)}
+    counts = {word: occurrences(rows, word, tokenizer) for word in dict.fromkeys(words)}
     return {word: number for word, number in counts.items() if number < LEAST_COUNT}
 
 

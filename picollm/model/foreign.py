@@ -1,37 +1,36 @@
 """Models of Hugging Face's transformers, examined as they are: attention by its eager path, heads by hooks.
 
-One table of module names per family is all that is known of one; nothing is ported. A model gives attention maps, the
-outputs of its heads before the output projection, and losses with heads replaced; it can be made anew with random
-weights, and its logits of one layer scaled, for the controls of picollm.attention.controls. Weights are read from
-safetensors alone, and no code of the folder is ever run.
+One table of module names per family is all that is known of one; nothing is ported. A model offers what the analyses
+take from picollm's own (picollm.model.transformer): `start`, `layers`, `norm` and `head`, so that attention maps,
+replaced heads and the logit lens are written once. Weights are read from safetensors alone, and no code of the folder
+is ever run (picollm.model.foreign_folder).
 
-Shape suffixes: B sequence, T position, L layer, H head of a layer, Q query, K key, W head width.
+Shape suffixes: B sequence, T position, L layer, H head of a layer, Q query, K key, D model width, W head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from picollm.errors import PicollmError, one_line
-from picollm.files import read_json
+from picollm.errors import PicollmError
+from picollm.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its parts: the list of layers, and in a layer the output projection and what makes queries.
+    """Where a family keeps its parts: the list of layers, the last norm, and in a layer the output projection.
 
     `scale` multiplies the queries of a layer by a factor.
     """
 
     layers: str
+    norm: str
     out: str
     scale: Callable[[nn.Module, float], None]
 
@@ -49,7 +48,8 @@ def scale_interleaved(layer: nn.Module, factor: float) -> None:
     attention = layer.attention
     heads = attention.config.num_attention_heads
     attention.query_key_value.weight.view(heads, 3, -1, attention.config.hidden_size)[:, 0] *= factor
-    attention.query_key_value.bias.view(heads, 3, -1)[:, 0] *= factor
+    if attention.query_key_value.bias is not None:
+        attention.query_key_value.bias.view(heads, 3, -1)[:, 0] *= factor
 
 
 def scale_neo(layer: nn.Module, factor: float) -> None:
@@ -64,54 +64,188 @@ def scale_query(layer: nn.Module, factor: float) -> None:
         parameter.mul_(factor)
 
 
-LLAMA = Family("model.layers", "self_attn.o_proj", scale_query)
+LLAMA = Family("model.layers", "model.norm", "self_attn.o_proj", scale_query)
 FAMILIES = {
-    "gpt2": Family("transformer.h", "attn.c_proj", scale_first_columns),
-    "gpt_neo": Family("transformer.h", "attn.attention.out_proj", scale_neo),
-    "gpt_neox": Family("gpt_neox.layers", "attention.dense", scale_interleaved),
+    "gpt2": Family("transformer.h", "transformer.ln_f", "attn.c_proj", scale_first_columns),
+    "gpt_neo": Family("transformer.h", "transformer.ln_f", "attn.attention.out_proj", scale_neo),
+    "gpt_neox": Family("gpt_neox.layers", "gpt_neox.final_layer_norm", "attention.dense", scale_interleaved),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "stablelm", "gemma"), LLAMA),
 }
 
 
 @dataclass(frozen=True)
 class ForeignConfig:
-    """What the analyses ask of a model's shape."""
+    """What the analyses ask of a model's shape, under the names of picollm's own.
+
+    `context` is the longest sequence that it reads, in a run the one that the tokens are cut to.
+    """
 
     family: str
     vocab_size: int
     context: int
+    d_model: int
     n_layers: int
     n_heads: int
 
+    def to_dict(self) -> dict:
+        return asdict(self)
 
-class ForeignModel:
-    """A causal language model of transformers, in float32 and evaluation mode, with the methods that analyses call."""
+
+class ForeignBlock:
+    """A layer with the arguments that its model calls it with, `calls` in all methods, which depend on T alone."""
+
+    def __init__(self, number: int, layer: nn.Module, family: Family, n_heads: int) -> None:
+        self.number, self.layer, self.n_heads = number, layer, n_heads
+        self.out = layer.get_submodule(family.out)
+        self.attention = layer.get_submodule(family.out.rpartition(".")[0])
+
+    def __call__(self, x_BTD: Tensor, calls: Calls) -> Tensor:
+        arguments, named = calls[self.number]
+        found = self.layer(x_BTD, *arguments, **named)
+        return found[0] if isinstance(found, tuple) else found
+
+    def explicit(self, x_BTD: Tensor, calls: Calls) -> tuple[Tensor, Tensor]:
+        """The residual stream after the layer, and its attention weights [B, H, query, key].
+
+        Raises PicollmError where its attention gives none.
+        """
+        seen: list[Any] = []
+        handle = self.attention.register_forward_hook(lambda module, given, found: seen.append(found))
+        try:
+            x_BTD = self(x_BTD, calls)
+        finally:
+            handle.remove()
+        weights = seen[0][1] if isinstance(seen[0], tuple) and len(seen[0]) > 1 else None
+        if weights is None:
+            raise PicollmError(
+                f"layer {self.number}: its attention gives no weights; they need attn_implementation='eager'"
+            )
+        return x_BTD, weights
+
+    def outputs(self, x_BTD: Tensor, calls: Calls) -> Tensor:
+        """What the heads hand to the output projection, [B, H, T, W]."""
+        seen: list[Tensor] = []
+        handle = self.out.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        try:
+            self(x_BTD, calls)
+        finally:
+            handle.remove()
+        return seen[0].unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    def after(self, x_BTD: Tensor, z_BHTW: Tensor, calls: Calls) -> Tensor:
+        """The residual stream after the layer where the heads hand z to the output projection."""
+        z_BTD = z_BHTW.transpose(1, 2).flatten(2)
+        handle = self.out.register_forward_pre_hook(lambda module, given: (z_BTD, *given[1:]))
+        try:
+            return self(x_BTD, calls)
+        finally:
+            handle.remove()
+
+    def out_weight(self) -> Tensor:
+        """The output projection by head, [D, H, W]."""
+        weight = self.out.weight.mT if type(self.out).__name__ == "Conv1D" else self.out.weight
+        return weight.unflatten(1, (self.n_heads, -1))
+
+
+# list[tuple[tuple, dict[str, Any]]]: a checker can't tell it from the rotary tensors that picollm's own blocks take.
+Calls = Any
+
+
+class Reached(Exception):  # noqa: N818, no error
+    """The first layer was called: what it was given is all that was wanted."""
+
+
+class ForeignModel(nn.Module):
+    """A causal language model of transformers, in float32 and evaluation mode: ids [B, T] -> logits [B, T, V]."""
 
     def __init__(self, model: Any) -> None:
+        super().__init__()
         settings = model.config
         self.model = model.float().eval()
         self.family = FAMILIES[settings.model_type]
         self.config = ForeignConfig(
             settings.model_type,
             settings.vocab_size,
-            settings.max_position_embeddings,
+            getattr(settings, "training_context", settings.max_position_embeddings),
+            settings.hidden_size,
             settings.num_hidden_layers,
             settings.num_attention_heads,
         )
-
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ForeignModel:
-        self.model.to(device=device)
-        return self
+        self.calls: dict[tuple, Calls] = {}
 
     @property
-    def layers(self) -> nn.ModuleList:
-        return self.model.get_submodule(self.family.layers)
+    def layers(self) -> list[ForeignBlock]:
+        layers = self.model.get_submodule(self.family.layers)
+        return [ForeignBlock(i, layer, self.family, self.config.n_heads) for i, layer in enumerate(layers)]
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm before the vocabulary head."""
+        return self.model.get_submodule(self.family.norm)
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.get_output_embeddings()
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    def start(self, ids_BT: Tensor) -> tuple[Tensor, Calls]:
+        """The residual stream before the first layer, [B, T, D], and what each layer is called with beside it.
+
+        Raises PicollmError where the sequence is longer than the model accepts.
+        """
+        T = ids_BT.shape[1]
+        if T > self.config.context:
+            raise PicollmError(f"a sequence of {T} tokens: the model accepts at most {self.config.context}")
+        key = (T, ids_BT.device, self.embedding.weight.dtype)
+        if key not in self.calls:
+            with self.watched() as seen:
+                self.hidden(ids_BT[:1])
+            self.calls = {key: [(given[1:], named) for given, named in seen]}  # of one length: masks are of size T x T
+        with self.watched(stop=True) as seen, torch.no_grad(), suppress(Reached):
+            self.hidden(ids_BT)
+        return seen[0][0][0], self.calls[key]
+
+    @contextmanager
+    def watched(self, stop: bool = False) -> Iterator[list[tuple[tuple, dict[str, Any]]]]:
+        """A list that gets what each layer is called with; with `stop` the first one raises Reached."""
+        seen: list[tuple[tuple, dict[str, Any]]] = []
+
+        def note(module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
+            seen.append((given, named))
+            if stop:
+                raise Reached
+
+        handles = [block.layer.register_forward_pre_hook(note, with_kwargs=True) for block in self.layers]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """The normed residual stream before the vocabulary head, [B, T, D]."""
+        return self.model.base_model(ids_BT, use_cache=False).last_hidden_state
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        return self.head(x_BTD)
+
+    def forward(self, ids_BT: Tensor, last: bool = False) -> Tensor:
+        """Logits [B, T, V], or with `last` only those of the last position, [B, V]."""
+        x_BTD = self.hidden(ids_BT)
+        return self.logits(x_BTD[:, -1] if last else x_BTD)
 
     @torch.no_grad()
     def attention_maps(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention weights [B, L, H, query, key], and the logits."""
-        found = self.model(ids_BT, output_attentions=True, use_cache=False)
-        return torch.stack(found.attentions, dim=1), found.logits
+        """Attention weights [B, L, H, query, key], and what `hidden` returns."""
+        x_BTD, calls = self.start(ids_BT)
+        maps = []
+        for block in self.layers:
+            x_BTD, weights_BHQK = block.explicit(x_BTD, calls)
+            maps.append(weights_BHQK)
+        return torch.stack(maps, dim=1), self.norm(x_BTD)
 
     def untrained(self) -> ForeignModel:
         """The same shape with fresh random weights, by the family's own initialisation and torch's random state."""
@@ -122,113 +256,13 @@ class ForeignModel:
     @torch.no_grad()
     def scale_logits(self, layer: int, factor: float) -> None:
         """Multiply the attention logits of a layer."""
-        self.family.scale(self.layers[layer], factor)
+        self.family.scale(self.layers[layer].layer, factor)
 
-    @contextmanager
-    def hooked(self, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-        """What the heads of each layer put out, [B, T, H, W], goes through `change(layer, z)` before the projection."""
-
-        def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-            def before(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                z = given[0]
-                return (change(layer, z.unflatten(-1, (self.config.n_heads, -1))).flatten(-2), *given[1:])
-
-            return before
-
-        outs = [layer.get_submodule(self.family.out) for layer in self.layers]
-        handles = [out.register_forward_pre_hook(hook(number)) for number, out in enumerate(outs)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @torch.no_grad()
-    def nats(self, ids_BT: Tensor) -> Tensor:
-        """Nats of each next token, [B, T - 1]."""
-        logits = self.model(ids_BT, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits.transpose(1, 2).float(), ids_BT[:, 1:], reduction="none")
-
-    def mean_outputs(self, parts: Sequence[Tensor]) -> Tensor:
-        """The mean output of each head over all positions of parts of ids [B, T], [L, H, W]."""
-        total: dict[int, Tensor] = {}
-
-        def add(layer: int, z_BTHW: Tensor) -> Tensor:
-            total[layer] = total.get(layer, 0) + z_BTHW.sum((0, 1))
-            return z_BTHW
-
-        with self.hooked(add):
-            for ids_BT in parts:
-                self.nats(ids_BT)
-        return torch.stack([total[layer] for layer in range(len(total))]) / sum(ids.numel() for ids in parts)
-
-    def without(self, ids_BT: Tensor, heads_LH: Tensor, means_LHW: Tensor) -> Tensor:
-        """Nats of each next token with all the heads of a boolean mask [L, H] at their means, [B, T - 1]."""
-
-        def replace(layer: int, z_BTHW: Tensor) -> Tensor:
-            return torch.where(heads_LH[layer][:, None], means_LHW[layer], z_BTHW)
-
-        with self.hooked(replace):
-            return self.nats(ids_BT)
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters: all of them, and those outside embeddings (of positions too) and head."""
+        total = sum(p.numel() for p in self.parameters())
+        body = sum(p.numel() for block in self.layers for p in block.layer.parameters())
+        return {"total": total, "non_embedding": body + sum(p.numel() for p in self.norm.parameters())}
 
 
-def load_foreign_model(name: str, revision: str | None = None) -> ForeignModel:
-    """A folder, or a name on the hub and a revision there.
-
-    Raises PicollmError for what can't be examined, with what to do.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        check_folder(folder)
-    try:
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError:
-        raise PicollmError("models of other families need transformers: pip install -e '.[models]'") from None
-    try:
-        settings = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        check_settings(name, settings)
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="eager",
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise PicollmError(f"{name} can't be loaded by transformers: {one_line(error)}") from None
-    return ForeignModel(model)
-
-
-def check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise PicollmError(f"{folder} has no config.json: it is no model's folder")
-    if not list(folder.glob("*.safetensors")):
-        old = [path.name for path in folder.glob("*.bin")]
-        how = (
-            f"its weights are in {old[0]}, a pickle, which is never read: convert them "
-            "(AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True))"
-            if old
-            else "it has no *.safetensors"
-        )
-        raise PicollmError(f"{folder}: {how}")
-
-
-def check_settings(name: str, settings: Any) -> None:
-    if getattr(settings, "is_encoder_decoder", False):
-        raise PicollmError(f"{name} is an encoder-decoder ({settings.model_type}): only decoders are examined")
-    if settings.model_type not in FAMILIES:
-        raise PicollmError(
-            f"{name} is of the family {settings.model_type!r}; known are {', '.join(FAMILIES)}. Its maps can be "
-            "analysed without it: docs/heads.md"
-        )
-
-
-def is_foreign_folder(folder: Path) -> bool:
-    """Whether a folder, or a name that is none, is of transformers and not one that this project writes or reads."""
-    if not folder.is_dir():
-        return True
-    values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    bare = values.get("model_type") == "stablelm" and not (folder / "tokenizer.json").is_file()
-    ours = "d_model" in values or "training_context" in values or bare
-    return not ours and ("model_type" in values or "architectures" in values)
+Examined = Transformer | ForeignModel

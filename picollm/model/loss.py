@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from picollm.data.feeding import to_device
 from picollm.data.loading import Rows
 from picollm.model.device import Compiled, autocast
+from picollm.model.foreign import Examined
 from picollm.model.transformer import Transformer
 
 EVALUATION_TOKENS, EVALUATION_VOCABULARY = 512, 2048  # at once: logits of 4 MB stay in the cache
@@ -97,7 +98,7 @@ class Objective(nn.Module):
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, rows: Rows | np.ndarray, device: torch.device) -> float:
+def evaluate(model: Examined, rows: Rows | np.ndarray, device: torch.device) -> float:
     """Mean loss in nats per token over all rows [rows, context + 1], float32, evaluation mode, whole vocabulary."""
     was_training = model.training
     model.eval()

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import IO, TypedDict
@@ -32,6 +32,9 @@ from picollm.model.checkpoints import Checkpoints
 from picollm.model.costs import flops_per_token
 from picollm.model.device import lacks_memory, set_up
 from picollm.model.distributed import world
+from picollm.model.folders import is_foreign_folder
+from picollm.model.foreign import Examined, ForeignModel
+from picollm.model.foreign_folder import load_foreign_model
 from picollm.model.huggingface import load_foreign
 from picollm.model.interruption import Interruption, Stopped
 from picollm.model.loss import evaluate
@@ -74,8 +77,8 @@ class Run:
 class Result:
     """Models in evaluation mode on the CPU, and what their training measured."""
 
-    best: Transformer
-    last: Transformer
+    best: Examined
+    last: Examined
     curve: list[dict]
     summary: dict
 
@@ -110,9 +113,12 @@ def work(run: Run) -> None:
 
 
 def imported(run: Run, folder: Path) -> Result:
-    """A trained model from elsewhere in the place of a run's result. Raises PicollmError where it does not fit."""
-    shape, device = run.shape(), set_up(**run.compute)
-    model = load_foreign(folder, shape)
+    """A trained model from elsewhere in the place of a run's result, also one of another family, as it is.
+
+    Raises PicollmError where it does not fit.
+    """
+    device = set_up(**run.compute)
+    model = of_another_family(run, folder) if is_foreign_folder(folder) else load_foreign(folder, run.shape())
     loss = evaluate(model.to(device), open_split(run.tokens, "validation"), device)
     counts = model.parameter_counts()
     log.info("%s parameters from %s, nothing is trained", f"{counts['total']:,}", folder)
@@ -130,6 +136,22 @@ def imported(run: Run, folder: Path) -> Result:
             "validation_perplexity": math.exp(loss),
         },
     )
+
+
+def of_another_family(run: Run, folder: Path) -> ForeignModel:
+    """A model of transformers that reads rows as long as the tokens'. Raises PicollmError where it can't."""
+    manifest, model = open_manifest(run.tokens), load_foreign_model(folder)
+    if model.config.context < manifest["context"]:
+        raise PicollmError(
+            f"{folder} reads {model.config.context} tokens at once, tokens.context is {manifest['context']}: lower it"
+        )
+    if model.config.vocab_size < manifest["vocab_size"]:
+        raise PicollmError(
+            f"{folder}: the tokenizer has {manifest['vocab_size']:,} ids, the model's vocabulary is "
+            f"{model.config.vocab_size:,}: they don't belong together"
+        )
+    model.config = replace(model.config, context=manifest["context"])
+    return model
 
 
 def announce(trainer: Trainer) -> None:

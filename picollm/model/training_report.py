@@ -44,6 +44,7 @@ class Measured(TypedDict, total=False):
     peak_memory_mib: float
     resumed_at: list[int]
     loss_path: str
+    gemm_flop_per_second: float
     phases: list[Phase]
     gemm_share: float
     precision: Precision
@@ -70,21 +71,19 @@ class TrainingReport(Measured):
     test_bigram_loss: float
     test_four_gram_loss: float
     test_four_gram_cache_loss: float
-    gemm_flop_per_second: float
     hardware: dict
 
 
 def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> TrainingReport:
     """`tokens`: the manifest that the run read; `reason`: why its precision is what it is. All losses in nats per
     token; an imported model (`result.curve` is empty) has no costs."""
-    manifest, shape, recipe = open_manifest(tokens), run.shape(), run.pretrain
+    manifest, shape, recipe = open_manifest(tokens), result.best.config, run.pretrain
     train, validation, test = (np.asarray(open_split(tokens, split)) for split in SPLITS)
     ngrams, test_ngrams = (ngram_losses(train, rows, manifest["vocab_size"]) for rows in (validation, test))
     counted, test_counted = kneser_ney_losses(train, validation, test, manifest["vocab_size"])
     read = manifest["splits"]["validation"]
     counts = {"tokens": read["tokens"], "words": read["words"], "bytes": read["bytes"]}
     normalised = per_word_and_byte(result.summary["validation_loss"], counts)
-    gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, TrainingConfig(**recipe).head_dtype)
     report: dict[str, Any] = {
         "model": shape.to_dict(),
         **result.summary,
@@ -99,9 +98,10 @@ def training_report(run: Run, result: Result, tokens: str | Path, reason: str, d
         "test_four_gram_cache_loss": test_counted["cache"],
     }
     if result.curve:
+        gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, TrainingConfig(**recipe).head_dtype)
+        report["gemm_flop_per_second"] = gemm
         report["gemm_share"] = result.summary["flop_per_second"] / gemm
         report["precision"] = {"autocast": recipe["autocast"], "compile": recipe["compile"], "reason": reason}
-    report["gemm_flop_per_second"] = gemm
     report["hardware"] = describe_hardware(device=device.type, threads=run.compute["threads"])
     return cast(TrainingReport, report)
 

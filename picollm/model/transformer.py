@@ -157,6 +157,10 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.dropout(z_BTD)
         return x_BTD + self.dropout(self.mlp(self.norm_mlp(x_BTD))), weights_BHTT
 
+    def out_weight(self) -> Tensor:
+        """The output projection by head, [D, H, K]."""
+        return self.attention.out.weight.unflatten(1, (self.attention.n_heads, -1))
+
 
 class Cache:
     """Keys and values of every layer for `length` tokens, so that generation computes each token once."""

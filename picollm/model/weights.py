@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save
 from picollm.errors import PicollmError
 from picollm.files import read_json, sha256, write_bytes, write_json
 from picollm.manifest import clear, describe, prove
+from picollm.model.folders import PROOF
 from picollm.model.transformer import ModelConfig, Transformer
-
-PROOF = "weights_sha256"  # in config.json
 
 
 def weights(model: Transformer, dtype: torch.dtype) -> bytes:

@@ -9,7 +9,7 @@ from typing import TypedDict
 import torch
 
 from picollm.data.loading import open_split
-from picollm.files import write_json
+from picollm.files import read_json, write_json
 from picollm.hardware import describe_hardware
 from picollm.manifest import clear, describe
 from picollm.model.device import set_up
@@ -19,6 +19,7 @@ from picollm.profiling.capture import capture
 from picollm.profiling.ladder import ladder
 from picollm.profiling.timeline import Analysis, analyse
 
+NEEDS = "A profile of training needs picollm's own model: this one is of another family, and nothing here trains it."
 WARMUP = 3  # steps: they compile and fill caches
 
 
@@ -45,15 +46,27 @@ class ProfileReport(Analysis):
     loading: list[dict]
 
 
-def profile_training(model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, dict]) -> ProfileReport:
-    """Profile steps of training as the sections `pretrain` and `compute` say, with `profile`'s tool; the report.
+class NoProfile(TypedDict):
+    """profile.json of a model of another family."""
+
+    needs: str
+
+
+def profile_training(
+    model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, dict]
+) -> ProfileReport | NoProfile:
+    """Profile steps of training as the sections `pretrain` and `compute` say, with `profile`'s tool; the report, or
+    `needs` alone where the model is of another family.
 
     Written into the folder: the capture, and its manifest, last.
     """
-    device = set_up(**cfg["compute"])
-    recipe, _ = fit(cfg["pretrain"], device)
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder / "manifest.json", "training.*")
+    if "model_type" in read_json(model_config):
+        write_json(folder / "manifest.json", {"files": []})
+        return {"needs": NEEDS}
+    device = set_up(**cfg["compute"])
+    recipe, _ = fit(cfg["pretrain"], device)
     spec = {
         "config": str(model_config), "tokens": str(tokens), "pretrain": recipe,
         "compute": cfg["compute"] | {"device": device.type}, "steps": cfg["profile"]["steps"], "warmup": WARMUP,
@@ -74,8 +87,10 @@ def profile_training(model_config: Path, tokens: Path, folder: Path, cfg: Mappin
     return report
 
 
-def lines(report: ProfileReport) -> list[str]:
+def lines(report: ProfileReport | NoProfile) -> list[str]:
     """Where a step's time goes, for a terminal."""
+    if "needs" in report:
+        return [str(report["needs"])]
     steps, gpu = report["steps"], report["gpu"]
     table = [f"{name:12} {row['share']:8.2%} of the time, median {row['median_ms']:.3f} ms"
              for name, row in report["ranges"].items()]  # fmt: skip

@@ -23,7 +23,7 @@ import numpy as np
 from picollm.errors import PicollmError
 
 if TYPE_CHECKING:
-    from picollm.profiling.profile import ProfileReport
+    from picollm.profiling.profile import NoProfile, ProfileReport
 
 PUSH_POP, START_END = 59, 60  # NVTX_EVENTS.eventType of Nsight Systems, the same since 2022
 # Graph traces count as activity: by default a whole CUDA graph is recorded there and not as kernels.
@@ -205,8 +205,13 @@ def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[Span]:
     return [{"name": name, "start_ms": (a - origin) / 1e6, "end_ms": (b - origin) / 1e6} for name, a, b in rows]
 
 
-def metrics(report: ProfileReport) -> dict[str, float]:
-    """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one."""
+def metrics(report: ProfileReport | NoProfile) -> dict[str, float]:
+    """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one.
+
+    None of a model of another family, which is not trained here.
+    """
+    if "needs" in report:
+        return {}
     workload, mean = report["workload"], report["steps"]["mean_ms"]
     found = {
         "step_ms": mean,

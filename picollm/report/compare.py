@@ -125,7 +125,7 @@ def measured(data: bytes, chapter: str) -> dict[str, Any]:
         if times := row.get("latency_ms"):
             spread = f"90th percentile {scalar(times['p90'])}; {times['n']} runs"
             sure[f"{key}_p50_ms"] = {"value": times["p50"], "spread": spread}
-    if chapter == "profile":
+    if chapter == "profile" and "needs" not in detail:
         steps = detail["steps"]
         spread = f"median {scalar(steps['median_ms'])}, 90th percentile {scalar(steps['p90_ms'])}; {steps['n']} steps"
         sure["step_ms"] = {"value": steps["mean_ms"], "spread": spread}

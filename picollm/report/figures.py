@@ -43,13 +43,14 @@ def draw_figures(
     latency = measurement.latency_bars(report["benchmark"]["results"])
     table = measurement.latencies(report["benchmark"]["results"])
     gallery.add("benchmark.svg", latency, "Latency by backend and batch", data=table)
-    timeline = pd.DataFrame(report["profile"]["timeline"])
-    steps = measurement.step_timeline(report["profile"])
-    gallery.add("profile.svg", steps, "The first profiled training steps", data=timeline)
-    rungs = pd.DataFrame(report["profile"]["loading"])
-    step = report["profile"]["steps"]["mean_ms"]
-    drawn, rungs = measurement.loading_ladder(rungs, step), rungs.assign(share_of_a_step=rungs["median_ms"] / step)
-    gallery.add("loading.svg", drawn, "How long a batch takes to load, by way of loading", data=rungs)
+    if "timeline" in report["profile"]:  # there is none of a model of another family
+        timeline = pd.DataFrame(report["profile"]["timeline"])
+        steps = measurement.step_timeline(report["profile"])
+        gallery.add("profile.svg", steps, "The first profiled training steps", data=timeline)
+        rungs = pd.DataFrame(report["profile"]["loading"])
+        step = report["profile"]["steps"]["mean_ms"]
+        drawn, rungs = measurement.loading_ladder(rungs, step), rungs.assign(share_of_a_step=rungs["median_ms"] / step)
+        gallery.add("loading.svg", drawn, "How long a batch takes to load, by way of loading", data=rungs)
     for category in categories:
         add_examples(gallery, category, report["heads"], examples)
     gallery.finish()

@@ -12,7 +12,7 @@ from picollm.errors import PicollmError
 from picollm.files import write_text
 from picollm.pipeline.receipts import artefact
 from picollm.report.page import render
-from picollm.report.sources import FIGURES, PATHS, read_sources, run
+from picollm.report.sources import FIGURES, PATHS, read_sources, run, with_seeds
 from picollm.status import next_run
 from picollm.yaml12 import read_yaml
 
@@ -36,7 +36,7 @@ def page_of_now(output: Path, cfg: dict[str, Any]) -> list[str]:
         for name, path in (PATHS | {"maps": maps[0], "figures": FIGURES}).items()
         if artefact(path) in waiting and name not in sources.absent
     }
-    write_text(output, render(Path(FIGURES), replace(sources, old=old), cfg))
+    write_text(output, render(Path(FIGURES), with_seeds(replace(sources, old=old), cfg), cfg))
     return [*first, *(sources.absent | old).values()]
 
 

@@ -147,7 +147,8 @@ def environment() -> Environment:
 def render(figures: Path, sources: Sources, cfg: Mapping[str, Any]) -> str:
     """The same inputs give the same bytes. Raises PicollmError where a figure is damaged.
 
-    `figures`: their manifest; `cfg` has the config's sections report and corpus.
+    `figures`: their manifest; `cfg` has the config's sections report and corpus. Among the reports is `seeds` where
+    there is a spread over them.
     """
     c, pictures, groups = sources.reports, {}, {}
     if "figures" not in sources.absent:
@@ -160,7 +161,7 @@ def render(figures: Path, sources: Sources, cfg: Mapping[str, Any]) -> str:
         NO_EXPLORER, [])  # fmt: skip
     code = script()
     return environment().get_template("page.html.j2").render(
-        **c,
+        **({"seeds": None} | dict(c)),
         chapters=CHAPTERS,
         cfg=cfg,
         style=style_sheet(cfg["report"]["palette"]),

@@ -6,13 +6,14 @@ One that can't be used costs the page the parts that need it, and no more: there
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from picollm.attention.maps import CategoryMaps, load_categories
 from picollm.errors import PicollmError
 from picollm.files import read_json
+from picollm.seed_summary import for_report
 
 FIGURES = "reports/figures/manifest.json"
 PATHS = {
@@ -25,7 +26,7 @@ PATHS = {
 }  # fmt: skip
 # The format that the page reads of each report that has one; tests/test_sources.py holds them equal to what is written.
 FORMATS = {
-    "data": 2, "engine": 2, "heads": 3, "clusters": 3, "mechanisms": 4, "emergence": 3, "ablation": 2, "probes": 2,
+    "data": 3, "engine": 2, "heads": 3, "clusters": 3, "mechanisms": 4, "emergence": 3, "ablation": 2, "probes": 2,
     "findings": 2,
 }  # fmt: skip
 
@@ -63,6 +64,14 @@ def read_sources(paths: Mapping[str, str], maps: Sequence[str], figures: str = F
     if not Path(figures).exists():
         absent["figures"] = f"{figures} is missing: run `{run(figures)}`"
     return Sources(reports, categories, absent)
+
+
+def with_seeds(sources: Sources, cfg: Mapping[str, Any], manifest: str = PATHS["data"]) -> Sources:
+    """With `seeds` among the reports where report.seeds names a spread over them; `manifest`: of the packed tokens."""
+    path = cfg["report"]["seeds"]
+    if path is None or "data" in sources.absent:
+        return sources
+    return replace(sources, reports={**sources.reports, "seeds": for_report(path, cfg, manifest)})
 
 
 def run(path: str, again: bool = False) -> str:

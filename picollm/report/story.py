@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from picollm.mechanisms.mechanisms import MechanismsReport
     from picollm.mechanisms.probes import ProbesReport
     from picollm.model.training_report import TrainingReport
-    from picollm.profiling.profile import ProfileReport
+    from picollm.profiling.profile import NoProfile, ProfileReport
 
 SOURCES = {
     "enwiki-sample": "Wikipedia articles",
@@ -273,7 +273,9 @@ def speed_sentence(benchmark: BenchmarkReport) -> str:
     return speed_line(benchmark)
 
 
-def profile_sentence(profile: ProfileReport) -> str:
+def profile_sentence(profile: ProfileReport | NoProfile) -> str:
+    if "needs" in profile:
+        return str(profile["needs"])
     name, row = max(profile["ranges"].items(), key=lambda item: item[1]["share"])
     waits = profile["ranges"].get("data_wait")
     wait = f"; it waits for data {waits['share']:.1%} of the time".replace("%", " %") if waits else ""

@@ -1,0 +1,61 @@
+"""What heads cause in any model, without the packed text of a run: induction, copying, and what sentences lose.
+
+For `picollm analyze` and the Python page. The pipeline's own reports (picollm.mechanisms.mechanisms and
+picollm.mechanisms.ablation) measure the same on its text, and hold it against untrained models.
+
+Shape suffixes: S sentence or sequence, H head (layers flattened).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from picollm.attention.maps import names_of
+from picollm.errors import PicollmError
+from picollm.mechanisms import repeats
+from picollm.mechanisms.intervention import baseline, each_head, mean_outputs
+from picollm.model.foreign import Examined
+from picollm.progress import progress
+from picollm.stats import Effect, interval_columns, number_or_none, per_head, resampled
+
+SEED = 1
+
+
+def induction(model: Examined, start: int, device: torch.device) -> list[dict]:
+    """A row a head: its scores on random tokens that come twice, and how often it copies, with 95 % intervals over
+    sequences; `induction_head` where both are large (repeats.LEAST at every length, repeats.COPYING)."""
+    sets = repeats.of_vocabulary(model.config.vocab_size, model.config.context, start, seed=SEED)
+    found = [repeats.scores(model, ids_ST, device) for ids_ST in progress(sets, unit=" lengths", desc="induction")]
+    columns = {**found[-1], "copying": repeats.copying(model, sets[-1], device)}
+    ends = {name: resampled(values_SH.T, SEED) for name, values_SH in columns.items()}
+    scored_H = np.min([scores["induction"].mean(0) for scores in found], axis=0) >= repeats.LEAST
+    rows = []
+    for h, name in enumerate(names_of(model.config)):
+        told = {
+            column: {
+                "value": number_or_none(values_SH[:, h].mean()),
+                "low": number_or_none(ends[column][0][h]),
+                "high": number_or_none(ends[column][1][h]),
+            }
+            for column, values_SH in columns.items()
+        }
+        copies = ends["copying"][0][h] > repeats.COPYING
+        rows.append({"name": name, **interval_columns(told), "induction_head": bool(scored_H[h] and copies)})
+    return rows
+
+
+def ablated(model: Examined, ids: Sequence[Sequence[int]], device: torch.device) -> list[Effect]:
+    """A row a head: what the sentences lose without it, its output at its mean over them, in nats per token, with a
+    95 % interval over sentences, p, and q over the heads. Raises PicollmError for less than two sentences."""
+    if len(ids) < 2:
+        raise PicollmError("ablation needs two sentences or more: its interval is over them")
+    model = model.to(device=device)
+    rows = [torch.tensor([list(sequence)], device=device) for sequence in ids]
+    means, more = mean_outputs(model, rows), []
+    for ids_1T in progress(rows, unit=" sentences", desc="ablation"):
+        lost_H1T = each_head(model, ids_1T, "mean", means) - baseline(model, ids_1T)
+        more.append(lost_H1T.double().mean((1, 2)).cpu().numpy())
+    return per_head(np.stack(more, axis=1), names_of(model.config), seed=SEED)

@@ -1,0 +1,84 @@
+"""What `picollm seeds` found: mean and extremes over seeds, how far two agree, and whether it is of this configuration.
+
+Apart from picollm.seeds, which trains: the report reads this, and an edit of the training loop leaves it clean.
+
+Shape suffixes: S seed, H head, L label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from picollm.attention.labels import LABELS
+from picollm.errors import PicollmError
+from picollm.files import read_json, sha256
+
+FORMAT = 2
+SECTIONS = ("model", "pretrain", "compute", "attention", "heads")  # of the config, that decide what seeds find
+NO_MATTER = ("seed", "snapshots", "checkpoint_every", "loading")  # of these
+
+
+def recipe(config: Mapping[str, Mapping[str, Any]], manifest: str | Path) -> str:
+    """A hash of all that decides what seeds find but the seed itself; `manifest`: of the packed tokens."""
+    kept = {name: {k: v for k, v in config[name].items() if k not in NO_MATTER} for name in SECTIONS}
+    files = [sha256(manifest), sha256(config["attention"]["sentences"])]
+    return hashlib.sha256(json.dumps([kept, files], sort_keys=True).encode()).hexdigest()
+
+
+def summary(seeds: Sequence[int], losses: Sequence[float], labels_SH: NDArray[np.int64], of: str) -> dict:
+    """Mean and extremes of the loss and of each class's share; of pairs of seeds, the share of heads with one label.
+
+    `of`: what `recipe` gives.
+    """
+    shares_SL = (labels_SH[:, :, None] == np.arange(len(LABELS))).mean(1)
+    pairs = list(combinations(range(len(seeds)), 2))
+    agree = [float((labels_SH[a] == labels_SH[b]).mean()) for a, b in pairs]
+    chance = [float(shares_SL[a] @ shares_SL[b]) for a, b in pairs]
+    return {
+        "format": FORMAT,
+        "recipe": of,
+        "seeds": list(seeds),
+        "validation_loss": spread(losses),
+        "shares": {label: spread(shares_SL[:, k]) for k, label in enumerate(LABELS)},
+        "agreement": float(np.mean(agree)) if pairs else None,
+        "agreement_by_chance": float(np.mean(chance)) if pairs else None,
+    }
+
+
+def spread(values: Sequence[float] | NDArray) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "least": float(np.min(values)), "most": float(np.max(values))}
+
+
+def told(row: Mapping[str, float], form: str) -> str:
+    """A spread to be read; `form` is that of one number."""
+    return f"{row['mean']:{form}} ({row['least']:{form}} to {row['most']:{form}})"
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """The summary, to be read."""
+    found = [f"{len(report['seeds'])} seeds: validation loss {told(report['validation_loss'], '.3f')}"]
+    for label, row in report["shares"].items():
+        if row["most"]:
+            found.append(f"{label:15} {told(row, '.0%')} of the heads")
+    if report["agreement"] is not None:
+        found.append(
+            f"Of two seeds {report['agreement']:.0%} of the heads have the same class; by chance "
+            f"{report['agreement_by_chance']:.0%}."
+        )
+    return found
+
+
+def for_report(path: str | Path, config: Mapping[str, Mapping[str, Any]], manifest: str | Path) -> dict:
+    """A file of `summary`, with `current`: whether it is of this configuration and these tokens."""
+    found = read_json(path)
+    if found.get("format") != FORMAT:
+        raise PicollmError(f"{path} is of another format: run `picollm seeds` again")
+    return found | {"file": str(path), "current": found["recipe"] == recipe(config, manifest)}
