@@ -22,7 +22,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist worksteal
 # Commands in .venv name the folder that they were installed in: a clone that was moved or copied needs them anew.
 MOVED := $(shell test -s $(VENV)/ready && test "$$(cat $(VENV)/ready)" != "$$(pwd -P)" && echo moved)
 
-.PHONY: report study bench-full gpu docs setup-nsys setup-browser test-tensorrt check test test-slow test-walk test-all lint format setup clean moved help
+.PHONY: report study bench-full gpu docs setup-nsys setup-browser test-tensorrt check test test-slow test-slurm test-walk test-all lint format setup clean moved help
 
 report: setup ## the complete pipeline, from nothing; prints what was learned
 	@$(RUN) snakemake --cores all --quiet rules host reason -- reports/final.html
@@ -59,6 +59,13 @@ test: $(VENV)/dev lint ## lint and the fast suite, two tests at a time
 
 test-slow: $(VENV)/dev ## the tests that take long or need system packages
 	@$(RUN) $(PYTEST) -m 'slow and not exhaustive' --durations 15
+
+# The plugin is installed apart from .venv's packages: where Slurm's commands are installed and no Slurm answers, it adds
+# seconds to every call of snakemake.
+test-slurm: $(VENV)/dev ## run the workflow on a real Slurm of two nodes that it starts here; needs root
+	@.ci/install-slurm
+	@$(PIP) --upgrade --no-deps --target $(VENV)/slurm snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler
+	@$(RUN) PYTHONPATH="$(CURDIR)/$(VENV)/slurm" python -m pytest -m "slurm $(FEW)" tests/test_slurm.py --durations 5
 
 test-walk: $(VENV)/dev ## random sequences of events; WALKS=1000 SEED=7
 	@$(RUN) WALKS=$(or $(WALKS),100) SEED=$(or $(SEED),0) $(PYTEST) -m walk

@@ -17,6 +17,7 @@ include: "rules/attention.smk"
 include: "rules/mechanisms.smk"
 include: "rules/engine.smk"
 include: "rules/report.smk"
+include: "rules/sweep.smk"
 
 
 rule all:
@@ -26,13 +27,14 @@ rule all:
 
 
 try:
-    check_writable(stages(), ROOT)
-    check_dvc_yaml(
-        stages(),
-        ROOT / "dvc.yaml",
-        write=bool(os.environ.get("PICOLLM_WRITE_DVC_YAML")),
-    )
-    guard()
+    if workflow.is_main_process:
+        check_writable(stages(), ROOT)
+        check_dvc_yaml(
+            stages(),
+            ROOT / "dvc.yaml",
+            write=bool(os.environ.get("PICOLLM_WRITE_DVC_YAML")),
+        )
+        guard()
 except PicollmError as error:
     stop(error)
 except KeyboardInterrupt:

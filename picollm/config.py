@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from picollm.engine.grid import BACKENDS
 from picollm.engine.grid import OUTPUTS as GRAPH_OF_OUTPUT
 from picollm.errors import PicollmError
-from picollm.yaml12 import read_yaml
+from picollm.yaml12 import parse_yaml, read_yaml
 
 OUTPUTS = tuple(GRAPH_OF_OUTPUT)
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -139,6 +139,7 @@ class Attention(Section):
 
     sentences: str = key("YAML or JSON file with the ten categories; edit it, or name your own")
     style: Literal["plain", "wikitext"] = key("plain | wikitext (spaced punctuation, @-@ joins, as in that corpus)")
+    apart: bool = key("each category is a cluster job of its own; the bytes do not depend on it")
 
 
 class Heads(Section):
@@ -167,6 +168,7 @@ class Mechanisms(Section):
 
     windows: int = key("validation windows that heads are ablated on; below 6 no p can be < .05", ge=6, le=100_000)
     mean_windows: int = key("training windows that a head's mean output is computed on", gt=0)
+    slices: int = key("cluster jobs that ablate heads; the bytes do not depend on it", ge=1, le=1000)
     null_models: int = key("untrained models that get the same scores and probes", ge=1, le=100)
     seed: int = key("of sequences, resampling and untrained models", ge=0)
 
@@ -294,6 +296,21 @@ def load(path: str | Path) -> dict[str, dict[str, Any]]:
         return check(read_yaml(path), str(path))
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: git checkout {path}, or picollm preset default") from None
+
+
+def variant(config: dict[str, dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    """The config with other values, as a file is named after: SECTION__KEY~VALUE, with commas between.
+
+    Raises PicollmError as `check` does.
+    """
+    values = {section: dict(keys) for section, keys in config.items()}
+    for part in name.split(","):
+        path, _, value = part.partition("~")
+        section, _, key = path.partition("__")
+        if key not in values.get(section, {}) or not value:
+            raise PicollmError(f"{part}: must be SECTION__KEY~VALUE, for example pretrain__lr~0.01")
+        values[section][key] = parse_yaml(value, part)
+    return check(values, name)
 
 
 def refuse_overrides(given: dict[str, Any], path: str = "config.yaml") -> None:

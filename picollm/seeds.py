@@ -21,6 +21,7 @@ from picollm.attention.sample import sample_of
 from picollm.attention.sentences import load_sentences
 from picollm.data.loading import open_split
 from picollm.data.tokenizers import gpt2
+from picollm.model.checkpoints import Checkpoints
 from picollm.model.device import set_up
 from picollm.model.training import Trainer, TrainingConfig, train
 from picollm.model.transformer import ModelConfig, Transformer
@@ -40,7 +41,9 @@ def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.devic
     tokenizer = gpt2()
     found = (
         (c, tokenise(sentence, tokenizer))
-        for c, category in enumerate(load_sentences(**config["attention"]).values())
+        for c, category in enumerate(
+            load_sentences(config["attention"]["sentences"], config["attention"]["style"]).values()
+        )
         for sentence in category.sentences
     )
     sample = sample_of((c, tokens.ids, tokens.strings, tokens.gold) for c, tokens in found)
@@ -54,19 +57,35 @@ def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.devic
     return assign(values, effective_thresholds(configured, percentiles_99(null), peaked, permuted_kappa=0.0))
 
 
-def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[int]) -> dict:
-    """Trainings of the config on packed tokens, one a seed: losses, classes, and how far they agree."""
+def variant(config: Mapping[str, Any], manifest: str | Path, checkpoints: Checkpoints | None = None) -> dict:
+    """One training of the config on packed tokens, in this process: its best validation loss, and its heads' classes
+    as indices into LABELS. It goes on from `checkpoints`, and raises as `train` does."""
     device = set_up(**config["compute"])
     train_rows, validation = (np.asarray(open_split(manifest, split)) for split in ("train", "validation"))
     context = train_rows.shape[1] - 1
     shape = ModelConfig(
         vocab_size=gpt2().size, context=context, **{k: v for k, v in config["model"].items() if k != "checkpoint"}
     )
-    losses, labels = [], []
-    for seed in progress(seeds, unit=" seeds"):
-        own = {**config, "pretrain": {**config["pretrain"], "seed": seed, "snapshots": False}}
-        trainer = trainer_of(own, train_rows, shape, device)
-        train(trainer, validation)
-        losses.append(trainer.best["loss"])
-        labels.append(labels_of(trainer.model, own, device))
-    return summary(list(seeds), losses, np.stack(labels), recipe(config, manifest))
+    own = {**config, "pretrain": {**config["pretrain"], "snapshots": False, "processes": 1}}
+    trainer = trainer_of(own, train_rows, shape, device)
+    train(trainer, validation, checkpoints)
+    return {
+        "format": 1,
+        "validation_loss": trainer.best["loss"],
+        "labels": labels_of(trainer.model, own, device).tolist(),
+    }
+
+
+def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[int]) -> dict:
+    """Trainings of the config on packed tokens, one a seed: losses, classes, and how far they agree."""
+    found = [
+        variant({**config, "pretrain": {**config["pretrain"], "seed": seed}}, manifest)
+        for seed in progress(seeds, unit=" seeds")
+    ]
+    return compare(list(seeds), found, recipe(config, manifest))
+
+
+def compare(seeds: Sequence[int], variants: Sequence[Mapping[str, Any]], of: str) -> dict:
+    """The summary of what `variant` found for each seed; `of`: what `recipe` gives."""
+    losses = [found["validation_loss"] for found in variants]
+    return summary(seeds, losses, np.array([found["labels"] for found in variants]), of)

@@ -6,6 +6,30 @@ reports/findings.json.
 """
 
 
+rule extract_category:
+    """One category's maps, where attention.apart asks for a job of each."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        sentences=CONFIG["attention"]["sentences"],
+        tokenizer=TOKENIZER_FILES,
+    output:
+        maps=temp(EXTRACTED),
+    log:
+        "logs/extract_category-{category}.log",
+    benchmark:
+        "logs/benchmarks/extract_category-{category}.tsv"
+    conda:
+        "envs/picollm.yaml"
+    resources:
+        **needs("extract_category"),
+    params:
+        cfg=sections("attention", "compute"),
+        code=fingerprint("extract_attention"),
+    script:
+        "../workflow_scripts/extract_attention.py"
+
+
 rule extract_attention:
     """Every head's attention on every sentence, one .npz per category."""
     input:
@@ -13,6 +37,9 @@ rule extract_attention:
         config="data/model/config.json",
         sentences=CONFIG["attention"]["sentences"],
         tokenizer=TOKENIZER_FILES,
+        apart=expand(
+            EXTRACTED, category=CATEGORIES if CONFIG["attention"]["apart"] else []
+        ),
     output:
         **{category: f"data/attention/{category}.npz" for category in CATEGORIES},
     log:
@@ -21,6 +48,8 @@ rule extract_attention:
         "logs/benchmarks/extract_attention.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("extract_attention"),
     params:
         cfg=sections("attention", "compute"),
         code=fingerprint("extract_attention"),
@@ -46,6 +75,8 @@ rule classify_heads:
         "logs/benchmarks/classify_heads.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("classify_heads"),
     params:
         cfg=sections("heads", "compute"),
         code=fingerprint("classify_heads"),
@@ -68,6 +99,8 @@ rule cluster_heads:
         "logs/benchmarks/cluster_heads.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("cluster_heads"),
     params:
         cfg=sections("clusters"),
         code=fingerprint("cluster_heads"),
@@ -95,6 +128,8 @@ rule state_findings:
         "logs/benchmarks/state_findings.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("state_findings"),
     params:
         cfg=sections("heads"),
         code=fingerprint("state_findings"),

@@ -15,7 +15,9 @@ from picollm.attention.sentences import CATEGORIES, load_sentences
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
 from picollm.pipeline import locks, seal, watch
+from picollm.pipeline import resources as scheduled
 from picollm.pipeline.dvc_yaml import check_dvc_yaml, check_writable, stages_of
+from picollm.pipeline.given import give, given
 from picollm.pipeline.receipts import artefact
 from picollm.report.chapters import CHAPTERS
 from picollm.seed_summary import SECTIONS as SEED_SECTIONS
@@ -40,7 +42,10 @@ def stop(error):
 
 try:
     picollm_config.refuse_overrides(dict(config))
-    CONFIG = picollm_config.load("config.yaml")
+    if workflow.is_main_process:
+        CONFIG, FINGERPRINTS = picollm_config.load("config.yaml"), {}
+    else:  # a job on another machine
+        CONFIG, FINGERPRINTS = map(given(ROOT).get, ("config", "code"))
     CORPUS_FILES = files.corpus_files(CONFIG["corpus"])
     MODEL_FILES = files.model_files(CONFIG["model"])
     TOKENIZER_FILES = files.tokenizer_files(CONFIG["model"])
@@ -52,6 +57,9 @@ except PicollmError as error:
     stop(error)
 
 
+SIZE = scheduled.size_of(CONFIG, CORPUS_FILES)
+
+
 def sections(*names):
     """The `cfg` param of a rule, whole config sections in one dict, as Snakemake compares params without names."""
     return {name: CONFIG[name] for name in names}
@@ -59,7 +67,20 @@ def sections(*names):
 
 def fingerprint(rule):
     """The `code` param of a rule, the sha256 of its script and of every picollm module that it imports."""
-    return code.fingerprint(code.rule_code(rule, ROOT), ROOT)
+    found = FINGERPRINTS.get(rule) or code.fingerprint(code.rule_code(rule, ROOT), ROOT)
+    return FINGERPRINTS.setdefault(rule, found)
+
+
+def cpus(rule, here=None):
+    """Threads of a rule: on a cluster what it can use, here by default all, so that nothing else runs beside it."""
+    if workflow.is_main_process and not watch.on_cluster(workflow):
+        return here or workflow.cores
+    return scheduled.threads_of(rule, CONFIG)
+
+
+def needs(rule):
+    """What a rule asks of a scheduler."""
+    return scheduled.resources(rule, CONFIG, SIZE)
 
 
 def stages():
@@ -67,13 +88,44 @@ def stages():
     return stages_of(workflow.rules, ROOT, CONFIG["corpus"])
 
 
-SLICES = ".snakemake/picollm/slices/{slice}.npy"
+# Shares of a rule's work, each a job of its own where the configuration asks for that.
+SLICES = ".snakemake/picollm/slices/{slice}.ids"
+ABLATED = ".snakemake/picollm/ablated/{slice}.npz"
+EXTRACTED = ".snakemake/picollm/extracted/{category}.npz"
 
 
-def slices():
-    """The files that tokenize_pack puts together; none where it does the whole work itself."""
-    count = CONFIG["tokens"]["slices"]
-    return expand(SLICES, slice=range(count)) if count > 1 else []
+def shares(pattern, section):
+    """The files that a rule puts together; none where it does the whole work itself."""
+    count = CONFIG[section]["slices"]
+    return expand(pattern, slice=range(count)) if count > 1 else []
+
+
+def seeds_of(wildcards):
+    """The trainings of so many seeds, from 1."""
+    return expand(
+        "study/variants/pretrain__seed~{seed}.json",
+        seed=range(1, int(wildcards.number) + 1),
+    )
+
+
+def grid(wildcards):
+    """The trainings of each row of the table."""
+    import pandas  # only here: a quarter of a second
+    from snakemake.utils import Paramspace
+
+    table = pandas.read_csv("presets/sweep.csv", dtype=str)
+    space = Paramspace(table, filename_params="*", filename_sep=",")
+    return expand("study/variants/{row}.json", row=space.instance_patterns)
+
+
+def variant(wildcards):
+    """The sections of a training, with the values that its file's name has."""
+    try:
+        values = picollm_config.variant(CONFIG, wildcards.variant)
+    except PicollmError as error:
+        stop(error)
+    names = ("model", "pretrain", "attention", "heads", "compute")
+    return {name: values[name] for name in names}
 
 
 def runs_rules():
@@ -97,7 +149,7 @@ def guard():
     """
     if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
         return
-    if not runs_rules():
+    if not RUNS:
         return
     dry = workflow.output_settings.dryrun
     if not dry:
@@ -105,6 +157,7 @@ def guard():
         # Jobs import this checkout's picollm, even where another clone's is the installed one.
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ.update(PYTHONPATH=os.pathsep.join(paths))
+        give(ROOT, CONFIG, FINGERPRINTS)
     outputs = {artefact(path) for stage in stages() for path in stage.outputs}
     if "DVC_STAGE" not in os.environ and not seal.intact(ROOT, sorted(outputs)):
         picollm("sync", *(["--dry-run"] if dry else []), check=True)
@@ -135,4 +188,5 @@ def end():
         DISPLAY.stop()
 
 
-DISPLAY = watch.display(workflow, ROOT) if runs_rules() else None
+RUNS = workflow.is_main_process and runs_rules()
+DISPLAY = watch.display(workflow, ROOT) if RUNS else None

@@ -19,6 +19,8 @@ rule prepare_corpus:
         "logs/benchmarks/prepare_corpus.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("prepare_corpus"),
     params:
         cfg=sections("corpus"),
         code=fingerprint("prepare_corpus"),
@@ -39,6 +41,9 @@ rule tokenize_slice:
         "logs/benchmarks/tokenize_slice-{slice}.tsv"
     conda:
         "envs/picollm.yaml"
+    threads: cpus("tokenize_slice", here=1)
+    resources:
+        **needs("tokenize_slice"),
     params:
         cfg=sections("tokens"),
         code=fingerprint("tokenize_pack"),
@@ -52,7 +57,7 @@ rule tokenize_pack:
         train="data/corpus/train.parquet",
         validation="data/corpus/validation.parquet",
         test="data/corpus/test.parquet",
-        slices=slices(),
+        slices=shares(SLICES, "tokens"),
         tokenizer=TOKENIZER_FILES,
     output:
         manifest="data/tokens/manifest.json",
@@ -63,7 +68,9 @@ rule tokenize_pack:
         "logs/benchmarks/tokenize_pack.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("tokenize_pack")
+    resources:
+        **needs("tokenize_pack"),
     params:
         cfg=sections("tokens"),
         code=fingerprint("tokenize_pack"),

@@ -19,6 +19,9 @@ rule trt_compile:
         "logs/benchmarks/trt_compile.tsv"
     conda:
         "envs/picollm.yaml"
+    threads: cpus("trt_compile", here=1)
+    resources:
+        **needs("trt_compile"),
     params:
         cfg=sections("engine", "compute"),
         code=fingerprint("trt_compile"),
@@ -45,7 +48,9 @@ rule trt_benchmark:
         "logs/benchmarks/trt_benchmark.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("trt_benchmark")
+    resources:
+        **needs("trt_benchmark"),
     params:
         cfg=sections("engine", "benchmark", "compute"),
         code=fingerprint("trt_benchmark"),
@@ -68,7 +73,9 @@ rule nsys_capture:
         "logs/benchmarks/nsys_capture.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("nsys_capture")
+    resources:
+        **needs("nsys_capture"),
     params:
         cfg=sections("profile", "pretrain", "compute"),
         code=fingerprint("nsys_capture"),

@@ -26,11 +26,38 @@ rule score_mechanisms:
         "logs/benchmarks/score_mechanisms.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("score_mechanisms"),
     params:
         cfg=sections("mechanisms", "compute"),
         code=fingerprint("score_mechanisms"),
     script:
         "../workflow_scripts/score_mechanisms.py"
+
+
+rule ablate_slice:
+    """One share of the windows that heads are ablated on, where mechanisms.slices asks for more than one job."""
+    input:
+        weights="data/model/model.safetensors",
+        config="data/model/config.json",
+        tokens="data/tokens/manifest.json",
+        tokenizer=TOKENIZER_FILES,
+    output:
+        part=temp(ABLATED),
+    log:
+        "logs/ablate_slice-{slice}.log",
+    benchmark:
+        "logs/benchmarks/ablate_slice-{slice}.tsv"
+    conda:
+        "envs/picollm.yaml"
+    threads: cpus("ablate_slice")
+    resources:
+        **needs("ablate_slice"),
+    params:
+        cfg=sections("mechanisms", "compute"),
+        code=fingerprint("ablate_heads"),
+    script:
+        "../workflow_scripts/ablate_heads.py"
 
 
 rule ablate_heads:
@@ -40,6 +67,7 @@ rule ablate_heads:
         config="data/model/config.json",
         tokens="data/tokens/manifest.json",
         tokenizer=TOKENIZER_FILES,
+        slices=shares(ABLATED, "mechanisms"),
     output:
         report="reports/ablation.json",
         metrics="reports/metrics/ablation.json",
@@ -49,7 +77,9 @@ rule ablate_heads:
         "logs/benchmarks/ablate_heads.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("ablate_heads")
+    resources:
+        **needs("ablate_heads"),
     params:
         cfg=sections("mechanisms", "compute"),
         code=fingerprint("ablate_heads"),
@@ -73,6 +103,8 @@ rule probe_heads:
         "logs/benchmarks/probe_heads.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("probe_heads"),
     params:
         cfg=sections("mechanisms", "attention", "compute"),
         code=fingerprint("probe_heads"),
@@ -100,7 +132,9 @@ rule full_study:
         "logs/benchmarks/full_study.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("full_study")
+    resources:
+        **needs("full_study"),
     params:
         cfg=sections("mechanisms", "compute"),
         code=fingerprint("full_study"),

@@ -28,7 +28,9 @@ rule pretrain:
         "logs/benchmarks/pretrain.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: workflow.cores
+    threads: cpus("pretrain")
+    resources:
+        **needs("pretrain"),
     params:
         cfg=sections("model", "pretrain", "compute"),
         code=fingerprint("pretrain"),

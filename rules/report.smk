@@ -28,6 +28,8 @@ rule draw_figures:
         "logs/benchmarks/draw_figures.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("draw_figures"),
     params:
         cfg=sections("report"),
         code=fingerprint("draw_figures"),
@@ -65,6 +67,8 @@ rule final_report:
         "logs/benchmarks/final_report.tsv"
     conda:
         "envs/picollm.yaml"
+    resources:
+        **needs("final_report"),
     params:
         cfg=sections("report", "corpus", *(SEED_SECTIONS if SEED_FILES else ())),
         code=fingerprint("final_report"),

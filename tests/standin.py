@@ -74,8 +74,12 @@ def behave(when: str, rule) -> None:
     """A test's wish for a rule: Python to run in the job before, within or after its writing. It happens once."""
     wish = Path("logs") / f"{when}-{rule.name}.py"
     if wish.exists():
-        text = wish.read_text()
-        wish.unlink()
+        try:
+            granted = wish.rename(wish.with_suffix(".granted"))
+        except FileNotFoundError:  # to another job of the rule, at the same time
+            return
+        text = granted.read_text()
+        granted.unlink()
         exec(text, {"rule": rule})
 
 

@@ -16,7 +16,8 @@ from test_scenarios import CLUSTERS, NONE, views, wrong
 
 GROUP = "import os, signal; os.killpg(os.getpgrp(), signal.SIGKILL)"  # the whole run, DVC included
 JOB = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-RUNNER = "import os, signal, time; os.kill(int(os.environ['PICOLLM_RUN']), signal.{name}); time.sleep({seconds})"
+OF_RUN = "int(os.environ['PICOLLM_RUN'].split()[1])"  # process 123 on ...
+RUNNER = f"import os, signal, time; os.kill({OF_RUN}, signal.{{name}}); time.sleep({{seconds}})"
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def wish(copy: workspace.Workspace, when: str, rule: str, text: str) -> None:
 def start(copy: workspace.Workspace, *command: str) -> subprocess.Popen:
     return subprocess.Popen(
         command, cwd=copy.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=workspace.ENVIRONMENT | {"PYTHONPATH": str(copy.path)},
+        env=workspace.ENVIRONMENT | {"PYTHONPATH": copy.paths},
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def test_dvc_killed_between_a_stage_and_its_record(edited):
     )
     text = (
         "import os, subprocess, sys\n"
-        "snakemake = int(os.environ['PICOLLM_RUN'])\n"
+        f"snakemake = {OF_RUN}\n"
         "parent = lambda pid: int(open(f'/proc/{pid}/stat').read().split()[3])\n"
         "dvc = snakemake\n"
         "while b'dvc' not in open(f'/proc/{dvc}/cmdline', 'rb').read().split(b'\\0')[1]: dvc = parent(dvc)\n"

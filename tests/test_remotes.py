@@ -1,4 +1,4 @@
-"""Push in one clone, pull in another: through a folder, and through a real SSH server on this machine."""
+"""Push in one clone, pull in another: through a folder, and through real servers of SSH and of S3 on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import importlib.util
 import shutil
 import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,20 @@ def test_through_a_folder(built, tmp_path):
     assert views(project) == (NONE, NONE) and wrong(project) == []
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
+    """Until something listens there."""
+    deadline = time.monotonic() + 60
+    while subprocess.run(["bash", "-c", f"echo >/dev/tcp/127.0.0.1/{port}"], capture_output=True).returncode:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def sshd(tmp_path):
     """(port, key) of a server that lets this user in with a key of its own."""
@@ -58,9 +74,7 @@ def sshd(tmp_path):
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     shutil.copy(folder / "user.pub", folder / "authorized")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     if getpass.getuser() == "root":
         Path("/run/sshd").mkdir(exist_ok=True)  # where sshd gives up its rights
     (folder / "config").write_text(
@@ -69,10 +83,7 @@ def sshd(tmp_path):
         "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"
     )
     process = subprocess.Popen([server, "-D", "-E", str(folder / "log"), "-f", str(folder / "config")])
-    deadline = time.monotonic() + 20
-    while subprocess.run(["bash", "-c", f"echo >/dev/tcp/127.0.0.1/{port}"], capture_output=True).returncode:
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.1)
+    wait_for(process, port, folder / "log")
     yield port, folder / "user"
     process.terminate()
     process.wait()
@@ -85,3 +96,67 @@ def test_through_an_ssh_server(built, tmp_path, sshd):
     url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/store"
     round_trip(project, tmp_path / "clone", url, ("keyfile", str(key)))
     assert len(list((tmp_path / "store/files/md5").rglob("*"))) > 40
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_the_key_says_so_and_nothing_is_lost(built, tmp_path, sshd):
+    port, _ = sshd
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
+    project = built.copy(tmp_path / "project")
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/store"
+    project.run("dvc", "remote", "add", "-q", "--local", "-d", "store", url)
+    project.run("dvc", "remote", "modify", "--local", "store", "keyfile", str(tmp_path / "other"))
+    said = project.run("dvc", "push", ok=False)
+    assert "Permission denied" in said and "Traceback" not in said, said
+    assert not (tmp_path / "store").exists() and views(project) == (NONE, NONE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(getpass.getuser() != "root", reason="a disk of one's own needs root")
+def test_a_full_store_says_so_and_the_next_push_goes_on(built, tmp_path):
+    project, store = built.copy(tmp_path / "project"), tmp_path / "store"
+    store.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", store], capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        project.run("dvc", "remote", "add", "-q", "--local", "-d", "store", str(store))
+        said = project.run("dvc", "push", ok=False)
+        assert "No space left" in said or "failed to push" in said, said
+        assert "Traceback" not in said
+        subprocess.run(["mount", "-o", "remount,size=64m", store], check=True)
+        project.run("dvc", "push", "-q")
+        clone = Workspace(tmp_path / "clone")
+        project.run("git", "clone", "-q", ".", str(clone.path))
+        clone.run("dvc", "remote", "add", "-q", "--local", "-d", "store", str(store))
+        clone.run("dvc", "pull", "-q")
+        assert views(clone) == (NONE, NONE) and wrong(clone) == []
+    finally:
+        subprocess.run(["umount", store], check=True)
+
+
+@pytest.fixture
+def s3(tmp_path):
+    """(address, bucket) of a server that speaks S3's protocol, in memory."""
+    if not all(importlib.util.find_spec(name) for name in ("dvc_s3", "moto", "flask_cors")):
+        pytest.skip("needs pip's dvc-s3 and moto with flask and flask-cors")
+    port, log = free_port(), tmp_path / "s3.log"
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=out, stderr=out
+        )
+    wait_for(process, port, log)
+    address = f"http://127.0.0.1:{port}"
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")):
+        yield address, "bucket"
+    process.terminate()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_through_a_server_of_s3(built, tmp_path, s3):
+    address, bucket = s3
+    project = built.copy(tmp_path / "project")
+    secrets = (("access_key_id", "somebody"), ("secret_access_key", "secret"), ("region", "us-east-1"))
+    round_trip(project, tmp_path / "clone", f"s3://{bucket}/picollm", ("endpointurl", address), *secrets)
+    tracked = project.run("git", "grep", "-l", "secret_access_key", ok=None)
+    assert ".dvc" not in tracked

@@ -50,7 +50,8 @@ class Row:
 
 # Close relatives of other rows, which CI leaves to `make test-all`.
 EXHAUSTIVE = {
-    "a parameter of the report", "slices and back", "keys in another order", "a module of the report",
+    "a parameter of the report", "slices and back", "each category apart",
+    "keys in another order", "a module of the report",
     "the command line", "the report's template", "code of another branch and back", "a branch with dvc checkout",
     "another branch's data and back", "a clone with dvc pull and edited code", "a clone with dvc pull and a lost file",
     "outputs wiped, dvc checkout", "one output wiped", "Snakemake's records wiped", "cache wiped", "a longer shard",
@@ -223,6 +224,8 @@ ROWS = [
     Row("a parameter and back", steps(config("pretrain", lr=0.5), checkout("--", "config.yaml")), NONE),
     Row("two values swapped", swap("heads", "kappa", "content"), HEADS),
     Row("the training split in slices", config("tokens", slices=3), ALL - {"prepare_corpus"}),
+    Row("the ablation in slices", config("mechanisms", slices=3), MECHANISMS),
+    Row("each category apart", config("attention", apart=True), ATTENTION | {"probe_heads"}),
     Row("slices and back", steps(config("tokens", slices=3), checkout("--", "config.yaml")), NONE),
     Row("keys in another order", reorder, NONE),
     Row("a number in other words", spell("kappa: 0.25", "kappa: 2.5e-1"), NONE),

@@ -14,6 +14,7 @@ import yaml
 from picollm.presets import config_yaml, preset
 
 ROOT = Path(__file__).parent.parent
+HELPERS = {"tokenize_slice", "extract_category", "ablate_slice"}  # parts of the rules that put their files together
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore", ".gitattributes")
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200", "PICOLLM_UNCALIBRATED": "1"}
@@ -28,6 +29,11 @@ ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PA
 class Workspace:
     path: Path
 
+    @property
+    def paths(self) -> str:
+        """PYTHONPATH of its commands."""
+        return str(self.path)
+
     def run(self, *command: str, ok: bool | None = True, **environment: str) -> str:
         """Standard output and errors together; asserts success, failure (ok=False) or neither (ok=None)."""
         done = subprocess.run(
@@ -37,7 +43,7 @@ class Workspace:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=ENVIRONMENT | {"PYTHONPATH": str(self.path)} | environment,
+            env=ENVIRONMENT | {"PYTHONPATH": self.paths} | environment,
         )
         assert ok is None or (done.returncode == 0) == ok, f"{' '.join(command)} -> {done.returncode}\n{done.stdout}"
         return done.stdout
@@ -59,11 +65,11 @@ class Workspace:
 
     @staticmethod
     def jobs(text: str) -> set[str]:
-        """The rules in the table of `snakemake -n --quiet rules`; tokenize_slice is a part of tokenize_pack."""
+        """The rules in the table of `snakemake -n --quiet rules`; parts of a rule count as it."""
         if "Nothing to be done" in text:
             return set()
         table = text.split("Job stats:")[1].split("Reasons:")[0].split("total")[0]
-        return {line.split()[0] for line in table.splitlines()[3:] if line.strip()} - {"all", "tokenize_slice"}
+        return {line.split()[0] for line in table.splitlines()[3:] if line.strip()} - {"all"} - HELPERS
 
     def changed(self) -> set[str]:
         """The stages that DVC calls changed."""

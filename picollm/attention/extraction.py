@@ -49,9 +49,9 @@ def extract_attention(
     device: torch.device,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """The file of each category's sentences, at `paths`, by GPT-2's tokenizer or another.
+    """The file of each category in `paths`, of its sentences, by GPT-2's tokenizer or another.
 
-    Nothing is written where one of them does not fit the model. Raises PicollmError; see `check`.
+    Nothing is written where one of them, of any category, does not fit the model. Raises PicollmError; see `check`.
     """
     tokenizer, there = tokenizer or gpt2(), model.config.vocab_size
     own = not isinstance(model, ForeignModel)
@@ -63,7 +63,7 @@ def extract_attention(
     tokens = {name: [tokenise(sentence, tokenizer) for sentence in c.sentences] for name, c in categories.items()}
     for name, found in tokens.items():
         check(model, name, found)
-    for name, found in progress(tokens.items(), unit=" categories"):
+    for name, found in progress([(name, tokens[name]) for name in paths], unit=" categories"):
         title = categories[name].title
         extract_category(model, category=name, title=title, sentences=found, device=device, path=paths[name])
 

@@ -272,16 +272,18 @@ def fitting(by: Tokenizer | None) -> Tokenizer:
 
 
 def write_slice(path: Path, target: Path, number: int, of: int, workers: int = 1, by: Tokenizer | None = None) -> None:
-    """Tokenize one of `of` slices of a corpus file, its share of the row groups in order, into a flat .npy file."""
+    """Tokenize one of `of` slices of a corpus file, its share of the row groups in order, into a file of bare ids."""
     count = ArticleFile(path).groups
     groups = range(number * count // of, (number + 1) * count // of)
-    ids = np.concatenate([np.empty(0, np.uint16), *token_stream(path, workers, groups, fitting(by))])
     with atomic_path(target) as temporary, open(temporary, "wb") as file:
-        np.save(file, ids)
+        for ids in token_stream(path, workers, groups, fitting(by)):
+            file.write(ids.astype(np.uint16).tobytes())
 
 
 def read_slices(paths: list[Path]) -> Iterator[np.ndarray]:
     """The token stream again, memory-mapped, in pieces that bound the reader's memory."""
     for path in paths:
-        ids = np.load(path, mmap_mode="r")
+        if not path.stat().st_size:  # more slices than row groups
+            continue
+        ids = np.memmap(path, np.uint16, "r")
         yield from (ids[start : start + (1 << 20)] for start in range(0, len(ids), 1 << 20))

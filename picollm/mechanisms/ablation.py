@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from picollm.mechanisms.intervention import baseline, batches, each_head, without
+from picollm.mechanisms.intervention import BATCH_TOKENS, baseline, batches, each_head, without
 from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.mechanisms.redundancy import Interactions, interactions
 from picollm.mechanisms.targets import KINDS as TARGETS
@@ -104,9 +104,27 @@ class GroupEffect(TypedDict):
     least_p: float
 
 
-def ablate_heads(s: ModelAndText) -> AblationReport:
-    """The content of ablation.json: mean ablation of every head on the validation windows."""
-    whole_WT, more_HWT = effects(s.model, s.windows, "mean", s.means, s.device)
+def part_of_effects(s: ModelAndText, number: int, parts: int) -> dict[str, NDArray[np.float64]]:
+    """What `effects` gives for one share of the windows, whole batches of them, so that the shares together have the
+    same floats; nothing where there are fewer batches than shares."""
+    of_batches = np.array_split(np.arange(len(batches(s.windows, s.device))), parts)[number]
+    rows = max(1, BATCH_TOKENS // s.windows.shape[1])
+    windows = s.windows[of_batches[0] * rows : (of_batches[-1] + 1) * rows] if len(of_batches) else s.windows[:0]
+    if not len(windows):
+        heads, targets = len(s.names), s.windows.shape[1] - 1
+        return {"whole": np.empty((0, targets)), "more": np.empty((heads, 0, targets))}
+    whole_WT, more_HWT = effects(s.model, windows, "mean", s.means, s.device)
+    return {"whole": whole_WT, "more": more_HWT}
+
+
+def ablate_heads(s: ModelAndText, parts: Sequence[Mapping[str, NDArray]] = ()) -> AblationReport:
+    """The content of ablation.json: mean ablation of every head on the validation windows.
+
+    `parts` are what `part_of_effects` gave for each share of them; without, all of the work is done here.
+    """
+    parts = parts or [part_of_effects(s, 0, 1)]
+    whole_WT = np.concatenate([part["whole"] for part in parts])
+    more_HWT = np.concatenate([part["more"] for part in parts], 1)
     seed, more_HW = s.cfg["seed"], more_HWT.mean(-1)
     strongest = np.argsort(-np.abs(more_HW.mean(1)), kind="stable")[:STRONGEST]
     found = summary(whole_WT.mean(-1), more_HW, s.names, seed=seed)

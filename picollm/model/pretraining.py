@@ -48,6 +48,14 @@ ORIGINAL_PHASES = ((11.0, 5.0), (5.0, 4.2), (4.2, 3.8))
 LAUNCHER = "PICOLLM_TORCHRUN"
 LOG, SAID = "torchrun.log", "picollm: "
 ENDED = "picollm ended: "  # then, as JSON, what a process of torchrun's could not do
+# In each node of an allocation of Slurm's, for which `srun` sets these variables: torchrun's agent. They meet at the
+# first node's address, at a port of the job's own.
+AGENT = """
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(scontrol --oneliner show node "$first" | grep -o "NodeAddr=[^ ]*" | cut -d = -f 2)
+exec {python} -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node $(({processes} / SLURM_NNODES)) \\
+    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$address:$((20000 + SLURM_JOB_ID % 10000))" "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -163,19 +171,30 @@ def announce(trainer: Trainer) -> None:
     )  # fmt: skip
 
 
+def launcher(processes: int) -> list[str]:
+    """torchrun, for this machine; in an allocation of Slurm's, where this is no step of it, for all of its nodes.
+
+    PICOLLM_TORCHRUN has another command, for other clusters.
+    """
+    if own := os.environ.get(LAUNCHER):
+        return shlex.split(own)
+    if "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ:
+        agent = AGENT.format(python=shlex.quote(sys.executable), processes=processes)
+        return ["srun", "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1", "sh", "-c", agent, "torchrun"]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+
+
 def launch(run: Run) -> None:
     """The processes, under torchrun, which gets no signal of ours: at the first it would give each 30 s, then kill it.
 
-    A file asks the processes to stop instead. They are on this machine, unless PICOLLM_TORCHRUN has another command,
-    such as an `srun torchrun --nnodes ...`.
+    A file asks the processes to stop instead.
     """
     store, count = run.checkpoints(), run.pretrain["processes"]
     folder = store.folder
     write_json(folder / "run.json", asdict(run))
     store.stop.unlink(missing_ok=True)
-    here = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     process = subprocess.Popen(
-        [*(shlex.split(os.environ.get(LAUNCHER, "")) or here), "-m", "picollm.model.pretraining", folder / "run.json"],
+        [*launcher(count), "-m", "picollm.model.pretraining", folder / "run.json"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

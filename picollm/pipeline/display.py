@@ -27,6 +27,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from picollm.pipeline import slurm
 from picollm.progress import LINE_SECONDS, PICTURE, STATUS, describe, duration
 
 FOLDER = Path(".snakemake/picollm/status")
@@ -53,12 +54,12 @@ class Row:
 
 
 class Display(logging.Handler):
-    """Handles the log records of Snakemake's main process."""
+    """Handles the log records of Snakemake's main process. `remote`: its jobs run elsewhere, and print there."""
 
-    def __init__(self, root: Path, logger: logging.Logger) -> None:
+    def __init__(self, root: Path, logger: logging.Logger, remote: bool = False) -> None:
         """Takes the place of the logger's own stream handler."""
         super().__init__(logging.INFO)
-        self.folder = root / FOLDER
+        self.folder, self.remote = root / FOLDER, remote
         self.rows: dict[str, Row] = {}
         self.rule_of: dict[int, str] = {}
         self.estimates: dict[str, float] = {}
@@ -86,8 +87,9 @@ class Display(logging.Handler):
         os.environ[STATUS] = str(self.folder)
         for left in self.folder.iterdir():
             left.unlink()
-        if self.console.is_terminal:
+        if self.remote or self.console.is_terminal:
             os.environ[PICTURE] = "1"
+        if self.console.is_terminal:
             self.take_streams()
             self.console = Console(file=self.terminal, highlight=False, force_terminal=True)
             self.live = Live(console=self.console, get_renderable=self.picture, refresh_per_second=REDRAWS)
@@ -128,7 +130,8 @@ class Display(logging.Handler):
         elif event == "job_finished":
             self.finish(self.rule_of.get(record.job_id, ""))
         elif event == "job_error":
-            self.fail(record.rule_name)
+            words = slurm.words(record.rule_msg, record.log or []) if self.remote else None
+            self.fail(record.rule_name, words)
         elif self.is_for_a_person(record, event):
             self.say(record.getMessage().strip())
 
@@ -142,7 +145,7 @@ class Display(logging.Handler):
 
     def start(self, rule: str) -> None:
         row = self.rows.setdefault(rule, Row(rule, jobs=1))
-        row.running += 1
+        row.running, row.failed = row.running + 1, False
         now = time.monotonic()
         row.began, row.spoke = row.began or now, now
         row.printed = self.printed_size()
@@ -160,19 +163,22 @@ class Display(logging.Handler):
                 found = row.status.get("found")
                 self.say(f"{rule}: done in {duration(row.seconds)}{f': {found}' if found else ''}")
 
-    def fail(self, rule: str) -> None:
+    def fail(self, rule: str, words: str | None = None) -> None:
+        """words: of a cluster that ended the job."""
         row = self.rows.setdefault(rule, Row(rule, jobs=1))
         self.read(row)
         if row.failed:
             return
         row.failed, row.running = True, row.running - 1
-        if self.live and not row.status.get("said"):
+        if words or self.remote and not row.status.get("said"):
+            self.say(f"{rule}: FAILED: {words or 'its process ended without a word: see logs/slurm'}")
+        elif self.live and not row.status.get("said"):
             self.say(f"{rule}: FAILED: {self.last_words(row)}")
 
     # What jobs say
 
     def read(self, row: Row) -> None:
-        """Their status, and on a terminal the warnings and errors that are new; elsewhere they print them."""
+        """Their status, and the warnings and errors that are new where they don't print them here."""
         status: dict = {}
         files = sorted(self.folder.glob(f"{row.rule}.*.json"), key=lambda file: file.stat().st_mtime)
         for file in files:
@@ -185,7 +191,7 @@ class Display(logging.Handler):
             return
         known = len(row.status.get("said", []))
         row.status = status
-        if self.live:
+        if self.live or self.remote:
             for _, text in status.get("said", [])[known:]:
                 self.say(f"{row.rule}: {text}")
 

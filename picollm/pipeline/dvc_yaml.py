@@ -61,13 +61,14 @@ class Stage:
 def stages_of(rules: Iterable, root: Path, corpus: dict) -> list[Stage]:
     """The stages of Snakemake's rules; `corpus` is the config's section. `all` has no artefact of its own.
 
-    A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is full_study, whose
-    time `dvc repro` would spend at every change. A folder of text is one dependency: DVC hashes all that is in it.
+    A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is what writes
+    into study/, whose time `dvc repro` would spend at every change. A folder of text is one dependency: DVC hashes all
+    that is in it.
     """
     from snakemake.io import is_flagged  # it is imported already where there are rules
 
     files, folders = set(corpus_files(corpus)), corpus_dependencies(corpus)
-    rules = [rule for rule in rules if rule.output and rule.name != "full_study"]
+    rules = [rule for rule in rules if rule.output and not rule.output[0].startswith("study/")]
     temporary = [path for rule in rules for path in rule.output if is_flagged(path, "temp")]
 
     def inputs(rule) -> list[str]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -98,6 +100,7 @@ def job(rule: Rule | None = None) -> Iterator[Rule]:
             where = getattr(error, "filename", None) or Path.cwd()
             text += f": make room where {where} lies, and run again"
         if isinstance(error, PicollmError) and error.exit_code != 1:  # ended by request
+            requeue()
             stop(text, error.exit_code)
         fail(text, rule.log)
     except KeyboardInterrupt:
@@ -141,6 +144,17 @@ def stop(said: str, code: int) -> None:
     ignore_signals()  # the rest of the same request: the process ends as it is
     logging.getLogger().warning("%s", said)
     sys.exit(code)
+
+
+def requeue() -> None:
+    """Back into Slurm's queue, where it was Slurm's request: another job's turn, or a time limit.
+
+    A job that ends by itself in its time of grace counts as failed otherwise. Slurm refuses for one that a person
+    cancelled.
+    """
+    if "SLURM_JOB_ID" in os.environ and (scontrol := shutil.which("scontrol")):
+        ignore_signals()  # Slurm's, for what is left of this job
+        subprocess.run([scontrol, "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True)
 
 
 def code_now() -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO
@@ -14,7 +16,7 @@ from typing import IO
 from picollm.errors import PicollmError
 
 FOLDER = Path(".snakemake/picollm")  # it goes when Snakemake's records go
-HOLDER = "PICOLLM_RUN"  # set for the children of the process that holds the lock
+HOLDER = "PICOLLM_RUN"  # which run holds the lock: set for its children, and for its jobs on other machines
 
 
 def flock(path: Path, kind: int) -> IO | None:
@@ -30,27 +32,46 @@ def flock(path: Path, kind: int) -> IO | None:
     return file
 
 
+def has_locks(path: Path) -> bool:
+    """Whether the file system of this locked file has any: some shared ones have not."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+    return False
+
+
 def hold(root: Path) -> AbstractContextManager:
     """Lock the repository for this process and its children. Raises PicollmError where somebody else is at work.
 
-    Once it is held nobody else can be, so a lock that Snakemake left behind is stale, and is removed.
+    Once it is held nobody else can be, so a lock that Snakemake left behind is stale, and is removed; where the file
+    system has no locks, Snakemake's is the only one, and stays.
     """
     if os.environ.get(HOLDER):
         return nullcontext()
     file = flock(root / FOLDER / "run.lock", fcntl.LOCK_EX)
     if file is None:
         owner = (root / FOLDER / "run.lock").read_text().strip() or "unknown"
-        raise PicollmError(f"another run is at work here (process {owner}): wait for it, or end it")
+        raise PicollmError(f"another run is at work here ({owner}): wait for it, or end it")
     jobs = flock(root / FOLDER / "job.lock", fcntl.LOCK_EX)
     if jobs is None:
-        raise PicollmError("a job of an interrupted run is still at work here: wait for it, or end it")
+        owner = (root / FOLDER / "run.lock").read_text().strip()
+        file.close()
+        raise PicollmError(
+            f"a job of an interrupted run ({owner or 'unknown'}) is still at work here: wait for it, or end it "
+            "(on a cluster: `squeue --me`, `scancel`)"
+        )
     jobs.close()
-    for lock in (root / ".snakemake/locks").glob("*.lock"):
-        lock.unlink()
+    if has_locks(root / FOLDER / "run.lock"):
+        for lock in (root / ".snakemake/locks").glob("*.lock"):
+            lock.unlink()
     file.truncate(0)
-    file.write(str(os.getpid()))
+    os.environ[HOLDER] = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}"
+    file.write(os.environ[HOLDER])
     file.flush()
-    os.environ[HOLDER] = str(os.getpid())
     return file
 
 

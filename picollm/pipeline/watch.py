@@ -23,18 +23,29 @@ def display(workflow: Any, root: Path) -> Display | None:
         return None
     if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
         return None
-    return Display(root, logger)
+    return Display(root, logger, remote=on_cluster(workflow))
 
 
 def begin(shown: Display, workflow: Any, config: Mapping[str, Mapping], root: Path) -> None:
-    """Show the jobs of this run, and how long they will take; a DVC stage is too short for a calibration."""
+    """Show the jobs of this run, and how long they will take; a DVC stage is too short for a calibration.
+
+    Of a cluster's machines, which aren't this one, nothing is known.
+    """
     waiting = set(workflow.dag.needrun_jobs())
     jobs = [job for level in workflow.dag.toposorted() for job in level if job in waiting and job.output]
+    if on_cluster(workflow):
+        shown.begin([(job.rule.name, 0.0) for job in jobs], {}, "")
+        return
     amounts = work(config, training_rows(root))
     calibrate = not {"DVC_STAGE", "PICOLLM_UNCALIBRATED"} & os.environ.keys()
     seconds, source = estimate([job.rule.name for job in jobs], root, amounts, calibrate=calibrate)
     shown.on_done = lambda rule: note(root, rule, amounts.get(rule, 1.0))
     shown.begin([(job.rule.name, min(1.0, job.threads / workflow.cores)) for job in jobs], seconds, source)
+
+
+def on_cluster(workflow: Any) -> bool:
+    """Whether the jobs run elsewhere: such an executor has a number of jobs, this machine's one of cores."""
+    return workflow.resource_settings.nodes is not None
 
 
 def training_rows(root: Path) -> int | None:

@@ -1,0 +1,12 @@
+"""What of several seeds' trainings is the recipe's, and what is chance."""
+
+from picollm.files import read_json, write_json
+from picollm.pipeline.job import job
+from picollm.seed_summary import lines, recipe
+from picollm.seeds import compare
+
+with job() as rule:
+    variants = [read_json(path) for path in rule.inputs.variants]
+    report = compare(list(range(1, len(variants) + 1)), variants, recipe(rule.cfg, rule.inputs.tokens))
+    write_json(rule.outputs.report, report)
+    rule.found(lines(report)[0])
