@@ -1,15 +1,22 @@
 """Everything about speed that wants a GPU, in one go: `make gpu`.
 
-    python3 benchmarks/gpu.py                     # writes gpu/gpu.json and gpu/gpu.md
-    python3 benchmarks/gpu.py --size smoke        # a minute, also on a CPU: does it run?
+    python3 benchmarks/gpu.py                                       # writes gpu/gpu.json and gpu/gpu.md
+    python3 benchmarks/gpu.py --budget 540                          # what fits; the same again goes on from there
+    python3 benchmarks/gpu.py --parts benchmark --backends tensorrt-b1-fp16,eager-fp16
+    python3 benchmarks/gpu.py --size smoke                          # also on a CPU: does it run?
 
 Needed are torch, numpy, pyarrow, tiktoken, safetensors, tqdm, PyYAML and this checkout; no Snakemake, DVC or TensorRT.
 torch-tensorrt (or TensorRT-RTX) and ModelOpt take part if they are installed.
 
-1. Training at the original's size (the preset wikitext-103): tokens per second, and the share of the machine's own
-   bf16 matrix product; the weights are what the rest works on.
-2. Correctness of every backend that can be built here, against eager fp32, then the benchmark table.
-3. A trace of the training loop by torch.profiler, and its analysis.
+Parts, in this order; one that gpu.json has of the same sources, size, GPU and PyTorch is not done again:
+
+correctness   logits and gradients of the GPU against the processor's, in float32; untrained weights, no gate
+training      the original's size (preset wikitext-103): tokens per second, MFU against the data sheet, share of the
+              GPU's own bf16 matrix product; the trained weights are what the benchmark works on
+loading       the ladder of benchmarks/loading.py: what pin_memory and workers are worth
+profile       a trace of the training loop by torch.profiler, and its analysis
+benchmark     accuracy gate and latencies of every backend that can be built here, in a process of its own that is
+              started again without a backend that ended it (picollm.engine.journal); each cell is kept as it comes
 
 The text is made up: a Markov chain over GPT-2's vocabulary, which a model can learn, so that its logits are not flat. A
 part that fails is written down with its error, and the others go on; the exit code then is not 0.
@@ -18,12 +25,15 @@ part that fails is written down with its error, and the others go on; the exit c
 from __future__ import annotations
 
 import argparse
+import copy
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -37,13 +47,15 @@ sys.path.insert(0, str(ROOT))
 from picollm.engine.backends.backend import BuildContext, LoadContext
 from picollm.engine.benchmark import Setting, benchmark
 from picollm.engine.build import build
-from picollm.engine.grid import BACKENDS, Grid, runs_on_cpu
+from picollm.engine.grid import BACKENDS, FULL_BACKENDS, REFERENCE, Grid, runs_on_cpu
+from picollm.engine.journal import LIMIT, Journal, child, supervise
 from picollm.engine.table import lines
 from picollm.engine.timing import Protocol
-from picollm.files import sha256, write_json, write_text
-from picollm.hardware import describe_hardware
+from picollm.files import read_json, sha256, write_json, write_text
+from picollm.hardware import describe_gpu, describe_hardware
 from picollm.model.costs import flops_per_token, gemm_rate, peak_memory_mib
 from picollm.model.device import set_up_to_time
+from picollm.model.huggingface import load_folder
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.model.weights import save_model
@@ -57,6 +69,13 @@ SIZES = {  # rows a step, training steps, batches, gate rows, rounds
     "original": (64, 600, (1, 8, 32), 64, 9),
     "smoke": (4, 6, (1, 2), 4, 3),
 }
+PARTS = ("correctness", "training", "loading", "profile", "benchmark")
+# Dense bf16 TFLOP/s of NVIDIA's data sheets (Turing: fp16), by a part of the name; the first that fits.
+DATA_SHEET = {
+    "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362, "L4": 121,
+    "RTX 4090": 165, "RTX 3090": 71, "A10": 125, "T4": 65,
+}  # fmt: skip
+NO_ANSWER = 180.0  # seconds without a mark after which a backend is given up
 COUNTED = 60  # training steps that count: the last ones, after compilation and warm-up
 LARGEST = 1_000_000  # bytes of gpu.json
 
@@ -86,6 +105,12 @@ def presets(size: str, device: torch.device) -> tuple[ModelConfig, TrainingConfi
     return shape, TrainingConfig(**fit(recipe, device)[0])
 
 
+def data_sheet(device: torch.device) -> float | None:
+    """The GPU's dense FLOP/s, or None where it is not in the list."""
+    name = describe_gpu()["name"] if device.type == "cuda" else ""
+    return next((peak * 1e12 for known, peak in DATA_SHEET.items() if known in name), None)
+
+
 def train(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> tuple[dict, Transformer]:
     trainer = Trainer(shape, recipe, markov_rows(20_000 if recipe.length > 100 else 200, shape.context + 1, 1), device)
     trainer.model.train()
@@ -100,26 +125,73 @@ def train(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> t
         "steps": recipe.length, "batch_rows": recipe.batch_rows, "context": shape.context,
         "first_loss": trainer.curve[0]["loss"], "last_loss": trainer.curve[-1]["loss"],
         "flops_per_token": flops, "flops_per_second": median(speeds) * flops, "gemm_flops_per_second": gemm,
+        "mfu": None if (peak := data_sheet(device)) is None else median(speeds) * flops / peak,
         "share_of_gemm": median(speeds) * flops / gemm, "loss_path": trainer.objective.how,
         "peak_memory_mib": peak_memory_mib(device),
     }, trainer.model.eval()  # fmt: skip
 
 
-def measure(model: Transformer, size: str, device: torch.device, threads: int) -> dict:
-    *_, batches, gate_rows, rounds = SIZES[size]
-    names = [name for name in BACKENDS if not runs_on_cpu(name)]
+def correctness(shape: ModelConfig, device: torch.device) -> dict:
+    """Largest differences between this device and the processor, float32, untrained weights: logits, and gradients
+    relative to the largest one of their tensor."""
+    torch.manual_seed(0)
+    models = {"cpu": Transformer(shape)}
+    models["here"] = copy.deepcopy(models["cpu"]).to(device)
+    rows = torch.from_numpy(markov_rows(2, shape.context + 1, 3).astype(np.int64))
+    logits = {}
+    for name, model in models.items():
+        ids = rows.to(model.embedding.weight.device)
+        logits[name] = model.eval()(ids[:, :-1]).detach().cpu()
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    pairs = zip(models["cpu"].parameters(), models["here"].parameters(), strict=True)
+    gradients = [((b.grad.cpu() - a.grad).abs().max() / a.grad.abs().max()).item() for a, b in pairs]
+    return {
+        "logits": (logits["here"] - logits["cpu"]).abs().max().item(),
+        "largest_logit": logits["cpu"].abs().max().item(),
+        "gradients": max(gradients), "weights": "untrained",
+    }  # fmt: skip
+
+
+def loading_ladder(size: str) -> dict:
+    """The lines of benchmarks/loading.py, which runs alone."""
+    command = [sys.executable, str(ROOT / "benchmarks/loading.py"), "--rounds", "3" if size == "smoke" else "7"]
+    command += ["--size", "default" if size == "smoke" else "original"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or "no output").splitlines()[-1])
+    return {"lines": done.stdout.splitlines()}
+
+
+def wanted_backends(device: torch.device, asked: list[str] | None) -> list[str]:
     if device.type == "cpu":
-        names = ["eager-fp32", "eager-bf16", "openvino-bf16", "onnxruntime-fp32"]
-    grid = Grid(names, {"last": batches, "full": batches[:1], "loss": batches[:1]}, max(batches))
+        return asked or ["eager-fp32", "eager-bf16", "openvino-bf16", "onnxruntime-fp32"]
+    return asked or [name for name in FULL_BACKENDS if not runs_on_cpu(name)]
+
+
+def measure(folder: Path, size: str, device: torch.device, threads: int, names: list[str], journal: Journal) -> dict:
+    """Build and benchmark of the model in `folder`; what the journal has is not done again."""
+    *_, batches, gate_rows, rounds = SIZES[size]
+    model = load_folder(folder)
+    grid = Grid(tuple(names), {"last": batches, "full": batches[:1], "loss": batches[:1]}, max(batches))
     rows = markov_rows(max(gate_rows, 2 * max(batches)), model.config.context + 1, 2)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        save_model(model, folder / "model.safetensors", folder / "config.json")
-        ctx = BuildContext(model, folder / "engine", device, grid.max_batch, rows[:64, :-1].astype(np.int64), ["8.9"])
-        manifest = build(ctx, grid, checkpoint_sha256=sha256(folder / "model.safetensors"))
-        ctx = LoadContext(model, manifest, folder / "engine", device, threads)
-        setting = Setting(grid, gate_rows, Protocol(rounds, 0.5, 1.0, seed=1), noise_limit=0.1, cold=True)
-        return benchmark(ctx, rows, setting, folder)[0]
+    engine = folder / "engine"
+    if "built" not in journal.entries:
+        ctx = BuildContext(model, engine, device, grid.max_batch, rows[:64, :-1].astype(np.int64), ["8.9"])
+        build(ctx, grid, checkpoint_sha256=sha256(folder / "model.safetensors"), journal=journal)
+        journal.add("built", True)
+    ctx = LoadContext(model, read_json(engine / "manifest.json"), engine, device, threads)
+    setting = Setting(grid, gate_rows, Protocol(rounds, 0.5, 1.0, seed=1), noise_limit=0.1, cold=True)
+    return benchmark(ctx, rows, setting, folder, journal)[0]
+
+
+def measure_apart(folder: Path, output: Path, arguments: argparse.Namespace, names: list[str], key: str) -> dict:
+    """`measure` in a process of its own."""
+    work = output / "benchmark" / hashlib.sha256(f"{key} {names}".encode()).hexdigest()[:16]
+    found = work / "report.json"
+    command = [sys.executable, __file__, "--size", arguments.size, "--device", arguments.device,
+               "--backends", ",".join(names), "--child", str(work), "--model", str(folder)]  # fmt: skip
+    supervise(command, work, needed=REFERENCE, limit=LIMIT if arguments.size == "smoke" else NO_ANSWER)
+    return read_json(found)
 
 
 def trace(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> dict:
@@ -147,74 +219,169 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def identity(size: str, device: torch.device) -> dict:
+    """What makes two measurements comparable; gpu.json holds those of one identity alone."""
+    files = sorted([*ROOT.glob("picollm/**/*.py"), *ROOT.glob("presets/*.yaml"), Path(__file__)])
+    gpu = describe_gpu() if device.type == "cuda" else None
+    return {
+        "format": 2, "size": size, "device": gpu["name"] if gpu else "cpu", "torch": torch.__version__,
+        "sources": hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest(),
+    }  # fmt: skip
+
+
+def continued(path: Path, key: dict) -> dict:
+    """The parts that are done; a file of another identity is put aside, never mixed."""
+    if not path.exists():
+        return {}
+    before = read_json(path)
+    if {name: before.get(name) for name in key} == key:
+        return {name: before[name] for name in PARTS if name in before and "error" not in before[name]}
+    aside = path.with_name(f"gpu.{int(path.stat().st_mtime)}.json")
+    path.rename(aside)
+    print(f"gpu: {path} is of other sources, another size, PyTorch or GPU: it is {aside} now")
+    return {}
+
+
 def page(report: dict) -> str:
-    """The report in Markdown."""
-    hardware, training, profile = report["hardware"], report["training"], report["profile"]
+    """The report in Markdown; a part that was not done says so."""
+    hardware = report["hardware"]
     where = hardware["gpu"]["name"] if hardware["gpu"] else hardware["cpu"]["model"]
     versions = ", ".join(f"{name} {version}" for name, version in hardware["packages"].items())
-    text = [f"# {where}", "", f"Commit {report['commit']}, size {report['size']}. {versions}.", "", "## Training", ""]
-    if "error" in training:
-        text.append(f"Failed: {training['error']}")
-    else:
-        each = f"{training['batch_rows']} x {training['context']} tokens a step"
-        text += [
-            f"{training['tokens_per_second']:,.0f} tokens/s at {each} (median of the last {COUNTED} steps; "
-            f"{training['slowest']:,.0f} to {training['fastest']:,.0f}),",
-            f"{training['flops_per_second'] / 1e12:.1f} TFLOP/s, {training['share_of_gemm']:.0%} of the machine's bf16 "
-            f"matrix product; loss {training['first_loss']:.2f} to {training['last_loss']:.2f}; "
-            f"{training['loss_path']}.",
-        ]
-    text += ["", "## Backends", "", "```"]
-    found = report["benchmark"]
-    text += [f"failed: {found['error']}"] if "error" in found else lines(found)
-    text += ["```", "", "## Where a training step's time goes", ""]
-    if "error" in profile:
-        text.append(f"Failed: {profile['error']}")
-    else:
-        text += [f"- {name}: {value:.4g}" for name, value in profile["metrics"].items()]
+    text = [f"# {where}", "", f"Commit {report['commit']}, size {report['size']}. {versions}."]
+    for name in PARTS:
+        found = report.get(name, {"error": "not done"})
+        about = f" ({found['seconds']:g} s)" if "seconds" in found else ""
+        text += ["", f"## {name.capitalize()}{about}", ""]
+        text += [f"Failed: {found['error']}"] if "error" in found else SECTIONS[name](found)
     return "\n".join(text) + "\n"
 
 
-def main() -> None:
+def correctness_lines(found: dict) -> list[str]:
+    return [
+        f"Against the processor in float32, untrained weights: logits {found['logits']:.2g} off at most (the largest "
+        f"is {found['largest_logit']:.2g}), gradients {found['gradients']:.2g} of their tensor's largest."
+    ]
+
+
+def training_lines(found: dict) -> list[str]:
+    mfu = f"{found['mfu']:.1%} of the data sheet" if found["mfu"] else "the data sheet is not known"
+    return [
+        f"{found['tokens_per_second']:,.0f} tokens/s at {found['batch_rows']} x {found['context']} tokens a step "
+        f"(median of the last {COUNTED} steps; {found['slowest']:,.0f} to {found['fastest']:,.0f}),",
+        f"{found['flops_per_second'] / 1e12:.1f} TFLOP/s: {mfu}, "
+        f"{found['share_of_gemm']:.0%} of the machine's own bf16 matrix product; loss {found['first_loss']:.2f} to "
+        f"{found['last_loss']:.2f}; {found['loss_path']}.",
+    ]
+
+
+def profile_lines(found: dict) -> list[str]:
+    return [f"- {name}: {value:.4g}" for name, value in found["metrics"].items()]
+
+
+def benchmark_lines(found: dict) -> list[str]:
+    return [f"Of {found['weights']} weights.", "", "```", *lines(found), "```"]
+
+
+SECTIONS = {
+    "correctness": correctness_lines,
+    "training": training_lines,
+    "loading": lambda found: ["```", *found["lines"], "```"],
+    "profile": profile_lines,
+    "benchmark": benchmark_lines,
+}
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="original")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu"), help="the folder to write into (%(default)s)")
-    arguments = parser.parse_args()
+    parser.add_argument("--parts", type=listed(PARTS), default=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--backends", type=listed(BACKENDS), help="of the benchmark; by default those of the full grid")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no part is begun")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def listed(allowed: Collection[str]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [name for name in found if name not in allowed]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(allowed)}")
+        return found
+
+    return names
+
+
+def main() -> None:
+    arguments, begun = parse(), time.monotonic()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the fresh processes for cold starts
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the processes that this one starts
     device = set_up_to_time(arguments.device, torch.get_num_threads())
     if arguments.size == "original" and device.type == "cpu":
         sys.exit("gpu: torch sees no GPU; --size smoke runs on a CPU, to see whether it works")
+    threads, names = torch.get_num_threads(), wanted_backends(device, arguments.backends)
+    if arguments.child:
+
+        def work(journal: Journal) -> None:
+            found = measure(arguments.model, arguments.size, device, threads, names, journal)
+            write_json(arguments.child / "report.json", found)
+
+        return child(work, arguments.child)
+    key, path = identity(arguments.size, device), arguments.output / "gpu.json"
     shape, recipe = presets(arguments.size, device)
-    model = Transformer(shape).to(device).eval()
+    done = continued(path, key)
+    if done.get("benchmark", {}).get("asked") != names:
+        done.pop("benchmark", None)  # its cells are kept all the same, for the backends that they are of
+    model = arguments.output / "model"
 
     def training() -> dict:
-        nonlocal model
-        found, model = train(shape, recipe, device)
+        found, trained = train(shape, recipe, device)
+        save(trained, model, "trained")
         return found
 
-    threads = torch.get_num_threads()
-    report = {"format": 1, "commit": commit(), "size": arguments.size, "shape": asdict(shape), "recipe": asdict(recipe)}
-    report["hardware"] = describe_hardware(device=device.type, threads=threads)
-    parts = {
-        "training": training,
-        "benchmark": lambda: measure(model, arguments.size, device, threads),
-        "profile": lambda: trace(shape, recipe, device),
-    }
-    for name, part in parts.items():
-        print(f"gpu: {name} ...", flush=True)
-        report[name] = attempt(part)
+    def benchmarked() -> dict:
+        if not (model / "config.json").exists() or read_json(model / "about.json")["key"] != key:
+            torch.manual_seed(0)
+            save(Transformer(shape), model, "untrained")
+        about = read_json(model / "about.json")
+        found = measure_apart(model, arguments.output, arguments, names, f"{key} {about}")
+        return found | {"weights": about["weights"], "asked": names}
+
+    def save(trained: Transformer, folder: Path, weights: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(trained, folder / "model.safetensors", folder / "config.json")
         write_json(
-            arguments.output / "gpu.json",
-            report | {left: {"error": "not reached"} for left in parts if left not in report},
+            folder / "about.json", {"weights": weights, "key": key, "sha256": sha256(folder / "model.safetensors")}
         )
-    write_text(arguments.output / "gpu.md", page(report))
+
+    parts = {
+        "correctness": lambda: correctness(shape, device),
+        "training": training,
+        "loading": lambda: loading_ladder(arguments.size),
+        "profile": lambda: trace(shape, recipe, device),
+        "benchmark": benchmarked,
+    }
+    report = key | {"commit": commit(), "shape": asdict(shape), "recipe": asdict(recipe)}
+    report["hardware"] = describe_hardware(device=device.type, threads=threads)
+    report |= done
+    for name in PARTS:
+        if name in done or name not in arguments.parts:
+            continue
+        if time.monotonic() - begun > arguments.budget:
+            print(f"gpu: {arguments.budget:g} s are over; the same command goes on with {name}")
+            break
+        print(f"gpu: {name} ...", flush=True)
+        start = time.monotonic()
+        report[name] = attempt(parts[name]) | {"seconds": round(time.monotonic() - start, 1)}
+        write_json(path, report)
+        write_text(arguments.output / "gpu.md", page(report))
     print(page(report))
-    size = (arguments.output / "gpu.json").stat().st_size
+    size = path.stat().st_size if path.exists() else 0
     if size > LARGEST:
-        sys.exit(f"gpu: {arguments.output}/gpu.json has {size:,} bytes, more than {LARGEST:,}")
-    if failed := [name for name in parts if "error" in report[name]]:
+        sys.exit(f"gpu: {path} has {size:,} bytes, more than {LARGEST:,}")
+    if failed := [name for name in PARTS if "error" in report.get(name, {})]:
         sys.exit(f"gpu: failed: {', '.join(failed)}; {arguments.output}/gpu.md says why")
 
 

@@ -12,16 +12,19 @@ import scipy.stats
 import torch
 
 import picollm.engine
+from picollm.engine import timing
 from picollm.engine.accuracy_gate import LIMITS, compare_all, greedy, greedy_match, judge
 from picollm.engine.backends import registry
-from picollm.engine.backends.backend import LoadContext
-from picollm.engine.backends.pytorch import Eager, host_run
-from picollm.engine.benchmark import AGAIN, Setting, add_gpu_times, benchmark, metrics
+from picollm.engine.backends.backend import DeviceRun, LoadContext
+from picollm.engine.backends.pytorch import Eager
+from picollm.engine.benchmark import Setting, benchmark, metrics
+from picollm.engine.cells import AGAIN, add_gpu_times
 from picollm.engine.cold_start import cold_start
 from picollm.engine.export import Logits
 from picollm.engine.grid import BACKENDS, REFERENCE, Grid, grid
+from picollm.engine.journal import Journal
 from picollm.engine.table import backend_lines, lines
-from picollm.engine.timing import Protocol
+from picollm.engine.timing import Protocol, again
 from picollm.errors import PicollmError
 from picollm.files import read_json, write_json
 from picollm.hardware import CpuMeter, describe_hardware
@@ -105,7 +108,7 @@ def test_a_small_sample_may_change_one_top_token_and_no_more():
 
 def test_greedy_text_is_the_models_own(model):
     rows = np.random.default_rng(3).integers(VOCAB, size=(3, CONTEXT + 1)).astype(np.uint16)
-    found = greedy(host_run(Logits(model), torch.device("cpu")), rows)
+    found = greedy(DeviceRun(Logits(model), torch.device("cpu")), rows)
     for row, text in zip(rows.astype(np.int64), found, strict=True):
         known = row[: CONTEXT // 2]
         for token in text:  # one forward over what is there so far, without anything after it
@@ -154,6 +157,14 @@ def setting(names, noise_limit=0.5, cold=False, **batches):
     return Setting(Grid(names, batches, 4, emulated=True), 8, QUICK, noise_limit, cold)
 
 
+def timed(report, batch=None):
+    """The backends that have numbers, without the second copies that the noise is taken from."""
+    rows = [row for row in report["results"] if "latency_ms" in row and batch in (None, row["batch"])]
+    names = {row["backend"] for row in rows}
+    assert not rows or AGAIN in names
+    return {name.removesuffix(timing.AGAIN) for name in names}
+
+
 def test_the_report_has_numbers_only_for_what_ran(ctx, folder, rows, monkeypatch):
     class Wrong(Eager):
         runtime = "openvino"
@@ -169,9 +180,13 @@ def test_the_report_has_numbers_only_for_what_ran(ctx, folder, rows, monkeypatch
 
     table = {(row["backend"], row["output"], row["batch"]): row for row in report["results"]}
     cells = {("last", 1), ("last", 4), ("loss", 1), ("full", 2)}
-    assert set(table) == {(name, *cell) for name in [REFERENCE, *names, AGAIN] for cell in cells}
+    first = {key for key in table if not key[0].endswith(timing.AGAIN)}
+    assert first == {(name, *cell) for name in [REFERENCE, *names] for cell in cells}
+    for cell in cells:  # the baseline takes part twice, and so does the fastest, which may be the baseline
+        copies = {name for name, *where in table if tuple(where) == cell} - {name for name, *_ in first}
+        assert copies in ({AGAIN}, {AGAIN, again("eager-bf16")})
     for (name, *_), row in table.items():
-        if name in (REFERENCE, "eager-bf16", AGAIN):
+        if name.removesuffix(timing.AGAIN) in (REFERENCE, "eager-bf16"):
             assert row["status"] == "ok" and row["latency_ms"]["n"] >= QUICK.rounds
         else:
             assert set(row) == {"backend", "output", "batch", "status"}
@@ -183,8 +198,8 @@ def test_the_report_has_numbers_only_for_what_ran(ctx, folder, rows, monkeypatch
     assert set(row["speedups"]) == {REFERENCE}
     assert set(table[AGAIN, "last", 4]["speedups"]) == {REFERENCE, "eager-bf16"}
 
-    timed = {(s["backend"], s["output"], s["batch"]) for s in samples}
-    assert timed == {(name, *cell) for name in (REFERENCE, "eager-bf16", AGAIN) for cell in cells}
+    sampled = {(s["backend"], s["output"], s["batch"]) for s in samples}
+    assert sampled == {key for key, row in table.items() if "latency_ms" in row}
     assert len(samples) == sum(row["latency_ms"]["n"] for row in table.values() if "latency_ms" in row)
     named = {
         f"{name}{cell}" for cell in ("_b1", "_b4", "_loss_b1", "_full_b2") for name in ("eager_fp32", "eager_bf16")
@@ -240,7 +255,7 @@ def test_a_backend_that_raises_fails_alone(ctx, folder, rows, monkeypatch):
     monkeypatch.setitem(registry.BACKENDS, "openvino-bf16", Raises("bf16"))
     report, _ = benchmark(ctx, rows, setting(["openvino-bf16"], last=(1,)), folder)
     assert report["backends"]["openvino-bf16"]["status"] == "failed: CUDA error: out of memory"
-    assert {row["backend"] for row in report["results"] if "latency_ms" in row} == {REFERENCE, "eager-bf16", AGAIN}
+    assert timed(report) == {REFERENCE, "eager-bf16"}
 
 
 def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(ctx, folder, rows, monkeypatch):
@@ -262,7 +277,7 @@ def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(ctx, fold
     report, _ = benchmark(ctx, rows, setting(["openvino-bf16"], last=(1,)), folder)
     said = "failed: CUDA out of memory. Tried to allocate 2 GiB"
     assert report["backends"]["openvino-bf16"]["status"] == said
-    assert {row["backend"] for row in report["results"] if "latency_ms" in row} == {REFERENCE, "eager-bf16", AGAIN}
+    assert timed(report) == {REFERENCE, "eager-bf16"}
 
 
 def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(ctx, folder, rows, monkeypatch):
@@ -281,9 +296,7 @@ def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(ctx, folder,
     how = replace(setting(["eager-bf16"], last=(1, 3, 2)), gate_rows=1)
     report, samples = benchmark(ctx, rows, how, folder)
     jsonschema.validate(report, SCHEMA)
-    assert {(row["backend"], row["batch"]) for row in report["results"] if "latency_ms" in row} == {
-        (name, batch) for name in (REFERENCE, "eager-bf16", AGAIN) for batch in (1, 2)
-    }
+    assert timed(report, 1) == timed(report, 2) == {REFERENCE, "eager-bf16"} and not timed(report, 3)
     assert {row["batch"] for row in samples} == {1, 2} and len(metrics(report)) == 6
     said = (
         "not run: the GPU's memory does not hold output last at batch 3 (CUDA out of memory. Tried to allocate 2 GiB)"
@@ -312,9 +325,7 @@ def test_a_backend_that_raises_at_one_batch_fails_there_alone(ctx, folder, rows,
     status = {row["batch"]: row["status"] for row in report["results"] if row["backend"] == "openvino-bf16"}
     said = "failed: this output and batch: CUDA out of memory. Tried to allocate 2 GiB"
     assert status == {1: "ok", 3: said} and any(line.endswith(said) for line in lines(report))
-    assert {row["backend"] for row in report["results"] if "latency_ms" in row and row["batch"] == 3} == {
-        REFERENCE, "eager-bf16", AGAIN,
-    }  # fmt: skip
+    assert timed(report, 3) == {REFERENCE, "eager-bf16"}
 
 
 def test_a_profiler_that_fails_costs_no_other_number(ctx, monkeypatch):
@@ -325,12 +336,12 @@ def test_a_profiler_that_fails_costs_no_other_number(ctx, monkeypatch):
             raise RuntimeError("CUPTI: not permitted")
         return {"kernels": 1.0, "to_device": 0.0, "to_host": 0.0}
 
-    monkeypatch.setattr("picollm.engine.benchmark.gpu_time", fake)
+    monkeypatch.setattr("picollm.engine.cells.gpu_time", fake)
     names, cells = (REFERENCE, "eager-bf16"), (("last", 1), ("loss", 2))
     inputs = {cell: [np.zeros((cell[1], CONTEXT), dtype=np.int64)] for cell in cells}
     results = [{"backend": name, "output": output, "batch": batch, "latency_ms": {}, "gpu_ms": None}
                for name in (*names, AGAIN) for output, batch in cells]  # fmt: skip
-    add_gpu_times(results, names, ctx, inputs)
+    add_gpu_times(results, names, ctx, inputs, Journal())
     measured = {(row["backend"], row["output"]) for row in results if row["gpu_ms"]}
     assert measured == {(REFERENCE, "last"), ("eager-bf16", "last")}
 
@@ -371,10 +382,11 @@ def test_a_batch_beyond_the_engine_or_the_split_is_refused(ctx, folder, rows):
         benchmark(ctx, np.full_like(rows, 50_000), setting([], last=(1,)), folder)
 
 
-def test_the_full_grid_has_everything():
+def test_the_full_grid_has_everything_but_what_is_unproven():
     engine = {"grid": "full", "backends": ["eager-fp32"], "outputs": ["last"], "max_batch": 2, "emulated": True}
     full, listed = grid(engine, [1]), grid(engine | {"grid": "listed", "outputs": ["last", "loss"]}, [2, 1, 2])
-    assert full.backends == BACKENDS and full.graphs == ("logits", "nats") and full.largest == 32 <= full.max_batch
+    assert full.graphs == ("logits", "nats") and full.largest == 32 <= full.max_batch
+    assert set(BACKENDS) - set(full.backends) == {"aoti-b1-fp32", "aoti-b1-bf16", "aoti-b1-fp16"}
     assert set(full.batches) == {"last", "full", "loss"}
     assert listed == Grid(("eager-fp32", "eager-bf16"), {"last": (2, 1), "loss": (2, 1)}, 2, emulated=True)
     assert listed.graphs == ("logits", "nats") and grid(engine | {"grid": "listed"}).graphs == ("logits",)

@@ -1,5 +1,6 @@
 """The compiled artefacts compute what the model computes, and a wrong one is refused in one line."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from picollm.engine.backends import tensorrt
-from picollm.engine.backends.backend import BuildContext, LoadContext
-from picollm.engine.backends.pytorch import AotInductor, tf32
+from picollm.engine.backends.backend import BuildContext, DeviceRun, LoadContext
+from picollm.engine.backends.pytorch import AotInductor, row_by_row, tf32
 from picollm.engine.backends.registry import BACKENDS, load_backend
-from picollm.engine.backends.tensorrt import RTX, TORCH, choose_target, row_by_row, shapes
+from picollm.engine.backends.tensorrt import RTX, TORCH, choose_target, shapes
 from picollm.engine.backends.tensorrt_rtx import build_plan
 from picollm.engine.build import artefact, build, read_manifest
+from picollm.engine.export import LogitsAlone, compilable
 from picollm.engine.grid import BACKENDS as NAMES
 from picollm.engine.grid import Grid
 from picollm.errors import PicollmError
@@ -104,6 +106,16 @@ def test_other_precisions_are_near_and_return_float32(model, ctx, name, atol):
     assert model.embedding.weight.dtype == torch.float32, "a backend must not change the model it was given"
 
 
+@pytest.mark.parametrize("positions", [LAST, EVERY, np.array([5, 2])])
+def test_the_last_block_where_it_is_read_gives_the_plain_models_answer(model, positions):
+    """In double precision, so that nothing but a wrong computation could differ."""
+    exact, tokens = copy.deepcopy(model).double(), torch.from_numpy(ids(3))
+    with torch.no_grad():
+        found = exact.hidden_at(tokens, torch.from_numpy(positions))
+        torch.testing.assert_close(found, exact.hidden(tokens)[:, positions], rtol=0, atol=1e-12)
+    assert isinstance(compilable(model, "logits"), LogitsAlone), "compiled backends get it"
+
+
 def test_no_artefact_names_a_path_of_this_machine(built):
     data = (built[0] / "logits.fp32.onnx").read_bytes()
     assert b"transformer.py" not in data and b"site-packages" not in data
@@ -126,7 +138,12 @@ def test_an_engine_of_one_row_has_a_profile_of_its_own_and_takes_rows_one_by_one
     assert entry["files"] == {"logits": "logits.fp16.b1.plan", "nats": "nats.fp16.b1.plan"}
     assert entry["graphs"]["logits"]["profile"]["ids"] == [[1, 16], [1, 16], [1, 16]]
     taken = []
-    run = row_by_row(lambda tokens, positions: taken.append(len(tokens)) or eager(model, tokens, positions))
+
+    def one(tokens, positions):
+        taken.append(len(tokens))
+        return model(tokens)[:, positions]
+
+    run = row_by_row(DeviceRun(one, CPU))
     np.testing.assert_allclose(run(ids(3), EVERY), eager(model, ids(3), EVERY), atol=1e-5)
     assert taken == [1, 1, 1]
 
@@ -354,7 +371,7 @@ def test_the_compiler_that_is_installed_is_chosen(monkeypatch):
 def test_every_keyword_for_torch_tensorrt_exists_in_its_releases(model, tmp_path, monkeypatch):
     """An unknown one is swallowed without a word. The file has the named parameters in the wheels of 2.11 to 2.14;
     the package itself needs a GPU, so what it is called with is written down here."""
-    used = {"dynamo.compile": set(), "save": set(), "Input": set()}
+    used = {"dynamo.compile": set(), "save": set(), "Input": set(), "runtime.set_cudagraphs_mode": set()}
 
     def recorder(name, result=None):
         return lambda *args, **keywords: used[name].update(keywords) or result
@@ -365,12 +382,19 @@ def test_every_keyword_for_torch_tensorrt_exists_in_its_releases(model, tmp_path
 
     compiled = torch.nn.Module()
     compiled.add_module("_run_on_acc_0", torch.nn.Identity())
-    package = SimpleNamespace(Input=recorder("Input"), save=saved,
-                              dynamo=SimpleNamespace(compile=recorder("dynamo.compile", compiled)))  # fmt: skip
+    loadable = SimpleNamespace(module=lambda: lambda *inputs: torch.zeros(1))
+    package = SimpleNamespace(
+        Input=recorder("Input"), save=saved, load=lambda path: loadable,
+        dynamo=SimpleNamespace(compile=recorder("dynamo.compile", compiled)),
+        runtime=SimpleNamespace(set_cudagraphs_mode=recorder("runtime.set_cudagraphs_mode")),
+    )  # fmt: skip
     monkeypatch.setattr(tensorrt, "import_torch_tensorrt", lambda: package)
     ctx = BuildContext(model, tmp_path, CPU, MAX_BATCH, np.zeros((1, CONTEXT), np.int64), [])
-    path = tmp_path / "logits.fp16.ep"
+    path = tmp_path / "logits.fp16.trt.pt2"
     tensorrt.build_torch_tensorrt(ctx, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
+    manifest = {"backends": {"tensorrt-fp16": {"files": {"logits": path.name}}}}
+    run = BACKENDS["tensorrt-fp16"].load(LoadContext(model, manifest, tmp_path, CPU, 2), "logits")
+    assert run(ids(1), LAST) == 0
     assert path.read_bytes() == b"engine" and all(used.values())
     signatures = json.loads(Path(__file__).with_name("torch_tensorrt.json").read_text())
     assert list(signatures) == ["2.11.0", "2.12.1", "2.13.0", "2.14.0"]

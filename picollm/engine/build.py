@@ -16,6 +16,7 @@ from picollm.engine.backends.backend import Backend, BuildContext
 from picollm.engine.backends.registry import find_backend, why_skipped
 from picollm.engine.export import GRAPHS
 from picollm.engine.grid import Grid, grid
+from picollm.engine.journal import Journal
 from picollm.errors import PicollmError, one_line
 from picollm.files import read_json, sha256, write_json
 from picollm.hardware import describe_hardware
@@ -70,15 +71,18 @@ def calibration(rows: Rows | np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(rows[np.sort(chosen)][:, :-1], dtype=np.int64)
 
 
-def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str) -> EngineManifest:
+def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str, journal: Journal | None = None) -> EngineManifest:
     """Write artefacts and manifest.json, last; returns the manifest.
 
-    A backend that this machine can't build, or whose build fails, gets the reason, and the others go on.
+    A backend that this machine can't build, or whose build fails, gets the reason, and the others go on; so does one
+    that ended a process before, as the journal says, which also has what is built already.
     """
+    journal = journal or Journal()
     manifest_path = ctx.folder / "manifest.json"
     ctx.folder.mkdir(parents=True, exist_ok=True)
-    clear(manifest_path, *(f"{dot}{graph}.*" for graph in GRAPHS for dot in ("", ".")))
-    backends = {name: build_one(find_backend(name), ctx, wanted) for name in wanted.backends}
+    if not any(key.startswith("built ") for key in journal.entries):
+        clear(manifest_path, *(f"{dot}{graph}.*" for graph in GRAPHS for dot in ("", ".")))
+    backends = {name: build_once(find_backend(name), ctx, wanted, journal) for name in wanted.backends}
     manifest: EngineManifest = {
         "format": FORMAT,
         "context": ctx.model.config.context,
@@ -93,9 +97,27 @@ def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str) -> EngineM
     return manifest
 
 
+def build_once(backend: Backend, ctx: BuildContext, wanted: Grid, journal: Journal) -> BuiltBackend:
+    """`build_one`, where the journal has it not."""
+    name = backend.name
+    if f"built {name}" not in journal.entries:
+        if why := journal.ended.get(name):
+            return empty(backend) | {"reason": f"its build failed: {why}"}
+        journal.mark(name, "while it was built")
+        entry = build_one(backend, ctx, wanted)
+        journal.mark()
+        journal.add(f"built {name}", {"entry": entry, "seconds": dict(ctx.seconds)})
+    ctx.seconds |= journal.entries[f"built {name}"]["seconds"]
+    return journal.entries[f"built {name}"]["entry"]
+
+
+def empty(backend: Backend) -> BuiltBackend:
+    return {"precision": backend.precision, "reason": None, "files": {}, "graphs": {}, "made_for": {}}
+
+
 def build_one(backend: Backend, ctx: BuildContext, wanted: Grid) -> BuiltBackend:
     """The manifest's entry: `reason` is null where it was built or needs no artefact."""
-    entry: BuiltBackend = {"precision": backend.precision, "reason": None, "files": {}, "graphs": {}, "made_for": {}}
+    entry = empty(backend)
     if not backend.builds:
         return entry
     reason = backend.cannot_build(ctx.device) or why_skipped(backend, wanted, ctx.device)

@@ -1,7 +1,7 @@
 """A trained Transformer -> torch.export program -> ONNX file: the input of every compiled backend.
 
-All backends compute the same two graphs, with T the model's context (static: rotary tables become constants) and the
-batch dynamic. The last position is what a next-token service needs; copying all T x V logits off the device would cost
+All backends compute the same two graphs, with T tokens (static: rotary tables become constants) and the batch dynamic.
+The last position is what a next-token service needs; copying all T x V logits off the device would cost
 more than the model itself.
 """
 
@@ -34,7 +34,17 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, ids_BT: Tensor, positions_P: Tensor) -> Tensor:
-        return self.model.logits(self.model.hidden(ids_BT).index_select(1, positions_P)).float()
+        return self.model.logits(self.hidden(ids_BT, positions_P)).float()
+
+    def hidden(self, ids_BT: Tensor, positions_P: Tensor) -> Tensor:
+        return self.model.hidden(ids_BT).index_select(1, positions_P)
+
+
+class LogitsAlone(Logits):
+    """The same answers; the last block is computed only at the positions that are read."""
+
+    def hidden(self, ids_BT: Tensor, positions_P: Tensor) -> Tensor:
+        return self.model.hidden_at(ids_BT, positions_P)
 
 
 class Nats(nn.Module):
@@ -52,6 +62,13 @@ class Nats(nn.Module):
 
 
 GRAPHS: dict[str, type[Logits | Nats]] = {"logits": Logits, "nats": Nats}
+
+
+def compilable(model: Transformer, graph: str) -> Logits | Nats:
+    """The graph as compiled backends get it. What runs eagerly, and is compared with, stays the plain model."""
+    # Models of other families don't say how to compute their last block in part.
+    alone = graph == "logits" and hasattr(model, "hidden_at")
+    return (LogitsAlone if alone else GRAPHS[graph])(model).eval()
 
 
 class Float32Norm(nn.Module):
@@ -96,7 +113,7 @@ def export_program(model: Transformer, graph: str, *, max_batch: int) -> torch.e
         "ids": {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else None,
         "positions": {0: torch.export.Dim("positions", min=1, max=context)},
     }
-    made = GRAPHS[graph](model).eval()
+    made = compilable(model, graph)
     with torch.no_grad(), quiet():
         return torch.export.export(
             made,

@@ -39,6 +39,41 @@ class GpuTime(TypedDict):
     to_host: float
 
 
+class DeviceLatency(Latency):
+    """On the GPU alone; speedup: the ratio of medians over eager fp32 there."""
+
+    speedup: float
+
+
+class DeviceTime(TypedDict):
+    """The L2 cache as the previous call left it, and flushed."""
+
+    warm: DeviceLatency
+    flushed: NotRequired[DeviceLatency]
+
+
+class GpuState(TypedDict):
+    """What nvidia-smi reported; None where the GPU does not report it."""
+
+    sm_mhz: float | None
+    memory_mhz: float | None
+    power_w: float | None
+    power_limit_w: float | None
+    temperature_c: float | None
+    throttled: list[str]
+    persistence: bool
+
+
+class CellClocks(TypedDict):
+    """The GPU before and after one output and batch size; unsteady: why its times can't be trusted, or None."""
+
+    output: str
+    batch: int
+    before: GpuState | None
+    after: GpuState | None
+    unsteady: str | None
+
+
 class Result(TypedDict):
     """A backend at one output and batch size; what was not timed has no more than its status."""
 
@@ -52,6 +87,7 @@ class Result(TypedDict):
     noisy: NotRequired[bool]
     speedups: NotRequired[dict[str, Speedup]]
     gpu_ms: NotRequired[GpuTime | None]
+    device_ms: NotRequired[DeviceTime | None]
 
 
 class BackendResult(TypedDict):
@@ -72,4 +108,5 @@ class BenchmarkReport(TypedDict):
     other_processes: dict[str, float] | None
     load_average: list[float]
     backends: dict[str, BackendResult]
+    clocks: NotRequired[list[CellClocks] | None]  # None without a GPU; older reports have none
     results: list[Result]

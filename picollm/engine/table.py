@@ -33,6 +33,9 @@ def backend_lines(report: dict) -> Iterator[str]:
 
 def latency_lines(report: dict) -> Iterator[str]:
     """One line a result, medians and ratios to the eager baselines with 95 % intervals, or what went wrong there."""
+    for cell in report.get("clocks") or ():
+        if cell["unsteady"]:
+            yield f"UNSTEADY: output {cell['output']}, batch {cell['batch']}: the GPU: {cell['unsteady']}"
     for row in report["results"]:
         name = row["backend"] + on_cpu(row["backend"], report["hardware"])
         about = f"{name:20} {row['output']:5} batch {row['batch']:<3}"
@@ -41,7 +44,7 @@ def latency_lines(report: dict) -> Iterator[str]:
                 yield f"{about} {row['status']}"
             continue
         over = [f"{s['ratio']:.2f}x [{s['low']:.2f}, {s['high']:.2f}] {name}" for name, s in row["speedups"].items()]
-        gpu = gpu_words(row["gpu_ms"])
+        gpu = device_words(row.get("device_ms")) + gpu_words(row["gpu_ms"])
         noisy = "; NOISY: beyond benchmark.noise_limit" if row["noisy"] else ""
         yield f"{about} p50 {row['latency_ms']['p50']:9.2f} ms  {', '.join(over) or 'baseline'}{gpu}{noisy}"
 
@@ -65,6 +68,14 @@ def best_words(report: Mapping) -> str:
 def on_cpu(name: str, hardware: Mapping) -> str:
     """A mark for what runs on the processor while others run on a GPU."""
     return " (CPU)" if hardware["device"] == "cuda" and runs_on_cpu(name) else ""
+
+
+def device_words(found: dict | None) -> str:
+    """Medians on the device, the L2 cache warm and flushed, with the ratio to eager fp32's there."""
+    if found is None:
+        return ""
+    said = [f"L2 {kind} {x['p50']:.3f} ms ({x['speedup']:.2f}x)" for kind, x in found.items()]
+    return f"; on the device: {', '.join(said)}"
 
 
 def gpu_words(parts: dict | None) -> str:

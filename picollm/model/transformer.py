@@ -152,6 +152,16 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), cos, sin, past))
         return x_BTD + self.dropout(self.mlp(self.norm_mlp(x_BTD)))
 
+    def at(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, positions_P: Tensor) -> Tensor:
+        """What `forward` gives at these positions in evaluation, [B, P, D]; what nobody reads is not computed.
+
+        The attention itself stays whole: its causal kernels take no choice of queries, and its products are few.
+        """
+        q, k, v = self.attention.heads(self.norm_attention(x_BTD), cos, sin)
+        z_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x_BPD = x_BTD.index_select(1, positions_P) + self.attention.merge(z_BHTK.index_select(2, positions_P))
+        return x_BPD + self.mlp(self.norm_mlp(x_BPD))
+
     def explicit(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         z_BTD, weights_BHTT = self.attention.explicit(self.norm_attention(x_BTD), cos, sin)
         x_BTD = x_BTD + self.dropout(z_BTD)
@@ -211,6 +221,13 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x_BTD = block(x_BTD, cos, sin)
         return self.norm(x_BTD)
+
+    def hidden_at(self, ids_BT: Tensor, positions_P: Tensor) -> Tensor:
+        """What `hidden` gives at these positions in evaluation, [B, P, D], the last block computed there alone."""
+        x_BTD, cos, sin = self.start(ids_BT)
+        for block in self.blocks[:-1]:
+            x_BTD = block(x_BTD, cos, sin)
+        return self.norm(self.blocks[-1].at(x_BTD, cos, sin, positions_P))
 
     def next_logits(self, ids_BT: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after these tokens, which follow those in the cache: the whole prompt at first, then one."""

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from picollm.engine.backends.backend import Backend, BuildContext, LoadContext, Run, no_gpu
-from picollm.engine.export import GRAPHS, export_program, in_precision, quiet
+from picollm.engine.backends.backend import Backend, BuildContext, DeviceRun, LoadContext, no_gpu
+from picollm.engine.export import GRAPHS, compilable, export_program, in_precision, quiet
 from picollm.errors import PicollmError, one_line
 from picollm.files import atomic_path
 from picollm.hardware import cxx_compiler, describe_cpu, describe_gpu
 
 RECOMPILE_LIMIT = 128
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def host_run(call: Callable[..., Tensor], device: torch.device) -> Run:
-    @torch.inference_mode()
-    def run(*inputs: np.ndarray) -> np.ndarray:
-        # The copy to the host waits for the device, so a host clock around `run` measures all of it.
-        return call(*(torch.from_numpy(x).to(device) for x in inputs)).cpu().numpy()
-
-    return run
 
 
 @contextmanager
@@ -50,14 +40,14 @@ class Eager(Backend):
     def cannot_run(self, device: torch.device) -> str | None:
         return no_gpu(device) if self.precision in ("tf32", "fp16") else None
 
-    def load(self, ctx: LoadContext, graph: str) -> Run:
-        run = host_run(self.module(ctx, graph), ctx.device)
+    def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
+        module = self.module(ctx, graph)
 
-        def exactly(*inputs: np.ndarray) -> np.ndarray:
+        def exactly(*inputs: Tensor) -> Tensor:
             with tf32(self.precision == "tf32"):
-                return run(*inputs)
+                return module(*inputs)
 
-        return exactly
+        return DeviceRun(exactly, ctx.device)
 
     def module(self, ctx: LoadContext, graph: str) -> nn.Module:
         model = copy.deepcopy(ctx.model).to(ctx.device, DTYPES[self.precision])
@@ -68,6 +58,7 @@ class Compiled(Eager):
     """torch.compile. It compiles at the first call of each shape, that is, in the gate or during warm-up."""
 
     runtime = "compile"
+    mode: ClassVar[str | None] = None
 
     def cannot_run(self, device: torch.device) -> str | None:
         return no_compiler(device) or super().cannot_run(device)
@@ -75,7 +66,8 @@ class Compiled(Eager):
     def module(self, ctx: LoadContext, graph: str) -> nn.Module:
         # Every shape of every precision counts against one limit, beyond which it would run eagerly without a word.
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-        return torch.compile(super().module(ctx, graph), dynamic=False, fullgraph=True)
+        model = copy.deepcopy(ctx.model).to(ctx.device, DTYPES[self.precision])
+        return torch.compile(compilable(model, graph), dynamic=False, fullgraph=True, mode=self.mode)
 
 
 class CudaGraph(Eager):
@@ -86,21 +78,38 @@ class CudaGraph(Eager):
     def cannot_run(self, device: torch.device) -> str | None:
         return no_gpu(device)
 
-    def load(self, ctx: LoadContext, graph: str) -> Run:
+    def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
         module, recorded = self.module(ctx, graph), {}
 
-        @torch.inference_mode()
-        def run(*inputs: np.ndarray) -> np.ndarray:
+        def replay(*inputs: Tensor) -> Tensor:
             shape = tuple(x.shape for x in inputs)
             if shape not in recorded:
-                recorded[shape] = record(module, [torch.from_numpy(x).to(ctx.device) for x in inputs])
+                recorded[shape] = record(module, [x.clone() for x in inputs])
             cuda_graph, held, output = recorded[shape]
             for x, fresh in zip(held, inputs, strict=True):
-                x.copy_(torch.from_numpy(fresh))
+                x.copy_(fresh)
             cuda_graph.replay()
-            return output.cpu().numpy()
+            return output
 
-        return run
+        return DeviceRun(replay, ctx.device)
+
+
+class CompiledGraph(CudaGraph):
+    """torch.compile's kernels, the fastest of those it tries, in a CUDA graph: the strongest that PyTorch offers."""
+
+    runtime = "compile-cudagraph"
+
+    def cannot_run(self, device: torch.device) -> str | None:
+        return super().cannot_run(device) or Tuned(self.precision).cannot_run(device)
+
+    def module(self, ctx: LoadContext, graph: str) -> nn.Module:
+        return Tuned(self.precision).module(ctx, graph)
+
+
+class Tuned(Compiled):
+    """Kernels alone, without the CUDA graphs that torch.compile would make itself: they copy every answer."""
+
+    mode = "max-autotune-no-cudagraphs"
 
 
 def record(module: nn.Module, held: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
@@ -121,6 +130,7 @@ class AotInductor(Backend):
     """AOTInductor: the graph compiled ahead of time into a package (.pt2) that runs without Python's part of it."""
 
     runtime = "aoti"
+    suffix: ClassVar[str] = ""  # in its files' names, before the last one
 
     def cannot_run(self, device: torch.device) -> str | None:
         return no_gpu(device) if self.precision == "fp16" else None
@@ -135,22 +145,64 @@ class AotInductor(Backend):
         return made | ({"compute_capability": gpu["compute_capability"]} if gpu else {"isa": describe_cpu()["isa"]})
 
     def build(self, ctx: BuildContext, graph: str) -> tuple[Path, dict]:
-        path = ctx.path(graph, self.precision, ".pt2")
+        path = ctx.path(graph, self.precision, f"{self.suffix}.pt2")
         model = in_precision(ctx.model, self.precision).to(ctx.device)
-        program = export_program(model, graph, max_batch=ctx.max_batch)
+        program = export_program(model, graph, max_batch=self.largest_batch(ctx))
         with atomic_path(path) as temporary, quiet():
             package = temporary.with_suffix(".pt2")  # a name that it insists on
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(package), inductor_configs=self.options(ctx.device)
+            )
             package.rename(temporary)
         return path, {}
 
-    def load(self, ctx: LoadContext, graph: str) -> Run:
+    def largest_batch(self, ctx: BuildContext) -> int:
+        return ctx.max_batch
+
+    def options(self, device: torch.device) -> dict[str, object]:
+        """Inductor's, beyond its defaults."""
+        return {}
+
+    def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
         path = ctx.file(self.name, graph)
         try:
             package = torch._inductor.aoti_load_package(str(path))
         except RuntimeError as error:
             raise PicollmError(f"AOTInductor can't load {path}: {one_line(error)[:300]}") from None
-        return host_run(package, ctx.device)
+        return DeviceRun(package, ctx.device)
+
+
+class AotInductorRow(AotInductor):
+    """For one row: Inductor times its own matrix products, with the weights laid out for them, against the library's.
+
+    It has them for shapes that it knows, so the batch is a constant; several rows go one by one.
+    """
+
+    runtime = "aoti-b1"
+    suffix = ".b1"
+
+    def largest_batch(self, ctx: BuildContext) -> int:
+        return 1
+
+    def options(self, device: torch.device) -> dict[str, object]:
+        tuned = {"max_autotune": True}
+        if device.type == "cpu":
+            tuned |= {"freezing": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+        return tuned
+
+    def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
+        return row_by_row(super().load(ctx, graph))
+
+
+def row_by_row(run: DeviceRun) -> DeviceRun:
+    """What takes one row, for any number of them."""
+
+    def each(ids: Tensor, *more: Tensor) -> Tensor:
+        if len(ids) == 1:
+            return run.call(ids, *more)
+        return torch.cat([run.call(ids[i : i + 1], *more) for i in range(len(ids))])
+
+    return DeviceRun(each, run.device)
 
 
 def no_compiler(device: torch.device) -> str | None:

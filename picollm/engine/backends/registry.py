@@ -16,7 +16,7 @@ import torch
 from picollm.engine.backends.backend import Backend, LoadContext, Run
 from picollm.engine.backends.onnxruntime import OnnxRuntime
 from picollm.engine.backends.openvino import OpenVino
-from picollm.engine.backends.pytorch import AotInductor, Compiled, CudaGraph, Eager
+from picollm.engine.backends.pytorch import AotInductor, AotInductorRow, Compiled, CompiledGraph, CudaGraph, Eager
 from picollm.engine.backends.tensorrt import TensorRt, TensorRtRow
 from picollm.engine.grid import RUNTIMES, Grid
 from picollm.errors import PicollmError, one_line
@@ -24,7 +24,8 @@ from picollm.errors import PicollmError, one_line
 log = logging.getLogger(__name__)
 
 CLASSES: tuple[type[Backend], ...] = (
-    Eager, Compiled, CudaGraph, AotInductor, OnnxRuntime, OpenVino, TensorRt, TensorRtRow,
+    Eager, Compiled, CudaGraph, CompiledGraph, AotInductor, AotInductorRow, OnnxRuntime, OpenVino, TensorRt,
+    TensorRtRow,
 )  # fmt: skip
 BACKENDS = {x.name: x for runtime in CLASSES for x in map(runtime, RUNTIMES[runtime.runtime])}
 

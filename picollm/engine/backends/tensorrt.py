@@ -2,7 +2,7 @@
 
 without an NVIDIA GPU   TensorRT-RTX compiles the ONNX file ahead of time for named compute capabilities (Turing to
                         Blackwell RTX cards) into a plan that such a card finishes by JIT. It is built here, not run.
-with one                torch-tensorrt compiles the torch.export program for that GPU into a loadable `.ep` file.
+with one                torch-tensorrt compiles the torch.export program for that GPU into another one, `.trt.pt2`.
 
 `tensorrt` takes any batch up to the largest and is tuned for that one, `tensorrt-b1` is tuned for one row.
 
@@ -17,11 +17,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 
-from picollm.engine.backends.backend import Backend, BuildContext, LoadContext, Run, differs, no_gpu
-from picollm.engine.backends.pytorch import host_run
+from picollm.engine.backends.backend import Backend, BuildContext, DeviceRun, LoadContext, differs, no_gpu
+from picollm.engine.backends.pytorch import row_by_row
 from picollm.engine.backends.tensorrt_rtx import build_plan, load_plan
 from picollm.engine.export import GRAPHS, export_program, in_precision
 from picollm.errors import PicollmError
@@ -71,7 +70,7 @@ class TensorRt(Backend):
         here = ctx.device.type == "cuda"
         capabilities = [describe_gpu()["compute_capability"]] if here else ctx.capabilities
         if choose_target(ctx.device) == TORCH:
-            path = ctx.path(graph, self.precision, f"{self.suffix}.ep")
+            path = ctx.path(graph, self.precision, f"{self.suffix}.trt.pt2")
             build_torch_tensorrt(ctx, graph, self.precision, path, profile)
             return path, {"target": TORCH, "compute_capabilities": capabilities, "profile": profile, "flags": FLAGS}
         path = ctx.path(graph, self.precision, f"{self.suffix}.plan")
@@ -93,11 +92,15 @@ class TensorRt(Backend):
     def made_for(self, device: torch.device) -> dict[str, object]:
         return versions(choose_target(device))
 
-    def load(self, ctx: LoadContext, graph: str) -> Run:
+    def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
         path = ctx.file(self.name, graph)
         if path.suffix == ".plan":
             return load_plan(path)
-        return host_run(import_torch_tensorrt().load(str(path)).module(), ctx.device)
+        torch_tensorrt = import_torch_tensorrt()
+        torch_tensorrt.runtime.set_cudagraphs_mode(
+            mode=True
+        )  # of this process: one launch a call, recorded for each shape
+        return DeviceRun(torch_tensorrt.load(str(path)).module(), ctx.device)
 
 
 class TensorRtRow(TensorRt):
@@ -109,17 +112,8 @@ class TensorRtRow(TensorRt):
     def largest_batch(self, ctx: BuildContext) -> int:
         return 1
 
-    def load(self, ctx: LoadContext, graph: str) -> Run:
+    def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
         return row_by_row(super().load(ctx, graph))
-
-
-def row_by_row(run: Run) -> Run:
-    def each(ids: np.ndarray, *more: np.ndarray) -> np.ndarray:
-        if len(ids) == 1:
-            return run(ids, *more)
-        return np.concatenate([run(ids[i : i + 1], *more) for i in range(len(ids))])
-
-    return each
 
 
 def versions(target: str) -> dict[str, object]:
@@ -176,7 +170,9 @@ def build_torch_tensorrt(
     if len(engines) != 1:
         raise PicollmError(f"torch-tensorrt made {len(engines)} engines of the graph, not one")
     with atomic_path(path) as temporary:
-        torch_tensorrt.save(compiled, str(temporary), output_format="exported_program", arg_inputs=inputs)
+        program = temporary.with_suffix(".pt2")  # a name that torch.export wants
+        torch_tensorrt.save(compiled, str(program), output_format="exported_program", arg_inputs=inputs)
+        program.rename(temporary)
 
 
 def import_torch_tensorrt():

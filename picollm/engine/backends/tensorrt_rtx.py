@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from picollm.engine.backends.backend import Run
+from picollm.engine.backends.backend import DeviceRun
 from picollm.errors import PicollmError
 from picollm.files import write_bytes
 
@@ -53,34 +53,47 @@ def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Ma
     return {"strongly_typed": True, "layers": layer_types(network)}
 
 
-def load_plan(path: Path) -> Run:
+def run_settings(trt, engine):
+    """Kernels for the very shapes before the first answer (by default a general one runs until the special one is
+    there, in the middle of a measurement), and one launch a call."""
+    settings = engine.create_runtime_config()
+    settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    settings.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return settings
+
+
+def load_plan(path: Path) -> DeviceRun:
     """Never executed by us: no GPU was at hand."""
     trt = import_rtx()
     messages = collecting_logger(trt)
     engine = trt.Runtime(messages).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise PicollmError(f"TensorRT-RTX can't load {path}: {'; '.join(messages.errors)[:300]}")
-    context, stream = engine.create_execution_context(), torch.cuda.Stream()
+    context, stream = engine.create_execution_context(run_settings(trt, engine)), torch.cuda.Stream()
     if context is None:
         raise PicollmError(f"TensorRT-RTX can't run {path}: {'; '.join(messages.errors)[:300]}")
     every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     names = [name for name in every if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     (output_name,) = set(every) - set(names)
 
-    def run(*inputs: np.ndarray) -> np.ndarray:
+    outputs: dict[tuple, Tensor] = {}  # by shape: a recorded graph writes where it wrote before
+
+    def call(*inputs: Tensor) -> Tensor:
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            held = [torch.from_numpy(x).cuda() for x in inputs]
-            for name, x in zip(names, held, strict=True):
+            for name, x in zip(names, inputs, strict=True):
                 if not context.set_input_shape(name, tuple(x.shape)):
                     raise PicollmError(f"{path}: input {name} of shape {list(x.shape)} is outside the engine's profile")
                 context.set_tensor_address(name, x.data_ptr())
-            output = torch.empty(tuple(context.get_tensor_shape(output_name)), device="cuda")
+            shape = tuple(context.get_tensor_shape(output_name))
+            output = outputs.setdefault(shape, torch.empty(shape, device="cuda"))
             context.set_tensor_address(output_name, output.data_ptr())
             if not context.execute_async_v3(stream.cuda_stream):
                 raise PicollmError(f"TensorRT-RTX failed to run {path}: {'; '.join(messages.errors)[:300]}")
-            return output.cpu().numpy()
+        torch.cuda.current_stream().wait_stream(stream)
+        return output
 
-    return run
+    return DeviceRun(call, torch.device("cuda"))
 
 
 def import_rtx():

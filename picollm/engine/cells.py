@@ -1,0 +1,291 @@
+"""Cells of the benchmark's table, one output and batch size each: the backends that run take turns, and are timed.
+
+On a GPU each cell has three times: from the host to the host, and on the device with its L2 cache warm and flushed
+(picollm.engine.device_timing).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from picollm.engine import timing
+from picollm.engine.accuracy_gate import LIMITS, mean_kl
+from picollm.engine.backends.backend import DeviceRun, LoadContext
+from picollm.engine.backends.registry import Loaded, load_backend
+from picollm.engine.device_timing import event_timer, flush_buffer, gpu_state, resident_call, unsteady
+from picollm.engine.gpu_time import gpu_time
+from picollm.engine.grid import OUTPUTS, REFERENCE
+from picollm.engine.journal import Journal
+from picollm.engine.timing import (
+    Call,
+    OverBudget,
+    Protocol,
+    Rounds,
+    Timer,
+    again,
+    latency,
+    measure,
+    speedup,
+    verdict,
+)
+from picollm.errors import PicollmError, one_line
+from picollm.progress import progress
+
+if TYPE_CHECKING:
+    from picollm.engine.benchmark import Setting
+
+log = logging.getLogger(__name__)
+
+AGAIN = again(REFERENCE)
+INPUTS = 16  # rotating inputs: timing one and the same would flatter caches and branch prediction
+CELL_MARGIN = 10
+
+
+def time_all(
+    names: Sequence[str],
+    status: Mapping[str, str],
+    ctx: LoadContext,
+    rows: np.ndarray,
+    how: Setting,
+    journal: Journal,
+) -> tuple[list[dict], list[dict], list[dict] | None]:
+    """The table's rows, the raw samples, and the GPU's clocks (None without one), one cell after another."""
+    results, samples, clocks, inputs = [], [], [], {}
+    on_gpu, draw = ctx.device.type == "cuda", np.random.default_rng(how.protocol.seed)
+    cells = [(output, batch) for output, batches in how.grid.batches.items() for batch in batches]
+    passes = 3 if on_gpu else 1
+    with progress(total=len(cells) * passes * how.protocol.rounds * (len(names) + 2), desc="benchmark") as bar:
+        for output, batches in how.grid.batches.items():
+            loaded: dict[str, Loaded] = {}
+            for batch in batches:
+                given = [rows[draw.integers(len(rows), size=batch), :-1].astype(np.int64) for _ in range(INPUTS)]
+                inputs[output, batch] = given
+                key = f"cell {output} {batch}"
+                if key not in journal.entries:
+                    loaded = loaded or load_all(names, ctx, output, journal)
+                    journal.add(key, time_cell(loaded, output, given, how.protocol, ctx.device, bar.update, journal))
+                found = journal.entries[key]
+                about = {"output": output, "batch": batch}
+                results += summarise(found, status, about, ctx.model.config.context, how.protocol.seed, how.noise_limit)
+                clocks.append(about | found["clocks"])
+                samples += [
+                    {"backend": name, **about, "round": number, "ms": ms}
+                    for name, rounds in found["host"].items()
+                    for number, block in enumerate(rounds)
+                    for ms in block
+                ]
+    if on_gpu:
+        add_gpu_times(results, names, ctx, inputs, journal)
+    return results, samples, clocks if on_gpu else None
+
+
+def load_all(names: Sequence[str], ctx: LoadContext, output: str, journal: Journal) -> dict[str, Loaded]:
+    """The backends' graph of one output. Loaded anew for each: runtimes keep the memory of their largest answer."""
+    loaded = {}
+    for name in (name for name in names if name not in journal.ended):
+        journal.mark(name, f"while it was loaded for output {output}")
+        loaded[name] = load_backend(name, ctx, (OUTPUTS[output],))
+    journal.mark()
+    if not loaded[REFERENCE].runs:
+        raise PicollmError(f"{REFERENCE} can't be loaded again: {loaded[REFERENCE].status}")
+    return loaded
+
+
+def time_cell(
+    loaded: Mapping[str, Loaded],
+    output: str,
+    inputs: list[np.ndarray],
+    protocol: Protocol,
+    device: torch.device,
+    advance: Callable,
+    journal: Journal,
+) -> dict:
+    """One output and batch size: `host`, and on a GPU `warm` and `flushed`, are milliseconds by backend and round;
+    `wrong` is {backend: status} of those that have none; `clocks` has the GPU's state before and after, and `unsteady`.
+    """
+    context, where = inputs[0].shape[1], f"at output {output}, batch {len(inputs[0])}"
+    wrong = {name: backend.status for name, backend in loaded.items() if not backend.runs}
+    wrong |= {name: f"failed: {why}" for name, why in journal.ended.items()}
+    working = {name: backend for name, backend in loaded.items() if name not in wrong}
+    runs = {name: journal.watched(name, where, call(each, output, context)) for name, each in working.items()}
+    found: dict = {"host": {}, "warm": {}, "flushed": {}, "clocks": {"before": None, "after": None, "unsteady": None}}
+    try:
+        wrong |= check_cell(runs, loaded, inputs[0])
+        runs = {name: run for name, run in runs.items() if name not in wrong}
+        before = gpu_state() if device.type == "cuda" else None
+        found["host"], failed = timed(runs, inputs, protocol, advance)
+        wrong |= failed
+        if device.type == "cuda":
+            for kind, flush in (("warm", None), ("flushed", flush_buffer(device))):
+                resident = resident_calls(working, output, inputs, found["host"], where, journal)
+                # What fails here has its host times all the same.
+                found[kind], _ = timed(resident, inputs, protocol, advance, event_timer(flush=flush))
+            after = gpu_state()
+            found["clocks"] = {"before": before, "after": after, "unsteady": unsteady(before, after)}
+    except torch.OutOfMemoryError as error:  # of the reference: nothing can be compared here
+        said = (
+            f"not run: the GPU's memory does not hold output {output} at batch {len(inputs[0])} "
+            f"({one_line(error)[:120]}): take smaller benchmark.batches, or fewer engine.backends"
+        )
+        log.warning("%s", said)
+        found["host"], wrong = {}, dict.fromkeys(loaded, said) | wrong
+    journal.mark()
+    return found | {"wrong": wrong}
+
+
+def timed(
+    runs: Mapping[str, Call],
+    inputs: list[np.ndarray],
+    protocol: Protocol,
+    advance: Callable,
+    timer: Timer | None = None,
+) -> tuple[dict[str, Rounds], dict[str, str]]:
+    """Milliseconds, to a tenth of a microsecond, and {backend: status} of those that failed."""
+    measured, failed = measure(
+        {**runs, AGAIN: runs[REFERENCE]}, inputs, protocol, advance=advance, timer=timer, twice=True
+    )
+    for name in {REFERENCE, AGAIN} & failed.keys():
+        raise failed[name]
+    rounded = {name: [[round(ms, 4) for ms in block] for block in rounds] for name, rounds in measured.items()}
+    return rounded, {name: cell_failure(error) for name, error in failed.items() if name in runs}
+
+
+def resident_calls(
+    loaded: Mapping[str, Loaded],
+    output: str,
+    inputs: list[np.ndarray],
+    timed_on_host: Mapping[str, Rounds],
+    where: str,
+    journal: Journal,
+) -> dict[str, Call]:
+    """Of those that were timed from the host and compute on the GPU, the calls without the copies."""
+    positions = {"last": np.array([inputs[0].shape[1] - 1]), "full": np.arange(inputs[0].shape[1]), "loss": None}
+    found = {}
+    for name, each in loaded.items():
+        run = each.runs[OUTPUTS[output]]
+        if name in timed_on_host and isinstance(run, DeviceRun):
+            found[name] = journal.watched(name, where, resident_call(run, inputs, positions[output]))
+    return found
+
+
+def add_gpu_times(
+    results: list[dict],
+    names: Sequence[str],
+    ctx: LoadContext,
+    inputs: Mapping[tuple[str, int], list[np.ndarray]],
+    journal: Journal,
+) -> None:
+    """`gpu_ms` of every timed row; a profiler that fails costs no other number."""
+    for name, output in product(names, dict.fromkeys(output for output, _ in inputs)):
+        for row in results:
+            if (row["backend"], row["output"]) != (name, output) or "latency_ms" not in row:
+                continue
+            key = f"gpu {name} {output} {row['batch']}"
+            if key not in journal.entries and name not in journal.ended:
+                where = f"under the profiler, at output {output}, batch {row['batch']}"
+                journal.add(key, profiled(name, output, inputs[output, row["batch"]], where, ctx, journal))
+            row["gpu_ms"] = journal.entries.get(key)
+    journal.mark()
+
+
+def profiled(
+    name: str, output: str, inputs: list[np.ndarray], where: str, ctx: LoadContext, journal: Journal
+) -> dict | None:
+    journal.mark(name, where)
+    try:
+        loaded = load_backend(name, ctx, (OUTPUTS[output],))
+        return gpu_time(journal.watched(name, where, call(loaded, output, inputs[0].shape[1])), inputs)
+    except Exception as error:
+        log.warning("%s: no time on the GPU: %s", name, one_line(error)[:300])
+        return None
+
+
+def check_cell(runs: Mapping[str, Call], loaded: Mapping[str, Loaded], ids: np.ndarray) -> dict[str, str]:
+    """{backend: status} of those whose answer at this very output and shape is a wrong one, or none at all.
+
+    The gate has looked at all tokens, at its own shapes; compiled kernels may be others here, and `loss` is a graph of
+    its own. One input's mean scatters, so only what exceeds the gate's limits tenfold is wrong.
+    """
+    expected, wrong = np.asarray(runs[REFERENCE](ids)), {}
+    for name in (name for name in runs if name != REFERENCE):
+        limits = LIMITS[loaded[name].backend.precision]
+        try:
+            found = np.asarray(runs[name](ids))
+            if expected.ndim == 2:
+                difference, limit, unit = np.abs((found - expected).mean()), limits.perplexity, "nats"
+            else:
+                difference, limit, unit = mean_kl(expected, found), limits.mean_kl, "nats of KL"
+        except Exception as error:  # as in `measure`
+            wrong[name] = cell_failure(error)
+            continue
+        if not difference <= CELL_MARGIN * limit:
+            wrong[name] = (
+                f"failed: accuracy of this output and batch ({difference:.2g} > {CELL_MARGIN * limit:.2g} {unit})"
+            )
+    return wrong
+
+
+def cell_failure(error: Exception) -> str:
+    log.debug("a backend failed", exc_info=error)
+    return failure(error, "this output and batch: ")
+
+
+def failure(error: Exception, where: str = "") -> str:
+    """A status: a backend that would take too long is fit for work, only not here."""
+    return f"{'not run' if isinstance(error, OverBudget) else 'failed'}: {where}{one_line(error)[:300]}"
+
+
+def call(loaded: Loaded, output: str, context: int) -> Call:
+    run = loaded.runs[OUTPUTS[output]]
+    if output == "loss":
+        return run
+    positions = np.array([context - 1]) if output == "last" else np.arange(context)
+    return lambda ids: run(ids, positions)
+
+
+def summarise(
+    found: Mapping, status: Mapping[str, str], about: dict, context: int, seed: int, noise_limit: float
+) -> list[dict]:
+    """One row per backend at one output and batch size; throughput is that of the median latency.
+
+    The noise is the baseline against itself and the fastest against itself, whichever differ by more. `noisy`: that was
+    further from 1 than the limit, so the row's ratios are not to be trusted.
+    """
+    measured, status = found["host"], {name: found["wrong"].get(name, said) for name, said in status.items()}
+    copies = [name for name in measured if again(name) in measured]
+    noises = [speedup(measured[name], measured[again(name)], seed) for name in copies]
+    noise = {"low": min(x["low"] for x in noises), "high": max(x["high"] for x in noises)} if noises else {}
+    table = []
+    for name in [*status, *map(again, copies)]:
+        row = {"backend": name, **about, "status": status.get(name, "ok")}
+        if name in measured:
+            times = latency(measured[name])
+            per_second = about["batch"] / times["p50"] * 1e3
+            row |= {"latency_ms": times, "sequences_per_s": per_second, "tokens_per_s": per_second * context}
+            row |= {"noisy": max(noise["high"] - 1, 1 - noise["low"]) > noise_limit, "speedups": {}, "gpu_ms": None}
+            row["device_ms"] = device_ms(found, name, seed)
+            baselines = [other for other in measured if other.startswith("eager-") and not other.endswith(timing.AGAIN)]
+            first = name.removesuffix(timing.AGAIN)  # a second copy is compared with the first, baseline or not
+            for baseline in dict.fromkeys(other for other in (*baselines, first) if other != name):
+                ratio = speedup(measured[baseline], measured[name], seed)
+                row["speedups"][baseline] = ratio | {"verdict": verdict(ratio, noise)}
+        table.append(row)
+    return table
+
+
+def device_ms(found: Mapping, name: str, seed: int) -> dict | None:
+    """Latencies on the device, L2 warm and flushed, each with the ratio to the reference's; None without them."""
+    if name not in found["warm"]:
+        return None
+    return {
+        kind: latency(found[kind][name])
+        | {"speedup": speedup(found[kind][REFERENCE], found[kind][name], seed)["ratio"]}
+        for kind in ("warm", "flushed")
+        if name in found[kind]
+    }
