@@ -75,9 +75,10 @@ def ways(model: Transformer, ids: Tensor, means: Tensor) -> dict[str, Callable[[
 
     hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
     heads, targets, weight = means.shape[0] * means.shape[1], ids[:, 1:].flatten(), model.head.weight[:VOCAB_SIZE]
+    at_once = EVALUATION_TOKENS[ids.device.type]
 
     def loss_alone() -> Tensor:
-        parts = zip(hidden.split(EVALUATION_TOKENS), targets.split(EVALUATION_TOKENS), strict=True)
+        parts = zip(hidden.split(at_once), targets.split(at_once), strict=True)
         return torch.stack(
             [torch.cat([token_losses(x, weight, t) for x, t in parts]) for parts in [list(parts)] * heads]
         )

@@ -130,6 +130,7 @@ class Pretrain(Section):
     validate_every: int = key("steps between validations, each on the whole split", gt=0)
     patience: int = key("validations without improvement before training stops; 0: never", ge=0)
     checkpoint_every: int = key("steps between the checkpoints that an interrupted run resumes from", gt=0)
+    checkpoint_minutes: float = key("least time between two of them, in minutes; 0: none is left out", ge=0)
     snapshots: bool = key("keep weights at steps 0, 1, 2, 4, ... for the emergence analysis")
     seed: int = key("of weights, batches and dropout", ge=0)
 

@@ -6,10 +6,13 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
 import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from picollm.errors import one_line
 
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 PACKAGES = (
@@ -54,6 +57,19 @@ def cxx_compiler() -> str | None:
     return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "c++", "clang++"))), None)
 
 
+def no_compiler(device_type: str) -> str | None:
+    """Why torch.compile can't work here, in words; None: nothing speaks against it.
+
+    On a GPU Triton builds a small C program that starts each kernel, against Python.h.
+    """
+    if device_type != "cuda":
+        return None if cxx_compiler() else "no C++ compiler"
+    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang", "cc")))):
+        return "no C compiler"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return None if header.exists() else f"no {header}: install Python's development files"
+
+
 @cache
 def describe_gpu() -> dict | None:
     """The NVIDIA GPU that torch uses, or None."""
@@ -63,8 +79,9 @@ def describe_gpu() -> dict | None:
         return None
     properties = torch.cuda.get_device_properties(0)
     return {
-        "name": properties.name,
+        "name": properties.name,  # of a MIG slice with its size: one slice is not another, nor the whole
         "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "driver": driver_version(),
         "cuda": torch.version.cuda,
@@ -77,7 +94,25 @@ def driver_version() -> str | None:
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return output.split()[0]
+    return next(iter(output.split()), None)  # a line for each GPU, all alike
+
+
+def no_gpu_seen() -> str:
+    """Why torch sees no NVIDIA GPU, in words: it has no CUDA, the driver is too old, or there is none."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:  # "The NVIDIA driver on your system is too old (found version 11040). ..."
+        return one_line(error)[:200]
+    return "torch sees no NVIDIA GPU"
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the machine has one, whatever torch makes of it."""
+    return Path("/dev/nvidiactl").exists()
 
 
 def installed(package: str) -> str | None:

@@ -38,25 +38,30 @@ def bf16_cost() -> float:
     return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
-@cache
-def has_bf16(device_type: str = "cpu") -> bool:
-    """Whether the device multiplies bfloat16 itself.
+BF16_CAPABILITY = (8, 0)  # Ampere: the first NVIDIA GPUs whose tensor cores take bf16
 
-    A processor must say so, torch's kernels must agree (ATEN_CPU_CAPABILITY may forbid them), and so must the clock
-    (ONEDNN_MAX_CPU_ISA, a virtual machine). A processor that nothing is known of has none.
+
+@cache
+def has_bf16(device_type: str = "cpu", gpus: int = 1) -> bool:
+    """Whether the device multiplies bfloat16 itself; of several `gpus` of this machine, whether each one does.
+
+    torch's own question is answered with yes for older GPUs too, as it can emulate it. A processor must say so, torch's
+    kernels must agree (ATEN_CPU_CAPABILITY may forbid them), and so must the clock (ONEDNN_MAX_CPU_ISA, a virtual
+    machine). A processor that nothing is known of has none.
     """
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        here = range(min(gpus, torch.cuda.device_count()))
+        return all(torch.cuda.get_device_capability(i) >= BF16_CAPABILITY for i in here)
     said = set(describe_cpu()["isa"]) & set(BF16_ISA) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return bool(said) and bf16_cost() < EMULATED
 
 
-def emulated_bf16(device_type: str = "cpu") -> str | None:
+def emulated_bf16(device_type: str = "cpu", gpus: int = 1) -> str | None:
     """Why bfloat16 is no gain on this device, in words for a person; None: it has the instructions."""
-    if has_bf16(device_type):
+    if has_bf16(device_type, gpus):
         return None
     if device_type == "cuda":
-        return "this GPU emulates bf16"
+        return "this GPU emulates bf16" if gpus == 1 else "one of the GPUs emulates bf16"
     return f"this processor emulates bf16 ({bf16_cost():.0f} times slower than float32)"
 
 
@@ -66,11 +71,15 @@ def fit(pretrain: Mapping, device: torch.device) -> tuple[dict, str]:
     On a processor bfloat16 is for the vocabulary head alone: the casts of a narrow body cost more than they gain. And
     torch.compile is for a bfloat16 head, whose casts it fuses: a float32 one is no faster for it (docs/training.md).
     """
-    emulated = emulated_bf16(device.type)
+    emulated = emulated_bf16(device.type, pretrain["processes"])
     autocast, reason = pretrain["autocast"], "as pretrain.autocast says"
     if autocast == "auto":
         fast = "all" if device.type == "cuda" else "head"
         autocast, reason = ("none", emulated) if emulated else (fast, f"this {kind(device)} has bf16 instructions")
+    elif autocast != "none" and emulated and device.type == "cuda":
+        # There torch.compile leaves out what is bf16 and says nothing of it, and eager bf16 is as slow as float32.
+        log.warning("pretrain.autocast = %s: %s; training in float32", autocast, emulated)
+        autocast, reason = "none", f"{emulated}, though pretrain.autocast says {autocast}"
     elif autocast != "none" and emulated:
         reason += f", though {emulated}"
         log.warning("pretrain.autocast = %s: %s; auto or none is faster", autocast, emulated)

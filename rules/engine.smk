@@ -1,4 +1,4 @@
-"""Engine, benchmark, profile. These are measurements: nothing else runs beside the last two.
+"""Engine, benchmark, profile. These are measurements: nothing else runs beside them.
 
 REQUIRED INPUTS: the trained model, packed tokens.
 OUTPUTS: data/engine/, reports/benchmark.json and .csv, data/profile/, reports/profile.json.
@@ -19,7 +19,7 @@ rule trt_compile:
         "logs/benchmarks/trt_compile.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: cpus("trt_compile", here=1)
+    threads: cpus("trt_compile")  # compilers time kernels while they choose
     resources:
         **needs("trt_compile"),
     params:

@@ -19,6 +19,7 @@ from picollm.data.loading import open_split
 from picollm.data.packing import tokenize_pack
 from picollm.errors import PicollmError
 from picollm.files import write_json
+from picollm.model import training
 from picollm.model.loss import evaluate
 from picollm.model.pretraining import LAUNCHER, Run, pretrain, result
 
@@ -83,6 +84,24 @@ def test_two_processes_train_like_one_and_either_goes_on_with_the_others_run(run
         assert losses(found) == pytest.approx(losses(whole), rel=1e-5)
         assert found.summary["validation_loss"] == pytest.approx(whole.summary["validation_loss"], rel=1e-5)
     assert losses(together) != losses(pretrain(run(head_common=50, head_sampled=100, seed=2)))
+
+
+@pytest.fixture
+def read_seldom(tmp_path, monkeypatch):
+    """The losses are read as seldom as on a GPU, in this process and in torchrun's."""
+    monkeypatch.setitem(training.READ_EVERY, "cpu", training.READ_EVERY["cuda"])
+    code = "from picollm.model import training; training.READ_EVERY['cpu'] = training.READ_EVERY['cuda']\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+
+def test_several_processes_save_between_two_validations_though_losses_are_read_seldom(run, read_seldom):
+    edits = {"length": 6, "checkpoint_every": 4, "validate_every": 6}
+    together = pretrain(run(processes=2, **edits))
+    alone = run(**edits)
+    assert [mark.name for mark in alone.checkpoints().marks()] == ["step-000006.json", "step-000004.json"]
+    alone.checkpoints().remove()
+    assert losses(together) == pytest.approx(losses(pretrain(alone)), rel=1e-5)
 
 
 def test_what_a_process_can_not_do_is_said_by_the_one_that_started_it(run):

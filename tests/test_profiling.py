@@ -39,7 +39,8 @@ RANGES = [
 # left its step): 185 of 250 ms; of the 60 ms in data_wait, 20 are busy (130-140, 230-240).
 GPU = [("KERNEL", 130, 160), ("KERNEL", 150, 180), ("MEMCPY", 180, 190), ("GRAPH_TRACE", 230, 345),
        ("MEMSET", 205, 215), ("KERNEL", 20, 90)]  # fmt: skip
-EXPECTED_GPU = {"busy": 0.74, "idle": 0.26, "idle_during_data_wait": 0.16, "better_loading": 1 / 0.84 - 1}
+# A perfect loader wins back no more than the host waited, 60 of 250 ms, which is less than the GPU idles, 65.
+EXPECTED_GPU = {"busy": 0.74, "idle": 0.26, "idle_during_data_wait": 0.16, "better_loading": 1 / 0.76 - 1}
 
 
 def write_nsys(path, ranges=RANGES, gpu=GPU):
@@ -126,7 +127,8 @@ def test_span_arithmetic_against_a_grid():
 TRAINING = TrainingConfig(length=6, unit="steps", batch_rows=2, accumulate=1, processes=1, loading="gather",
                           optimizer="adamw", lr=1e-3, muon_lr=0.02, weight_decay=0.1, muon_weight_decay=0.1, warmup=0.1,
                           final_lr=0.1, clip=1.0, head_common=0, head_sampled=0, autocast="none", compile="none",
-                          validate_every=1, patience=0, checkpoint_every=1, snapshots=False, seed=1)  # fmt: skip
+                          validate_every=1, patience=0, checkpoint_every=1, checkpoint_minutes=0,
+                          snapshots=False, seed=1)  # fmt: skip
 
 
 def test_the_workload_marks_every_part_of_every_step(tmp_path):

@@ -37,7 +37,7 @@ RECIPE = {
     "optimizer": "adamw", "lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1, "muon_weight_decay": 0.1,
     "warmup": 0.1, "final_lr": 0.1, "clip": 1.0,
     "head_common": 0, "head_sampled": 0, "autocast": "none", "compile": "none", "validate_every": 3, "patience": 0,
-    "checkpoint_every": 3, "snapshots": False, "seed": 1,
+    "checkpoint_every": 3, "checkpoint_minutes": 0.0, "snapshots": False, "seed": 1,
 }  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def test_a_loss_that_is_no_number_stops_the_run(length):
 
 @pytest.mark.parametrize(("vocab", "n", "at_once"), [(V, 7, 3), (V, 1, 16), (V, 16, 16), (9001, 5, 2)])
 def test_evaluation_is_the_mean_over_all_tokens(monkeypatch, vocab, n, at_once):
-    monkeypatch.setattr(loss, "EVALUATION_TOKENS", at_once * CONTEXT)
+    monkeypatch.setitem(loss.EVALUATION_TOKENS, "cpu", at_once * CONTEXT)
     model = fresh_model(vocab_size=vocab, dropout=0.3, tied=False).train()
     with torch.no_grad():
         model.head.weight.mul_(30)  # far from uniform

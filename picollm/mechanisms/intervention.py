@@ -88,8 +88,8 @@ def losses(model: Examined, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor | N
     scored_BT = scored_BT.repeat(variants, 1)
     x_MD = model.norm(x_BTD[scored_BT])
     targets_M = ids_BT[:, 1:].repeat(variants, 1)[scored_BT]
-    weight_VD = model.head.weight[: model.config.vocab_size]
-    parts = zip(x_MD.split(EVALUATION_TOKENS), targets_M.split(EVALUATION_TOKENS), strict=True)
+    weight_VD, at_once = model.head.weight[: model.config.vocab_size], EVALUATION_TOKENS[x_BTD.device.type]
+    parts = zip(x_MD.split(at_once), targets_M.split(at_once), strict=True)
     nats_BT = x_BTD.new_zeros(scored_BT.shape)
     nats_BT[scored_BT] = torch.cat([token_losses(x, weight_VD, targets) for x, targets in parts])
     return nats_BT

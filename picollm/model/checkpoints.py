@@ -1,11 +1,13 @@
 """Checkpoints of a training run: all that the next step depends on, so that a killed run goes on as if nothing was.
 
-checkpoints/KEY/step-NNNNNN.safetensors   weights, optimizers, best weights so far; nothing is ever unpickled
+checkpoints/KEY/step-NNNNNN.safetensors   weights, optimizers, best weights so far, curve; nothing is ever unpickled
 checkpoints/KEY/step-NNNNNN.json          written last: what proves the file above, and the rest of the state
 checkpoints/KEY/snapshots/                the weights at steps 0, 1, 2, 4, ...
 
 KEY is a hash of everything that decides the result: configuration, data, code, torch. A run never sees the
 checkpoints of another one. They lie outside the declared outputs, which both drivers remove before a rule runs.
+
+`save` takes a copy of the state, and a thread hashes and writes it while training goes on.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -31,6 +37,7 @@ from picollm.model.weights import weights
 log = logging.getLogger(__name__)
 
 KEEP = 2  # the newest, and one to fall back to
+CURVE = "curve."  # before the names of a curve's columns, among the tensors
 
 
 class Checkpoints:
@@ -40,12 +47,55 @@ class Checkpoints:
         self.root, self.identity = root, identity
         self.folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self.stop = self.folder / "stop"  # a file that asks a run of several processes to save and end
+        self.writing: threading.Thread | None = None
+        self.failure: BaseException | None = None
+        self.saved_at = time.monotonic()
+
+    def __enter__(self) -> Checkpoints:
+        self.saved_at = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the last checkpoint, unless somebody asked to end at once; what ended the run is what is raised."""
+        if self.writing and (kind is None or issubclass(kind, Exception)):
+            self.writing.join()
+
+    def age(self) -> float:
+        """Seconds since the last `save`, or since the run began."""
+        return time.monotonic() - self.saved_at
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
-        """After `step` steps; whatever moment it is killed at, this checkpoint is whole or is none."""
+        """After `step` steps; whatever moment it is killed at, this checkpoint is whole or is none.
+
+        The state may change as soon as this returns; the file is there after `wait`. Raises what the writing of the
+        one before raised.
+        """
+        curve = columns(state["curve"])
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in (tensors | curve).items()})
+        mark = deepcopy({"step": step, "identity": self.identity, "state": state | {"curve": list(curve)}})
+        self.wait()
+        self.writing = threading.Thread(target=self.attempt, args=(step, data, mark), daemon=True)
+        self.writing.start()
+        self.saved_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Until what `save` took is written. Raises what went wrong."""
+        if self.writing:
+            self.writing.join()
+        self.writing, failure, self.failure = None, self.failure, None
+        if failure:
+            raise failure
+
+    def attempt(self, step: int, data: bytes, mark: dict) -> None:
+        try:
+            self.write(step, data, mark)
+        except BaseException as error:  # for the thread that waits
+            self.failure = error
+
+    def write(self, step: int, data: bytes, mark: dict) -> None:
         file = self.folder / f"step-{step:06d}.safetensors"
-        write_bytes(file, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-        mark = {"step": step, "identity": self.identity, "state": state, "tensors": describe(file)}
+        write_bytes(file, data)
+        mark["tensors"] = describe(file)
         write_json(file.with_suffix(".json"), mark)
         for old in self.marks()[KEEP:]:
             old.unlink()
@@ -62,6 +112,7 @@ class Checkpoints:
             try:
                 found = read_json(mark)
                 tensors = load(prove(mark, found["tensors"], "pretrain").read_bytes())
+                found["state"]["curve"] = rows(tensors, found["state"]["curve"])
             except (PicollmError, SafetensorError, KeyError) as error:
                 log.warning("checkpoint %s is damaged and passed over: %s", mark, one_line(error))
                 continue
@@ -92,6 +143,24 @@ class Checkpoints:
     def remove(self) -> None:
         """After the run's results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def columns(curve: Sequence[dict]) -> dict[str, Tensor]:
+    """A curve's rows of numbers as a tensor a column: whole numbers stay whole, None is NaN."""
+    values = {f"{CURVE}{name}": [row[name] for row in curve] for name in (curve[0] if curve else ())}
+    return {
+        name: torch.tensor(column, dtype=torch.int64)
+        if all(isinstance(x, int) for x in column)
+        else torch.tensor([math.nan if x is None else x for x in column], dtype=torch.float64)
+        for name, column in values.items()
+    }
+
+
+def rows(tensors: dict[str, Tensor], names: Sequence[str]) -> list[dict]:
+    """The curve that `columns` made these tensors of; they are taken out."""
+    values = [[None if math.isnan(x) else x for x in tensors.pop(name).tolist()] for name in names]
+    keys = [name.removeprefix(CURVE) for name in names]
+    return [dict(zip(keys, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def differences(old: object, new: object, name: str = "") -> Iterator[str]:

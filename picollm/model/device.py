@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from picollm.errors import PicollmError
-from picollm.hardware import cxx_compiler, describe_cpu
+from picollm.hardware import describe_cpu, has_nvidia_gpu, no_compiler, no_gpu_seen
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +25,28 @@ def set_up(device: str, threads: int) -> torch.device:
     """
     keep_memory()
     keep_caches_apart()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS adds in whatever order, and warns
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler too, 5 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every fresh tensor
     if device == "cuda" and not torch.cuda.is_available():
-        raise PicollmError("compute.device = cuda, but torch sees no GPU: set it to auto or cpu")
+        raise PicollmError(f"compute.device = cuda, but {no_gpu_seen()}: set it to auto or cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu" and has_nvidia_gpu():
+            log.warning("this machine has an NVIDIA GPU, which is not used: %s", no_gpu_seen())
     return torch.device(device)
+
+
+def set_up_to_train(device: str, threads: int) -> torch.device:
+    """`set_up`, and on a GPU what has no order of its own raises an error.
+
+    The other mode, a warning, leaves attention's backward as it is: it adds in another order each time.
+    """
+    found = set_up(device, threads)
+    if found.type == "cuda":
+        torch.set_deterministic_debug_mode("error")
+    return found
 
 
 def set_up_to_time(device: str, threads: int) -> torch.device:
@@ -81,10 +95,11 @@ class Compiled:
 
     def __init__(self, function: Callable, device: torch.device) -> None:
         self.function, self.compiled, self.how = function, None, "torch.compile"
-        if device.type == "cpu" and cxx_compiler() is None:
-            self.give_way("no C++ compiler")
+        reason = no_compiler(device.type) or (trial(device) if device.type == "cuda" else None)
+        if reason:
+            self.give_way(reason)
         else:
-            self.compiled = torch.compile(function)
+            self.compiled = torch.compile(function, options=compiler_options(device))
 
     def __call__(self, *arguments):
         if self.compiled is not None:
@@ -99,13 +114,43 @@ class Compiled:
         log.warning("torch.compile is off, training runs eagerly and slower: %s", reason)
 
 
+def compiler_options(device: torch.device) -> dict[str, str | int | bool | Callable] | None:
+    """Inductor's, as far as this version of it knows them.
+
+    On a GPU the host is short of time: small independent kernels, such as the casts of all weights, become one launch.
+    And a kernel's configuration must not be chosen by the clock where the same seed has to give the same bits.
+    """
+    if device.type == "cpu":
+        return None
+    from torch._inductor import config  # takes seconds
+
+    wanted = {"combo_kernels": True, "deterministic": torch.are_deterministic_algorithms_enabled()}
+    return {name: value for name, value in wanted.items() if hasattr(config, name)}
+
+
+def trial(device: torch.device) -> str | None:
+    """Why torch.compile fails on this GPU, found out on a kernel of a second; None: it works.
+
+    The backward graph is compiled at the first backward, where nothing could give way any more.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # no compiler that works, a GPU too old for Triton, no Triton, a /tmp without exec, ...
+        return cause(error)
+    return None
+
+
 def cause(error: Exception) -> str:
     """The one line of a compiler's output that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if re.search(r"\berror: |failed to map|not permitted", line)), lines[0])[:200]
 
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether it is that; on a CPU torch has no type for it, only its allocator's name."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or (type(error) is RuntimeError and "DefaultCPUAllocator" in str(error))
+    said = str(error)
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or (type(error) is RuntimeError and "DefaultCPUAllocator" in said)
+        or (isinstance(error, RuntimeError) and said.startswith("CUDA error: out of memory"))  # not the allocator's
+    )

@@ -27,7 +27,8 @@ class World:
         """The module, whose gradients are the mean over the processes after each backward."""
         if self.size == 1:
             return module
-        return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+        own = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=own, broadcast_buffers=False)  # rotary tables are constants
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, in each of them."""
@@ -38,7 +39,11 @@ class World:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is up in any process: all of them stop after the same step."""
-        return bool(flag) if self.size == 1 else self.mean(torch.tensor(float(flag), device=device)).item() > 0
+        return self.agreed(float(flag), device) > 0
+
+    def agreed(self, value: float, device: torch.device) -> float:
+        """The mean over the processes, to the same bit in each: what they decide by it, they decide alike."""
+        return value if self.size == 1 else self.mean(torch.tensor(value, dtype=torch.float64, device=device)).item()
 
     def wait(self) -> None:
         if self.size > 1:

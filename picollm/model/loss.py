@@ -20,7 +20,10 @@ from picollm.model.device import Compiled, autocast
 from picollm.model.foreign import Examined
 from picollm.model.transformer import Transformer
 
-EVALUATION_TOKENS, EVALUATION_VOCABULARY = 512, 2048  # at once: logits of 4 MB stay in the cache
+# Tokens and rows of the vocabulary whose logits are computed at once in evaluation: on a CPU 4 MB, which stay in the
+# cache; on a GPU 400 MB, which keep it busy.
+EVALUATION_TOKENS = {"cpu": 512, "cuda": 12_288}
+EVALUATION_VOCABULARY = {"cpu": 2048, "cuda": 8192}
 
 
 class SampledSoftmax:
@@ -102,26 +105,42 @@ def evaluate(model: Examined, rows: Rows | np.ndarray, device: torch.device) -> 
     """Mean loss in nats per token over all rows [rows, context + 1], float32, evaluation mode, whole vocabulary."""
     was_training = model.training
     model.eval()
-    total, tokens, at_once = 0.0, 0, max(1, EVALUATION_TOKENS // model.config.context)
-    for start in range(0, len(rows), at_once):
-        ids = torch.from_numpy(rows[start : start + at_once].astype(np.int64)).to(device)
-        x_ND = model.hidden(ids[:, :-1]).flatten(0, 1)
-        total += token_losses(x_ND, model.head.weight[: model.config.vocab_size], ids[:, 1:].flatten()).sum().item()
-        tokens += len(x_ND)
+    total = summed(small_losses, model, rows, device)
+    if not math.isfinite(total):
+        total = summed(token_losses, model, rows, device)
     model.train(was_training)
-    return total / tokens
+    return total / (len(rows) * model.config.context)
 
 
-def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropies in nats, [N], over slices of the vocabulary that stay in the cache.
+def summed(losses: Callable, model: Transformer, rows: Rows | np.ndarray, device: torch.device) -> float:
+    """The `losses` of all tokens. Waits for the device once, for the sum: at every wait a GPU runs dry."""
+    at_once = max(1, EVALUATION_TOKENS[device.type] // model.config.context)
+    weight_VD = model.head.weight[: model.config.vocab_size]
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for start in range(0, len(rows), at_once):
+        ids = to_device(torch.from_numpy(rows[start : start + at_once].astype(np.int64)), device)
+        x_ND = model.hidden(ids[:, :-1]).flatten(0, 1)
+        total += losses(x_ND, weight_VD, ids[:, 1:].flatten()).sum()
+    return total.item()
+
+
+def small_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross-entropies in nats, [N], over slices of the vocabulary; not finite beyond 88 nats, where float32 ends.
 
     The full logits of 512 tokens are 103 MB, and F.cross_entropy on them several times slower. Logits are taken
     relative to the target's own, not to the largest, which would be one more pass over them.
     """
     own_N1 = (x_ND * weight_VD[targets_N]).sum(-1, keepdim=True)
-    parts = [(x_ND @ slice_SD.T).sub_(own_N1).exp_().sum(-1) for slice_SD in weight_VD.split(EVALUATION_VOCABULARY)]
-    losses_N = torch.stack(parts).sum(0).log()
-    over_N = ~losses_N.isfinite()  # beyond 88 nats, where float32 ends
+    slices = weight_VD.split(EVALUATION_VOCABULARY[x_ND.device.type])
+    parts = [(x_ND @ slice_SD.T).sub_(own_N1).exp_().sum(-1) for slice_SD in slices]
+    return torch.stack(parts).sum(0).log()
+
+
+def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross-entropies in nats, [N], of whatever size. Waits for the device."""
+    losses_N = small_losses(x_ND, weight_VD, targets_N)
+    over_N = ~losses_N.isfinite()
     if over_N.any():
-        losses_N[over_N] = torch.logsumexp(x_ND[over_N] @ weight_VD.T - own_N1[over_N], -1)
+        x_ND, own_N1 = x_ND[over_N], (x_ND * weight_VD[targets_N]).sum(-1, keepdim=True)[over_N]
+        losses_N[over_N] = torch.logsumexp(x_ND @ weight_VD.T - own_N1, -1)
     return losses_N

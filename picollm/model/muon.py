@@ -2,14 +2,15 @@
 
 The same update as `torch.optim.Muon`, with two differences. The Newton-Schulz iteration runs in a precision that the
 device multiplies fast: torch's always runs in bfloat16, which a processor without those instructions only emulates.
-And matrices of one shape are iterated on together, which takes a batched product in place of a product a layer.
+And matrices are iterated on together, which takes a batched product in place of a product a layer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,29 +32,86 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
+        self.padding: Padding | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Nesterov momentum, orthogonalized; decoupled weight decay; sqrt(rows / columns) more for tall matrices."""
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    shapes.setdefault(matrix.shape, []).append(matrix)
-            for (rows, columns), matrices in shapes.items():
-                updates = orthogonalize(
-                    torch.stack([self.nesterov(m, group["momentum"]) for m in matrices]), self.dtype
-                )
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            if not matrices:
+                continue
+            updates = self.orthogonalized(self.nesterov(matrices, group["momentum"]))
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            for (rows, columns), alike in by_shape(matrices).items():
                 rate = group["lr"] * math.sqrt(max(1, rows / columns))
-                for matrix, update in zip(matrices, updates, strict=True):
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+                torch._foreach_sub_([matrices[i] for i in alike], [updates[i] for i in alike], alpha=rate)
 
-    def nesterov(self, matrix: nn.Parameter, momentum: float) -> Tensor:
-        state = self.state[matrix]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(matrix)
-        state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-        return matrix.grad.lerp(state["momentum_buffer"], momentum)
+    def nesterov(self, matrices: list[nn.Parameter], momentum: float) -> list[Tensor]:
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return list(torch._foreach_lerp(gradients, buffers, momentum))
+
+    def orthogonalized(self, updates: list[Tensor]) -> list[Tensor]:
+        """Each of them. A CPU computes those of one shape together, as padding would be arithmetic for nothing; a GPU
+        all of them, as a launch costs more."""
+        if updates[0].device.type == "cpu":
+            found = list(updates)
+            for alike in by_shape(updates).values():
+                together = orthogonalize(torch.stack([updates[i] for i in alike]), self.dtype)
+                for i, update in zip(alike, together, strict=True):
+                    found[i] = update
+            return found
+        shapes = tuple(update.shape for update in updates)
+        if self.padding is None or self.padding.shapes != shapes:
+            self.padding = Padding(shapes, updates[0].device)
+        return self.padding.unpack(orthogonalize(self.padding.pack(updates), self.dtype))
+
+
+def by_shape(matrices: Iterable[Tensor]) -> dict[torch.Size, list[int]]:
+    """The places of the matrices of each shape."""
+    found: dict[torch.Size, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        found.setdefault(matrix.shape, []).append(i)
+    return found
+
+
+class Padding:
+    """Matrices of several shapes as one batch of wide ones and back, each way in one gather.
+
+    The tall ones are transposed, all are filled up with zeros, which the iteration leaves as they are.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size], device: torch.device) -> None:
+        self.shapes, self.sizes = tuple(shapes), [math.prod(shape) for shape in shapes]
+        rows, columns = max(map(min, shapes)), max(map(max, shapes))
+        total = sum(self.sizes)
+        to = np.full((len(shapes), rows, columns), total)  # for each place the one of its value: here, that of a zero
+        back = []
+        for i, (shape, start) in enumerate(zip(shapes, np.cumsum([0, *self.sizes]), strict=False)):
+            places = np.arange(start, start + math.prod(shape)).reshape(shape)
+            wide = places if shape[0] <= shape[1] else places.T
+            to[i, : wide.shape[0], : wide.shape[1]] = wide
+            own = np.arange(to[i].size).reshape(rows, columns)[: wide.shape[0], : wide.shape[1]] + i * to[i].size
+            back.append((own if shape[0] <= shape[1] else own.T).ravel())
+        self.batch = to.shape
+        self.to, self.back = (
+            torch.from_numpy(x.astype(np.int32)).to(device) for x in (to.ravel(), np.concatenate(back))
+        )
+        self.zero = torch.zeros(1, device=device)
+
+    def pack(self, matrices: Sequence[Tensor]) -> Tensor:
+        """[N, rows, columns]"""
+        flat = torch.cat([*(matrix.flatten() for matrix in matrices), self.zero])
+        return flat.index_select(0, self.to).view(self.batch)
+
+    def unpack(self, batch_NRC: Tensor) -> list[Tensor]:
+        parts = batch_NRC.flatten().index_select(0, self.back).split(self.sizes)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 def orthogonalize(updates_NRC: Tensor, dtype: torch.dtype) -> Tensor:

@@ -30,7 +30,7 @@ from picollm.errors import PicollmError, one_line
 from picollm.files import sha256, write_json
 from picollm.model.checkpoints import Checkpoints
 from picollm.model.costs import flops_per_token
-from picollm.model.device import lacks_memory, set_up
+from picollm.model.device import lacks_memory, set_up, set_up_to_train
 from picollm.model.distributed import world
 from picollm.model.folders import is_foreign_folder
 from picollm.model.foreign import Examined, ForeignModel
@@ -102,7 +102,7 @@ def pretrain(run: Run) -> Result:
 
 def work(run: Run) -> None:
     """This process's share: all of the work without torchrun."""
-    with world(set_up(**run.compute)) as (own, device):
+    with world(set_up_to_train(**run.compute)) as (own, device):
         if own.size != run.pretrain["processes"]:
             raise PicollmError(f"{own.size} processes were started, pretrain.processes is {run.pretrain['processes']}")
         rows, validation_rows = (open_split(run.tokens, split) for split in ("train", "validation"))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from picollm.data.feeding import Feed
 from picollm.data.loading import Order, Rows
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, one_line
 from picollm.model.checkpoints import Checkpoints
 from picollm.model.costs import peak_memory_mib
 from picollm.model.distributed import ALONE, World
@@ -64,6 +64,7 @@ class TrainingConfig:
     validate_every: int
     patience: int
     checkpoint_every: int
+    checkpoint_minutes: float
     snapshots: bool
     seed: int
 
@@ -143,6 +144,7 @@ class Trainer:
         self.best: dict = {"step": 0, "loss": None}
         self.best_weights: dict[str, Tensor] = {}
         self.resumed_at: list[int] = []
+        self.varies = ""  # why the same seed does not give the same bits, in words
 
     @property
     def step(self) -> int:
@@ -159,7 +161,7 @@ class Trainer:
             waited = time.perf_counter() - start
             with ranges("h2d"):
                 ids = batch.to(self.device, non_blocking=True)
-            loss = self.gradient(number, ids)
+            loss = self.repeatable(number, ids)
             with ranges("optimizer"):
                 norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
                 rate = self.config.learning_rate_share(number, self.steps)
@@ -173,21 +175,36 @@ class Trainer:
             if len(self.unread) == READ_EVERY[self.device.type]:
                 self.read()
 
+    def repeatable(self, number: int, ids: Tensor) -> Tensor:
+        """`gradient`. Where this device has an operation without a fixed order, the run goes on and says so."""
+        try:
+            return self.gradient(number, ids)
+        except RuntimeError as error:
+            if "does not have a deterministic implementation" not in str(error):
+                raise
+            self.varies = f"; the same seed may give other bits: {one_line(error).split(',')[0]}"
+            log.warning("training goes on%s", self.varies)
+            torch.set_deterministic_debug_mode("warn")
+            self.model.zero_grad(set_to_none=True)
+            return self.gradient(number, ids)
+
     def gradient(self, number: int, ids: Tensor) -> Tensor:
         """Leave the gradient of the mean loss over this process's rows in the parameters; that loss."""
         parts = ids.chunk(self.config.accumulate)
-        total = torch.zeros((), device=self.device)
+        losses = []
         for i, part in enumerate(parts):
-            # Dropout's own seed, a function of the step: nothing to save, and nothing that a resumed run could miss.
-            torch.manual_seed(seed_from(self.config.seed, number, i, self.world.rank))
+            if self.model.config.dropout:
+                # Its own seed, a function of the step: nothing to save, and nothing that a resumed run could miss.
+                seed(self.device, seed_from(self.config.seed, number, i, self.world.rank))
             waits = self.world.size == 1 or i == len(parts) - 1
             with nullcontext() if waits else self.shared.no_sync():
                 with ranges("forward"):
-                    loss = self.shared(part[:, :-1], part[:, 1:], number) / len(parts)
+                    loss = self.shared(part[:, :-1], part[:, 1:], number)
+                    loss = loss / len(parts) if len(parts) > 1 else loss
                 with ranges("backward"):
                     loss.backward()
-            total += loss.detach()
-        return total
+            losses.append(loss.detach())
+        return sum(losses[1:], losses[0])
 
     def read(self) -> None:
         """Wait for the device, and write down what the steps since the last reading measured.
@@ -196,7 +213,8 @@ class Trainer:
         """
         if not self.unread:
             return
-        values = self.world.mean(torch.stack([torch.stack([row["loss"], row["norm"]]) for row in self.unread])).tolist()
+        measured = torch.stack([row[name] for row in self.unread for name in ("loss", "norm")])
+        values = self.world.mean(measured).view(-1, 2).tolist()
         now = time.perf_counter()
         seconds = (now - self.read_at) / len(self.unread)
         self.read_at = now
@@ -205,13 +223,13 @@ class Trainer:
             step = len(self.curve)
             refuse_divergence(loss, step, self.model.config.vocab_size)
             tokens, lr = (step + 1) * row["tokens"], row["rate"] * self.config.lr
-            measured = (row["tokens"] / seconds, row["waited"] / seconds)
-            self.curve.append(dict(zip(CURVE, (step, tokens, loss, None, lr, norm, *measured), strict=True)))
+            rates = (row["tokens"] / seconds, row["waited"] / seconds)
+            self.curve.append(dict(zip(CURVE, (step, tokens, loss, None, lr, norm, *rates), strict=True)))
 
     def validate(self, rows: Rows | np.ndarray) -> float:
         """The loss over all rows, noted in the curve; the best weights so far are kept."""
         self.read()
-        loss = evaluate(self.model, rows, self.device)
+        loss = self.world.agreed(evaluate(self.model, rows, self.device), self.device)
         refuse_divergence(loss, self.step, self.model.config.vocab_size)
         self.curve[-1]["validation_loss"] = loss
         if self.best["loss"] is None or loss < self.best["loss"]:
@@ -227,7 +245,7 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """Tensors and the rest, JSON-ready: all that later steps and the result depend on."""
-        self.read()
+        assert not self.unread, "read first, in all processes"
         tensors = {f"model.{name}": tensor for name, tensor in self.model.named_parameters()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
         for k, optimizer in enumerate(self.optimizers):
@@ -238,7 +256,7 @@ class Trainer:
             "curve": self.curve,
             "best": self.best,
             "resumed_at": self.resumed_at,
-            "loss_path": self.objective.how,
+            "loss_path": self.objective.how + self.varies,
             "peak_memory_mib": peak_memory_mib(self.device),
         }
 
@@ -266,6 +284,11 @@ def seed_from(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
+def seed(device: torch.device, number: int) -> None:
+    """Of the generator that the device draws from; `torch.manual_seed` would go through all devices of all kinds."""
+    (torch.cuda if device.type == "cuda" else torch).manual_seed(number)
+
+
 def refuse_divergence(loss: float, step: int, vocab_size: int) -> None:
     if not loss < 2 * math.log(vocab_size):  # twice that of a model that knows nothing; also where it is no number
         raise PicollmError(
@@ -286,6 +309,7 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
     store = checkpoints if world.rank == 0 else None
     with (
         Interruption(patient=world.size > 1) as interruption,
+        store or nullcontext(),
         progress(
             total=trainer.steps, initial=trainer.step, desc="pretrain", unit=" steps", disable=world.rank > 0
         ) as bar,
@@ -307,14 +331,24 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
                 store.snapshot(done, trainer.model)
             asked = interruption.asked or (store is not None and store.stop.exists())
             stop = not trainer.unread and world.any(asked, trainer.device)
-            if store and (done % config.checkpoint_every == 0 or last or stop or trainer.out_of_patience()):
-                store.save(done, *trainer.state())
-                trainer.read_at = time.perf_counter()
+            end = last or stop or trainer.out_of_patience()
+            if end or done % config.checkpoint_every == 0:
+                trainer.read()  # in all processes: it takes a mean over them, and only the first one saves
+                if store and (end or store.age() >= 60 * config.checkpoint_minutes):
+                    store.save(done, *trainer.state())
+                    trainer.read_at = time.perf_counter()
             if stop and not last:
-                world.wait()  # until it is written: a process that ended before would end the others
+                finish(store, world)
                 kept = "the checkpoint is saved, run again to go on" if checkpoints else "nothing was saved"
                 raise Stopped(f"stopped by a signal after step {done} of {trainer.steps}; {kept}")
-    world.wait()  # until the last checkpoint is there
+        finish(store, world)
+
+
+def finish(store: Checkpoints | None, world: World) -> None:
+    """Wait until the first process's last checkpoint is written: a process that ended before would end the others."""
+    if store:
+        store.wait()
+    world.wait()
 
 
 def is_snapshot(step: int) -> bool:

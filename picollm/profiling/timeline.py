@@ -4,8 +4,10 @@ The window is the range `measured`: some steps, and the wait until the device ha
 the host has left a step). Every share is a share of it. GPU numbers exist only where the capture holds GPU activity:
   busy                   |kernels, copies, memsets, CUDA graphs in the window| / |window|
   idle                   1 - busy
-  idle_during_data_wait  |idle and data_wait| / |window|, the share a perfect data loader could win back at most
-  better_loading         the throughput that this would add: 1 / (1 - idle_during_data_wait) - 1
+  idle_during_data_wait  |idle and data_wait| / |window|. No bound of what better loading could give: a host that runs
+                         ahead has work queued while it waits, and the GPU idles later, before the next kernels come
+  better_loading         the throughput that perfect loading could add at most: 1 / (1 - s) - 1, with s the smaller one
+                         of `idle` (the GPU's work stays as long) and data_wait's share (nothing else gets shorter)
 """
 
 from __future__ import annotations
@@ -190,7 +192,7 @@ def analyse(timeline: Timeline) -> Analysis:
             "busy": busy_share,
             "idle": 1 - busy_share,
             "idle_during_data_wait": idle_waits,
-            "better_loading": 1 / (1 - idle_waits) - 1,
+            "better_loading": 1 / (1 - min(1 - busy_share, wait_share)) - 1,
         }
         result["gpu_reason"] = None
     return result

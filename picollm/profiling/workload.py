@@ -22,7 +22,7 @@ from picollm.data.loading import Rows, open_split
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.errors import PicollmError
 from picollm.files import read_json
-from picollm.model.device import set_up
+from picollm.model.device import set_up_to_train
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig
 from picollm.model.weights import load_config
@@ -74,7 +74,7 @@ def run_preset(name: str, steps: int, trace: Path | None) -> str:
     config = preset(name)
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
-    device = set_up(**config["compute"])
+    device = set_up_to_train(**config["compute"])
     recipe = fit(config["pretrain"] | {"length": steps + WARMUP, "unit": "steps"}, device)[0]
     size = (8 * recipe["batch_rows"], shape.context + 1)
     rows = np.random.default_rng(0).integers(VOCAB_SIZE, size=size).astype(np.uint16)
@@ -96,7 +96,7 @@ def main() -> None:
         load_config(spec["config"]),
         TrainingConfig(**spec["pretrain"]),
         open_split(spec["tokens"], "train"),
-        set_up(**spec["compute"]),
+        set_up_to_train(**spec["compute"]),
         steps=spec["steps"],
         warmup=spec["warmup"],
         trace=arguments.trace,

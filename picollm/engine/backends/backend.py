@@ -103,7 +103,7 @@ class Backend(ABC):
 
     def emulated(self, device: torch.device) -> str | None:
         """Why it would run, but slowly out of all proportion; such a one is neither built nor timed by default."""
-        return emulated_bf16() if device.type == "cpu" and self.precision == "bf16" else None
+        return emulated_bf16(device.type) if self.precision == "bf16" else None
 
     def cannot_build(self, device: torch.device) -> str | None:
         """Why this machine can't build its artefact; by default what can't run isn't built."""

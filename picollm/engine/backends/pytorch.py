@@ -14,7 +14,7 @@ from picollm.engine.backends.backend import Backend, BuildContext, DeviceRun, Lo
 from picollm.engine.export import GRAPHS, compilable, export_program, in_precision, quiet
 from picollm.errors import PicollmError, one_line
 from picollm.files import atomic_path
-from picollm.hardware import cxx_compiler, describe_cpu, describe_gpu
+from picollm.hardware import cxx_compiler, describe_cpu, describe_gpu, no_compiler
 
 RECOMPILE_LIMIT = 128
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +61,7 @@ class Compiled(Eager):
     mode: ClassVar[str | None] = None
 
     def cannot_run(self, device: torch.device) -> str | None:
-        return no_compiler(device) or super().cannot_run(device)
+        return no_compiler(device.type) or super().cannot_run(device)
 
     def module(self, ctx: LoadContext, graph: str) -> nn.Module:
         # Every shape of every precision counts against one limit, beyond which it would run eagerly without a word.
@@ -136,7 +136,9 @@ class AotInductor(Backend):
         return no_gpu(device) if self.precision == "fp16" else None
 
     def cannot_build(self, device: torch.device) -> str | None:
-        return no_compiler(device) or self.cannot_run(device)
+        if cxx_compiler() is None:
+            return "no C++ compiler"
+        return no_compiler(device.type) or self.cannot_run(device)
 
     def made_for(self, device: torch.device) -> dict[str, object]:
         gpu = describe_gpu() if device.type == "cuda" else None
@@ -203,7 +205,3 @@ def row_by_row(run: DeviceRun) -> DeviceRun:
         return torch.cat([run.call(ids[i : i + 1], *more) for i in range(len(ids))])
 
     return DeviceRun(each, run.device)
-
-
-def no_compiler(device: torch.device) -> str | None:
-    return "no C++ compiler" if device.type == "cpu" and cxx_compiler() is None else None
