@@ -111,8 +111,8 @@ def no_gpu_seen() -> str:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the machine has one, whatever torch makes of it."""
-    return Path("/dev/nvidiactl").exists()
+    """Whether the driver knows one, whatever torch makes of it; device files alone come with nsys."""
+    return any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
 def installed(package: str) -> str | None:

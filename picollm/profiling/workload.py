@@ -1,6 +1,5 @@
 """The program that is profiled: some steps of the real training loop, with its ranges, from a fresh initialisation.
 
-    nsys profile -t cuda,nvtx,osrt -o training python -m picollm.profiling.workload     # by hand: a preset
     python -m picollm.profiling.workload --spec workload.json [--trace training.trace.json]
 
 The spec is JSON: `config` (a model's config.json) and `tokens` (a token manifest) as paths, `pretrain` and `compute`
@@ -19,18 +18,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from picollm.data.loading import Rows, open_split
-from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.errors import PicollmError
 from picollm.files import read_json
 from picollm.model.device import set_up_to_train
 from picollm.model.training import Trainer, TrainingConfig
 from picollm.model.transformer import ModelConfig
 from picollm.model.weights import load_config
-from picollm.precision import fit
-from picollm.presets import preset
 from picollm.ranges import ranges
-
-WARMUP = 5  # steps of a preset that are not measured
 
 
 def run(
@@ -69,28 +63,11 @@ def advance(trainer: Trainer) -> None:
     trainer.advance()
 
 
-def run_preset(name: str, steps: int, trace: Path | None) -> str:
-    """`run` of a preset's model and recipe on this machine's device; speed knows no words, so the tokens are random."""
-    config = preset(name)
-    model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
-    shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
-    device = set_up_to_train(**config["compute"])
-    recipe = fit(config["pretrain"] | {"length": steps + WARMUP, "unit": "steps"}, device)[0]
-    size = (8 * recipe["batch_rows"], shape.context + 1)
-    rows = np.random.default_rng(0).integers(VOCAB_SIZE, size=size).astype(np.uint16)
-    return run(shape, TrainingConfig(**recipe), rows, device, steps=steps, warmup=WARMUP, trace=trace)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--spec", type=Path, help="without one: --preset, with random tokens in place of a text")
-    parser.add_argument("--preset", default="wikitext-103")
-    parser.add_argument("--steps", type=int, default=100, help="of a preset (%(default)s)")
+    parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--trace", type=Path)
     arguments = parser.parse_args()
-    if arguments.spec is None:
-        loss_path = run_preset(arguments.preset, arguments.steps, arguments.trace)
-        return print(f"loss path: {loss_path}")
     spec = read_json(arguments.spec)
     loss_path = run(
         load_config(spec["config"]),
