@@ -51,8 +51,8 @@ test-tensorrt: ## build with torch-tensorrt: about 5 GB of packages, no GPU need
 	@.venv-tensorrt/bin/python -m pip install --quiet --no-compile -r tests/tensorrt.txt
 	@PYTHONPATH=. .venv-tensorrt/bin/python tests/tensorrt_build.py
 
-check: $(VENV)/dev format ## lint and the tests that start neither Snakemake nor DVC
-	@$(RUN) $(PYTEST) -m 'not slow and not exhaustive and not tools'
+check: $(VENV)/dev format ## lint and the tests that take less than a second each
+	@$(RUN) $(PYTEST) -m 'not slow and not exhaustive and not heavy'
 
 test: $(VENV)/dev lint ## lint and the fast suite, two tests at a time
 	@$(RUN) $(PYTEST)

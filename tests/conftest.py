@@ -8,7 +8,9 @@ import standin
 import workspace
 from filelock import FileLock
 
-STARTS_OTHERS = ("test_checkpoints.py", "test_pretraining.py", "test_study.py")  # runs that are killed, torchrun
+# Runs that are killed, torchrun, nsys, a browser, a notebook, every backend, every figure.
+HEAVY = {f"test_{name}.py" for name in ("api", "browser", "checkpoints", "engine", "figures", "page", "pretraining",
+                                        "profiling", "study")}  # fmt: skip
 LONGEST = ("test_workflows.py", "test_slow.py")
 
 
@@ -16,12 +18,12 @@ LONGEST = ("test_workflows.py", "test_slow.py")
 def pytest_collection_modifyitems(items):
     """The longest first: two processes share the tests, and neither should wait for the other's last.
 
-    What works on a repository of its own starts Snakemake or DVC; that and whole training runs `make check` leaves out.
+    What works on a repository of its own starts Snakemake or DVC: that is heavy, as whole files are and single tests.
     """
     for item in items:
         of_a_repository = "root_of_all" in item.fixturenames or {"workspace", "Workspace"} & vars(item.module).keys()
-        if of_a_repository or item.path.name in STARTS_OTHERS:
-            item.add_marker("tools")
+        if of_a_repository or item.path.name in HEAVY:
+            item.add_marker("heavy")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 

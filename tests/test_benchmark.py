@@ -165,6 +165,7 @@ def timed(report, batch=None):
     return {name.removesuffix(timing.AGAIN) for name in names}
 
 
+@pytest.mark.heavy
 def test_the_report_has_numbers_only_for_what_ran(ctx, folder, rows, monkeypatch):
     class Wrong(Eager):
         runtime = "openvino"
@@ -224,6 +225,7 @@ def test_a_backend_that_answers_no_number_fails(ctx, folder, rows, monkeypatch):
     assert line.startswith("eager-bf16") and "failed: accuracy (mean KL nan" in line
 
 
+@pytest.mark.heavy
 def test_a_wrong_answer_at_one_shape_or_output_alone_has_no_number(ctx, folder, rows, monkeypatch):
     class Sometimes(Eager):
         runtime = "openvino"
@@ -280,6 +282,7 @@ def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(ctx, fold
     assert timed(report) == {REFERENCE, "eager-bf16"}
 
 
+@pytest.mark.heavy
 def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(ctx, folder, rows, monkeypatch):
     class Large(Eager):
         def load(self, ctx, graph):
@@ -304,6 +307,7 @@ def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(ctx, folder,
     assert any(REFERENCE in line and said in line for line in lines(report))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("calls", [0, 2])  # at once; while it is timed
 def test_a_backend_that_raises_at_one_batch_fails_there_alone(ctx, folder, rows, monkeypatch, calls):
     class Small(Eager):
@@ -362,6 +366,7 @@ def test_noise_beyond_the_limit_is_marked_and_shown(ctx, folder, rows):
     assert any("NOISY" in line for line in lines(report))
 
 
+@pytest.mark.heavy
 def test_a_fresh_process_measures_the_cold_start(ctx, folder, rows):
     found = cold_start("eager-bf16", ctx, folder, batch=2)
     assert found["batch"] == 2 and found["first_ms"] > 0 and found["load_seconds"] >= 0

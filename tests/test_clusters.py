@@ -206,7 +206,9 @@ def shape_of(points, seed=0):
     return structure(distance_HH, coordinates, partial(best_cut, max_k=6), seed=seed)
 
 
-def test_no_clusters_is_an_answer():
+@pytest.mark.heavy
+def test_no_clusters_is_an_answer(monkeypatch):
+    monkeypatch.setattr("picollm.attention.structure.DRAWS", 99)
     assert shape_of(cloud([20, 18, 18], apart=12))["found"]
     stretched = cloud([56], apart=0) * np.linspace(6, 0.5, 10)
     assert not shape_of(stretched)["found"], "a long cloud can be cut in two, and is one all the same"
@@ -242,6 +244,7 @@ def test_split_half_is_the_difference_of_the_two_halves():
     assert correlation == pytest.approx(np.corrcoef(even, odd)[0, 1]) and correlation > 0.9
 
 
+@pytest.mark.heavy
 def test_report_of_the_families():
     divergences = sentence_divergences(family_maps(), [0, 1] * 6)
     names = ["diagonal", "local", "global"]

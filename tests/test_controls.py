@@ -72,6 +72,7 @@ def test_a_category_on_which_a_head_differs_is_found_and_no_other():
     assert (found["q"][:, 1] > 0.05).all()
 
 
+@pytest.mark.heavy
 def test_one_effect_among_the_pairs_of_a_whole_model_is_found():
     generator = np.random.default_rng(5)
     lengths, category = np.tile(np.arange(10, 34), 10), np.repeat(np.arange(10), 24)
@@ -97,6 +98,7 @@ def entropy_share(weights):
     return values_of([weights[None]])["broad"][0]
 
 
+@pytest.mark.heavy
 def test_length_alone_is_no_effect_of_a_category():
     """A head that is broader in longer sentences, and one category that has most of those."""
     generator = np.random.default_rng(4)

@@ -344,6 +344,7 @@ def test_a_missing_or_damaged_parquet_file_of_ours_is_one_line(tmp_path):
     assert "train.parquet is damaged" in refusal(lambda: ArticleFile(path)), "not of our writing"
 
 
+@pytest.mark.heavy
 def test_the_embedded_sample_is_106_real_articles():
     articles = enwiki_sample()
     assert len(articles) == len({article.title for article in articles}) == 106

@@ -66,6 +66,7 @@ def test_a_run_is_told_in_lines_without_a_terminal(shown, capsys):
     ]
 
 
+@pytest.mark.heavy
 def test_a_long_rule_speaks_now_and_then(shown, capsys, monkeypatch):
     monkeypatch.setattr(display_module, "LINE_SECONDS", 0.0)
     made, logger = shown
@@ -164,6 +165,7 @@ def test_an_earlier_run_decides_where_it_was_alike(tmp_path, monkeypatch):
     assert estimate(["draw_figures"], tmp_path, {}, calibrate=False) == ({}, "")
 
 
+@pytest.mark.heavy
 def test_the_calibration_is_real_and_scales_every_rule(tmp_path):
     seconds, source = estimate(SECONDS, tmp_path, work(CONFIG, None))
     assert set(seconds) == set(SECONDS) and all(value > 0 for value in seconds.values())

@@ -40,6 +40,7 @@ def test_half_precision_keeps_layer_norm_in_float32(model):
     np.testing.assert_allclose(found, eager(model, ids(2))[:, 0], atol=5e-3)
 
 
+@pytest.mark.heavy
 def test_the_exported_program_has_only_operators_that_tensorrt_knows(model):
     program = export_program(half_precision(model), "logits", max_batch=MAX_BATCH)
     used = {node.target.name().partition(".")[0] for node in program.graph.nodes if node.op == "call_function"
@@ -54,6 +55,7 @@ def test_the_exported_program_has_only_operators_that_tensorrt_knows(model):
                    if isinstance(node.meta.get("val"), torch.Tensor))  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("max_batch", "taken"), [(1, [1]), (MAX_BATCH, [1, 3, MAX_BATCH])])
 def test_the_exported_program_takes_its_batches_and_no_other(model, max_batch, taken):
     module = export_program(model, "logits", max_batch=max_batch).module()

@@ -57,6 +57,7 @@ def extract_attention(path, texts=("The cat sat.", "Déjà vu"), **changes):
     return path
 
 
+@pytest.mark.heavy
 def test_tokens_are_real_text():
     text = "The café’s owner slept."
     tokenizer = encoding()

@@ -78,6 +78,7 @@ def test_what_no_usual_font_has_is_drawn_with_another_or_named(tmp_path, monkeyp
     figure.savefig(tmp_path / "flow.svg")
 
 
+@pytest.mark.heavy
 def test_a_font_that_has_the_character_is_fallen_back_on(tmp_path):
     """A font of the machine that matplotlib's list of fonts does not know yet, with one glyph: 中."""
     builder = FontBuilder(1000, isTTF=True)

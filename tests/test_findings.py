@@ -177,6 +177,7 @@ def test_a_contrast_by_brute_force():
     assert contrast(values, these, np.zeros(5, dtype=bool), seed=0)[1] == 1
 
 
+@pytest.mark.heavy
 def test_p_is_uniform_where_layers_do_not_matter():
     generator, early = np.random.default_rng(2), np.repeat(np.arange(8), 7) < 2
     p = np.array([contrast(generator.standard_normal(56), early, ~early, seed=s)[1] for s in range(200)])

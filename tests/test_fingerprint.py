@@ -87,6 +87,7 @@ def test_a_file_by_another_name_and_another_folder(package, tmp_path_factory):
     assert fingerprint(code_files(script("train"), elsewhere), elsewhere) == before, "where it lies does not matter"
 
 
+@pytest.mark.heavy
 def test_the_assumptions_of_the_fingerprint_hold_in_this_repository():
     for path in (ROOT / "picollm").rglob("*.py"):
         if path == ROOT / "picollm/__init__.py":  # names for people who import picollm, looked up when asked for

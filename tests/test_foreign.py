@@ -63,6 +63,7 @@ def ids():
     return torch.from_numpy(np.random.default_rng(0).integers(3, 300, (3, 12)))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_maps_and_losses_are_their_own(family, ids):
     model = theirs(family)
@@ -251,6 +252,7 @@ def sentences_file(tmp_path):
     return path
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("family", "sharded"), [("gpt2", False), ("llama", True)])
 def test_a_folder_of_another_family_is_analysed(tmp_path, family, sharded):
     folder = saved(tmp_path / "model", family, sharded)
@@ -397,6 +399,7 @@ class Refusing(BaseHTTPRequestHandler):
     do_GET = do_HEAD
 
 
+@pytest.mark.heavy
 def test_the_hubs_refusals_are_one_line(tmp_path):
     """A process of its own: the hub's client reads its settings once."""
     script = """

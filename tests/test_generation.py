@@ -43,6 +43,7 @@ def test_greedy_text_is_the_likeliest_token_each_time(model):
     assert len(ids) == 23
 
 
+@pytest.mark.heavy
 @torch.no_grad()
 def test_draws_follow_the_temperature_and_the_best_k(model):
     logits = model(torch.tensor([[5, 6]]))[0, -1]

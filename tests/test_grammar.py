@@ -64,6 +64,7 @@ def test_lists_are_read_again_in_the_same_order(passages):
         assert len(words) in (2 * n, 3 * n) and words[n:] == words[: len(words) - n]
 
 
+@pytest.mark.heavy
 def test_the_text_has_every_word_of_the_probes(passages):
     counts = " ".join(passages)
     for kind, found in pairs().items():
@@ -71,6 +72,7 @@ def test_the_text_has_every_word_of_the_probes(passages):
             assert len(re.findall(rf"\b{word}\b", counts)) >= 3, (kind, word)
 
 
+@pytest.mark.heavy
 def test_articles_are_the_same_every_time_and_splits_are_theirs():
     first, again = (list(islice(load_grammar().articles(), 3)) for _ in range(2))
     assert [a.text for a in first] == [a.text for a in again] and len({a.text for a in first}) == 3

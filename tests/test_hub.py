@@ -109,6 +109,7 @@ def read(tmp_path, server=None, **environment):
     return subprocess.run([sys.executable, "-c", SCRIPT], env=os.environ | variables, capture_output=True, text=True)
 
 
+@pytest.mark.heavy
 def test_files_come_once_and_are_read_without_the_hub_afterwards(tmp_path, hub):
     done = read(tmp_path, hub)
     assert (done.returncode, done.stdout) == (0, f"{len(cut(TEXT * 300))}\n"), done.stderr
@@ -117,6 +118,7 @@ def test_files_come_once_and_are_read_without_the_hub_afterwards(tmp_path, hub):
     assert read(tmp_path).stdout == done.stdout, "nor needed"
 
 
+@pytest.mark.heavy
 def test_a_broken_download_goes_on_where_it_stopped(tmp_path, hub):
     noise = pa.table({"text": [random.Random(i).randbytes(500).hex() for i in range(26_000)]})
     pq.write_table(noise, tmp_path / "noise.parquet", use_dictionary=False)  # 26 MB: the client writes 10 at a time
@@ -127,6 +129,7 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path, hub):
     assert any(found and int(found[6:-1]) >= 10_000_000 for _, path, found in hub.seen), hub.seen
 
 
+@pytest.mark.heavy
 def test_wrong_bytes_are_refused_by_their_checksum(tmp_path, hub):
     hub.faults.add("flip")
     done = read(tmp_path, hub)

@@ -34,6 +34,7 @@ def ids():
     return torch.randint(203, (4, 40), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("tied", [True, False])
 def test_hugging_face_computes_the_same_logits(tmp_path, ids, tied):
     transformers = pytest.importorskip("transformers")

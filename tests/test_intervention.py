@@ -228,10 +228,11 @@ def test_groups_are_held_against_other_sets_of_their_profile(model, ids, mean):
     assert every["p"] == every["least_p"] == 1 and every["random_95"] is None, "nothing to compare it with"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("windows", [12, 64])
 def test_p_is_uniform_and_the_interval_covers_under_the_null(windows):
     generator = np.random.default_rng(3)
-    drawn = generator.standard_normal((1000, windows))
+    drawn = generator.standard_normal((500, windows))
     p = sign_flip_p(drawn, seed=0)
     assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.02) and p.mean() == pytest.approx(0.5, abs=0.05)
     low, high = resampled(drawn + 1, seed=0)

@@ -71,6 +71,7 @@ def test_what_ends_its_process_costs_only_itself(tmp_path):
     assert sum(key == "answer reference" for key, _ in lines) == 1, "what is done is not done again"
 
 
+@pytest.mark.heavy
 def test_a_backend_that_never_answers_is_given_up(tmp_path):
     kept = supervised(tmp_path, limit=5.0, reference="fine", a="hangs", b="fine")
     assert kept.ended == {"a": "it gave no answer for 5 s at batch 1"} and kept.entries["answer b"] == "B"

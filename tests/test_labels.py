@@ -206,6 +206,7 @@ def test_untrained_heads_are_global_and_leave_the_random_state_alone():
     assert not torch.equal(first, second)
 
 
+@pytest.mark.heavy
 def test_untrained_heads_as_peaked_as_others_are_content_based_and_nothing_more():
     """The layers get the broad shares that are asked for; what comes of it has content, and no place or set of keys."""
     ids, category, device = some_ids(sentences=40), [0, 1] * 20, torch.device("cpu")
@@ -302,6 +303,7 @@ def test_table_and_metrics(report):
     assert sum(flat[f"share_{label.replace('-', '_')}"] for label in LABELS) == pytest.approx(1)
 
 
+@pytest.mark.heavy
 def test_the_example_in_the_docs_takes_plain_arrays_and_names_the_one_that_is_none():
     example: dict = {}
     exec(re.search(r"```python\n(.*?)```", (ROOT / "docs/heads.md").read_text(), re.S)[1], example)
@@ -335,6 +337,7 @@ def test_what_is_no_map_is_named():
     assert short == "map 0 of all has fewer than two tokens after the sink"
 
 
+@pytest.mark.heavy
 def test_a_head_of_nothing_but_sink_goes_through_the_whole_study():
     maps = [np.stack([column(n, 0), offset(n, 1), content_uniform(n)])[None] for n in (7, 9, 12, 15) * 3]
     category = from_arrays(maps, [list(range(m.shape[-1])) for m in maps])

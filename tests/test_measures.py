@@ -232,6 +232,7 @@ def test_bootstrap_draws_within_categories_and_equals_resampling():
     assert len(list(category_values(sums))) == 2
 
 
+@pytest.mark.heavy
 def test_bootstrap_intervals_cover_the_truth():
     """400 heads of independent draws whose kappa_prev is .4 by construction, 10 categories of 12 sentences."""
     generator, heads = np.random.default_rng(5), 400

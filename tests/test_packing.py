@@ -130,12 +130,14 @@ def many(tmp_path_factory):
     return folder
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_the_number_of_workers_does_not_show(many, tmp_path, workers):
     pack(tmp_path, shard_rows=4000, context=32, articles=ARTICLES | {"train": MANY}, workers=workers)
     assert bytes_of(tmp_path) == bytes_of(many)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("count", [1, 2, 3, 50])
 def test_the_number_of_slices_does_not_show(many, tmp_path, count):
     paths = [tmp_path / f"{i}.npy" for i in range(count)]
@@ -164,6 +166,7 @@ def start(folder, sources, **environment):
     return subprocess.Popen([sys.executable, "-c", PACK, str(sources)], cwd=folder, env=variables)
 
 
+@pytest.mark.heavy
 def test_place_locale_and_hash_seed_do_not_show(many, tmp_path):
     done = start(tmp_path / "ein Ort ü", many, LC_ALL="C", PYTHONHASHSEED="7", PYTHONUTF8="0", TZ="Asia/Tokyo")
     assert done.wait(120) == 0
@@ -177,6 +180,7 @@ def alive(process: str) -> bool:
         return False
 
 
+@pytest.mark.heavy
 def test_killed_half_way_there_is_no_manifest_and_the_next_run_gives_the_same_bytes(many, tmp_path):
     started = start(tmp_path / "run", many)
     deadline = time.monotonic() + 60

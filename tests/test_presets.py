@@ -56,6 +56,7 @@ def git(folder, *arguments):
     subprocess.run(["git", *person, *arguments], cwd=folder, check=True, capture_output=True)
 
 
+@pytest.mark.heavy
 def test_a_preset_replaces_another_or_what_git_has_but_no_edits(tmp_path):
     path = tmp_path / "config.yaml"
     assert presets.write_preset("smoke", path, force=False) == []

@@ -70,6 +70,7 @@ def test_a_head_that_connects_is_found_and_one_that_likes_a_place_or_a_word_is_n
     assert relations(only, golds, names[1:], [], seed=1)["subject and verb"]["p"] > 0.05
 
 
+@pytest.mark.heavy
 def test_p_is_uniform_where_nothing_connects():
     p = []
     for seed in range(60):

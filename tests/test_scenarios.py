@@ -48,7 +48,7 @@ class Row:
     fast: bool = False  # runs in `make test` too
 
 
-# Close relatives of other rows, which CI leaves to `make test-all`.
+# Relatives of other rows, and kinds of event that the walks have too: CI leaves them to `make test-all`.
 EXHAUSTIVE = {
     "a parameter of the report", "slices and back", "each category apart",
     "keys in another order", "a module of the report",
@@ -58,7 +58,12 @@ EXHAUSTIVE = {
     "a lost shard", "a foreign file in data", "a report edited by hand", "a metric edited by hand",
     "a lost artefact that no cache has", "a lost report that no cache has", "a missing cache object",
     "a value, dvc repro, the value back", "dvc repro of one stage", "outputs a day older", "an input a day newer",
-    "snakemake --touch by hand", "the first rule again", "receipts wiped",
+    "snakemake --touch by hand", "the first rule again", "receipts wiped", "two values swapped",
+    "the ablation in slices", "a number in other words", "the config's schema", "all code touched",
+    "a branch's config.yaml alone", "a clone with dvc pull", "metrics wiped", "swapped shards",
+    "weights edited by hand",
+    "Snakemake's records wiped, and an edit", "an edited artefact that no cache has", "outputs a day newer",
+    "a value, a run, the value back", "cache and records wiped",
 }  # fmt: skip
 
 

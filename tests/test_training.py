@@ -89,6 +89,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(edits):
     assert bits(first.model) != bits(other.model) and losses(first) != losses(other)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("head", [{}, {"head_common": 0, "head_sampled": 48}], ids=["whole", "sampled"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_can_be_learnt_is_learnt(optimizer, head):
@@ -272,6 +273,7 @@ def test_the_sampled_loss_is_that_of_its_definition():
     assert head.loss(x, weight, targets, candidates).item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+@pytest.mark.heavy
 def test_the_sampled_normaliser_is_right_on_average_and_exact_with_all_rows():
     x, weight, targets = torch.randn(30, 8), torch.randn(V, 8), torch.arange(30)
     whole = torch.nn.functional.cross_entropy(x @ weight.T, targets).item()
@@ -339,6 +341,7 @@ print(result.objective.how)
 """
 
 
+@pytest.mark.heavy
 def test_with_a_compiler_that_fails_training_runs_eagerly_and_names_the_cause(tmp_path):
     broken = tmp_path / "g++"
     broken.write_text(

@@ -368,7 +368,7 @@ def best_k(distance_HH: NDArray, linkage_matrix: NDArray, max_k: int) -> tuple[i
     """The number of clusters with the largest silhouette, and the silhouette of each one tried. Needs three heads."""
     if len(distance_HH) < 3:
         raise PicollmError(f"a model of {len(distance_HH)} attention heads cannot be clustered: it needs at least 3")
-    scores = {
-        k: silhouette(distance_HH, cut(linkage_matrix, k)) for k in range(2, min(max_k, len(distance_HH) - 1) + 1)
-    }
+    tried = range(2, min(max_k, len(distance_HH) - 1) + 1)
+    cuts_KH = cut_tree(linkage_matrix, n_clusters=list(tried)).T  # all in one pass, which is the slow part
+    scores = {k: silhouette(distance_HH, clusters_H) for k, clusters_H in zip(tried, cuts_KH, strict=True)}
     return max(scores, key=lambda k: scores[k]), scores

@@ -73,14 +73,14 @@ class TokensManifest(TypedDict):
     splits: dict[str, Split]
 
 
-def encode(texts: list[str]) -> np.ndarray:
+def encode(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
     """uint16 ids of all the texts, the tokenizer's start after each; a text that spells GPT-2's gets ordinary ids."""
     end = np.array([tokenizer.start], np.uint16)
-    ids = (part for text in texts for part in (encode_one(text), end))
+    ids = (part for text in texts for part in (encode_one(text, tokenizer), end))
     return np.concatenate([np.empty(0, np.uint16), *ids])
 
 
-def encode_one(text: str) -> np.ndarray:
+def encode_one(text: str, tokenizer: Tokenizer) -> np.ndarray:
     """Raises PicollmError for a run of white space that is too long for tiktoken's regular expression."""
     try:
         return tokenizer.ids(text).astype(np.uint16)
@@ -120,11 +120,11 @@ def open_source(path: Path, by: Tokenizer) -> None:
 def encode_group(group: int) -> np.ndarray:
     texts = source.texts(group)
     try:
-        return encode(texts)
+        return encode(texts, tokenizer)
     except PicollmError:
         for title, text in zip(source.column(group, "title"), texts, strict=True):
             try:
-                encode_one(text)
+                encode_one(text, tokenizer)
             except PicollmError as error:
                 raise PicollmError(f"article {title!r} of {source.path}: {error}") from None
         raise

@@ -109,7 +109,7 @@ def evaluate(model: Examined, rows: Rows | np.ndarray, device: torch.device) -> 
     if not math.isfinite(total):
         total = summed(token_losses, model, rows, device)
     model.train(was_training)
-    return total / (len(rows) * model.config.context)
+    return total / (len(rows) * (rows[:1].shape[1] - 1))
 
 
 def summed(losses: Callable, model: Transformer, rows: Rows | np.ndarray, device: torch.device) -> float:

@@ -11,6 +11,7 @@ import torch
 from picollm.data.articles import Article
 from picollm.data.packing import encode, windows
 from picollm.data.tokenizer import END_OF_TEXT
+from picollm.data.tokenizers import gpt2
 from picollm.errors import PicollmError
 from picollm.model.loss import evaluate
 from picollm.model.transformer import Transformer
@@ -32,7 +33,7 @@ def perplexity(model: Transformer, articles: Iterable[Article], device: torch.de
             counts["articles"] += 1
             counts["words"] += len(article.text.split())
             counts["bytes"] += len(article.text.encode())
-            yield encode([article.text])
+            yield encode([article.text], gpt2())
 
     nats = 0.0
     for rows in blocks(ids(), model.config.context):
