@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from picollm.attention.labels import LABELS
 from picollm.errors import PicollmError
 from picollm.files import read_json, sha256
 
@@ -38,6 +37,8 @@ def summary(seeds: Sequence[int], losses: Sequence[float], labels_SH: NDArray[np
 
     `of`: what `recipe` gives.
     """
+    from picollm.attention.labels import LABELS  # SciPy takes seconds, and the Snakefile reads SECTIONS
+
     shares_SL = (labels_SH[:, :, None] == np.arange(len(LABELS))).mean(1)
     pairs = list(combinations(range(len(seeds)), 2))
     agree = [float((labels_SH[a] == labels_SH[b]).mean()) for a, b in pairs]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 # A job's wrapper and records, the text of its errors, its progress bar.
 AROUND = ("picollm/pipeline/", "picollm/errors.py", "picollm/progress.py")
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # of a node of the syntax tree
 # Two threads that parse at once end with a SystemError now and then in Python 3.11 (python/cpython#106905).
 PARSING = threading.Lock()
 
@@ -44,7 +45,9 @@ def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             queue += node.orelse
             continue
-        queue += ast.iter_child_nodes(node)
+        for block in BLOCKS:  # statements alone: expressions are most of a file, and hold no import
+            inside = getattr(node, block, None)
+            queue += inside if isinstance(inside, list) else []
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
