@@ -220,6 +220,15 @@ def test_no_clusters_is_an_answer(monkeypatch):
     assert np.mean(np.array(p) < 0.05) <= 0.15, "one cloud is seldom called two"
 
 
+def test_many_sentences_are_kept_in_groups_and_are_as_far_apart(monkeypatch):
+    maps, category = family_maps(), [0, 1] * 6
+    (every,) = distances(sentence_divergences(maps, category))
+    monkeypatch.setattr("picollm.attention.distances.MOST", 4)
+    grouped = sentence_divergences(maps, category)
+    assert grouped.category.tolist() == [0] * 4 + [1] * 4
+    np.testing.assert_allclose(next(distances(grouped)), every, atol=1e-12)
+
+
 def test_distances_by_layer():
     layer = np.repeat(np.arange(4), 4)
     generator = np.random.default_rng(0)

@@ -19,10 +19,15 @@ from scipy.special import xlogy
 from picollm.attention.maps import flat
 from picollm.stats import bootstrap_counts
 
+MOST = 100  # groups of a category
+
 
 @dataclass(frozen=True)
 class Divergences:
-    """Per sentence the weighted sum of row JSDs in bits and the sum of weights, [S, H, H]; categories [S], from 0."""
+    """Per sentence the weighted sum of row JSDs in bits and the sum of weights, [S, H, H]; categories [S], from 0.
+
+    Of a category with more than MOST sentences S counts groups of neighbours, so that memory has a bound.
+    """
 
     numerator: NDArray[np.float64]
     denominator: NDArray[np.float64]
@@ -34,9 +39,27 @@ def sentence_divergences(maps: Iterable[NDArray], category: Sequence[int], *, si
 
     With `sink` whole rows are compared, the sink's column included, and all weigh the same.
     """
-    parts = [_divergence(flat(weights), sink) for weights in maps]
-    numerator, denominator = (np.stack(arrays) for arrays in zip(*parts, strict=True))
-    return Divergences(numerator, denominator, np.asarray(category, dtype=np.int64))
+    group_S, category_G = groups(category)
+    sums: NDArray[np.float64] | None = None
+    for group, weights in zip(group_S, maps, strict=True):
+        part = np.stack(_divergence(flat(weights), sink))
+        if sums is None:
+            sums = np.zeros((len(category_G), *part.shape))
+        sums[group] += part
+    assert sums is not None, "maps of no sentence"
+    return Divergences(sums[:, 0], sums[:, 1], category_G)
+
+
+def groups(category: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The group of each sentence, and the category of each group: a sentence each, or MOST groups a category."""
+    number_S = np.asarray(category, dtype=np.int64)
+    group_S, sizes = np.empty_like(number_S), {}
+    for c in np.unique(number_S):
+        members = np.flatnonzero(number_S == c)
+        size = min(len(members), MOST)
+        group_S[members] = sum(sizes.values()) + np.arange(len(members)) * size // len(members)
+        sizes[c] = size
+    return group_S, np.repeat(np.array(list(sizes), np.int64), list(sizes.values()))
 
 
 def _divergence(A_HQK: NDArray, sink: bool) -> tuple[NDArray, NDArray]:
