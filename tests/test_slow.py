@@ -45,6 +45,10 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path, con
     (text / "wiki.valid.tokens").write_text(wikitext(6, 100))
     (text / "wiki.test.tokens").write_text(wikitext(6, 200))
     project.set("corpus", source="local", path="text")
+    sentences = yaml.safe_load((project.path / "picollm/attention/sentences.yaml").read_text())
+    few = {name: category | {"sentences": category["sentences"][:6]} for name, category in sentences.items()}
+    (project.path / "few.yaml").write_text(yaml.safe_dump(few, sort_keys=False))
+    project.set("attention", sentences="few.yaml")
     # The model and its precision are the preset's; only lengths shrink (at its context ablate_heads takes minutes).
     project.set("tokens", context=context)
     project.set("pretrain", length=2, unit="steps", batch_rows=2, compile="none")
@@ -201,6 +205,7 @@ def test_a_run_that_is_ended_in_training_goes_on_from_its_checkpoint(tmp_path, d
     assert "pretrain" not in project.planned() | project.changed()
 
 
+@pytest.mark.exhaustive  # minutes of timing, which a busy machine may make worthless
 def test_two_runs_of_the_benchmark_agree_within_their_noise(tmp_path):
     project = workspace.create(tmp_path / "twice")
     project.set("engine", backends=["eager-fp32", "openvino-fp32", "onnxruntime-fp32"])
