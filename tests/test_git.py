@@ -12,6 +12,7 @@ def copy(built, tmp_path):
     return built.copy(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_a_clone_has_the_same_bytes_and_nothing_to_do_where_git_changes_line_ends(built, tmp_path):
     clone = Workspace(tmp_path / "clone")
     built.run("git", "clone", "-q", "-c", "core.autocrlf=true", str(built.path), str(clone.path))

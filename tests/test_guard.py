@@ -23,7 +23,10 @@ def data(copy: Workspace) -> dict[Path, bytes]:
     return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("flags", ["-pn", "-nF", "-nq", "--dry-ru", "--cores 2 -nR all"])
+@pytest.mark.parametrize(
+    "flags",
+    ["-nq", "--cores 2 -nR all", *(pytest.param(f, marks=pytest.mark.exhaustive) for f in ("-pn", "-nF", "--dry-ru"))],
+)
 def test_a_dry_run_says_that_a_sync_is_due_and_does_nothing(moved, flags):
     before = data(moved)
     assert "run `picollm sync`" in said(moved.run("snakemake", *flags.split(), ok=False))

@@ -230,10 +230,16 @@ def test_cache_on_a_full_disk(edited):
     ("damage", "words"),
     [
         (lambda text: text[: len(text) // 2] + "\n  - [", "dvc.lock is damaged"),
-        (lambda text: f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n", "dvc.lock holds git's merge conflict"),
-        pytest.param(lambda text: "", "dvc.lock is damaged", marks=pytest.mark.slow),
-        pytest.param(lambda text: "schema: '2.0'\nstages: 3\n", "dvc.lock is damaged", marks=pytest.mark.slow),
-        pytest.param(lambda text: text.replace("md5: ", "md5: \0", 1), "dvc.lock is damaged", marks=pytest.mark.slow),
+        pytest.param(
+            lambda text: f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n",
+            "dvc.lock holds git's merge conflict",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda text: "", "dvc.lock is damaged", marks=pytest.mark.exhaustive),
+        pytest.param(lambda text: "schema: '2.0'\nstages: 3\n", "dvc.lock is damaged", marks=pytest.mark.exhaustive),
+        pytest.param(
+            lambda text: text.replace("md5: ", "md5: \0", 1), "dvc.lock is damaged", marks=pytest.mark.exhaustive
+        ),
     ],
     ids=["cut", "merge conflict", "empty", "no table", "not text"],
 )

@@ -148,6 +148,7 @@ def test_benchmark_settings_touch_the_benchmark_alone(project):
     assert project.changed() == project.planned() == set()
 
 
+@pytest.mark.slow
 def test_dvc_repro_reruns_what_depends_on_a_value_and_snakemake_agrees(project):
     before = json.loads((project.path / "reports/metrics/clusters.json").read_text())
     untouched = (project.path / "data/model/model.safetensors").stat().st_mtime_ns
@@ -181,6 +182,7 @@ def test_touched_code_is_not_stale_but_changed_code_is(project):
     project.run("git", "checkout", "-q", "picollm")
 
 
+@pytest.mark.slow
 def test_fresh_clone_with_pulled_data_has_nothing_to_do_but_sees_an_edit(project, tmp_path):
     project.run("dvc", "remote", "add", "-f", "-d", "--local", "store", str(tmp_path / "store"))
     project.run("dvc", "push", "-q")
@@ -196,6 +198,7 @@ def test_fresh_clone_with_pulled_data_has_nothing_to_do_but_sees_an_edit(project
     assert "recorded" in clone.picollm("show", "reports/clusters.json")
 
 
+@pytest.mark.slow
 def test_damaged_shard_stops_training_with_one_line_and_keeps_nothing(project):
     shard = project.path / "data/tokens/train-00000.arrow"
     good, before = shard.read_bytes(), shard.stat()
@@ -234,6 +237,7 @@ def test_without_a_command_it_says_where_things_stand(project):
         assert re.search(rf"^{name} +\(e\.g\. picollm", project.picollm("--help"), re.M), name
 
 
+@pytest.mark.slow
 def test_the_page_of_now_says_what_is_out_of_date_and_what_is_missing(project):
     page, clusters = project.path / "page.html", project.path / "reports/clusters.json"
     assert project.picollm("page") == "Written: page.html\n"

@@ -39,6 +39,7 @@ PICOLLM = (sys.executable, "-m", "picollm.cli")
 # --- Values and texts
 
 
+@pytest.mark.slow
 def test_small_floats_mean_the_same_to_all(tmp_path):
     """DVC writes 0.00005 as 5e-05, which is text to YAML 1.1."""
     project = workspace.create(tmp_path / "floats")
@@ -125,7 +126,14 @@ def test_a_folder_of_text_is_one_dependency_and_an_edit_in_it_is_seen_by_both(tm
     assert not {"prepare_corpus", "tokenize_pack"} & (project.changed() | project.planned())
 
 
-@pytest.mark.parametrize("name", ["a{b}.txt", "a$b.txt", "a\nb.txt", os.fsdecode(b"caf\xe9.txt")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a{b}.txt",
+        os.fsdecode(b"caf\xe9.txt"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("a$b.txt", "a\nb.txt")),
+    ],
+)
 def test_a_name_that_the_tools_can_not_write_is_refused_before_anything_is_written(fresh, name):
     corpus = fresh.path / "odd"
     corpus.mkdir()

@@ -86,7 +86,7 @@ def both(copy: workspace.Workspace) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize(
     "section",
-    [pytest.param(name, marks=[] if name in ("pretrain", "report") else [pytest.mark.slow]) for name in OF_SECTION],
+    [pytest.param(name, marks=[] if name == "pretrain" else [pytest.mark.slow]) for name in OF_SECTION],
 )
 def test_a_section_of_the_config_makes_its_rules_and_those_below_stale(copy, section):
     key, value = FIRST[section]

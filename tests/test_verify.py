@@ -195,6 +195,7 @@ def test_fix_mends_the_cache_from_the_workspace(root, capsys):
     assert damaged <= set(contents(root, "aside").values())
 
 
+@pytest.mark.slow
 def test_a_cache_that_another_project_shares_is_judged_for_our_objects_alone(root, tmp_path, capsys):
     shared, other = tmp_path / "shared", workspace.Workspace(tmp_path / "other")
     shutil.copytree(root / ".dvc/cache", shared)
@@ -231,6 +232,7 @@ def test_another_version_of_ours_is_judged_when_dvc_lock_names_it(root, capsys):
     assert any(oid[2:] in line for line in problems(capsys.readouterr().out))
 
 
+@pytest.mark.slow
 def test_what_is_gone_everywhere_stays_a_problem_with_its_remedy(root, capsys):
     flip(root / WEIGHTS)
     damaged = (root / WEIGHTS).read_bytes()
@@ -261,7 +263,10 @@ FLIPS = [
 ]
 
 
-@pytest.mark.parametrize("flip", [*FLIPS[:2], *(pytest.param(flip, marks=pytest.mark.slow) for flip in FLIPS[2:])])
+FLIP_MARKS = [[], [pytest.mark.slow], *[[pytest.mark.exhaustive]] * (len(FLIPS) - 2)]
+
+
+@pytest.mark.parametrize("flip", [pytest.param(f, marks=m) for f, m in zip(FLIPS, FLIP_MARKS, strict=True)])
 def test_a_flipped_hash_in_dvc_lock_is_found_and_what_a_run_proves_is_recorded_again(root, capsys, flip):
     made = contents(root, "data", "reports", ".dvc/cache/files")
     copy = workspace.Workspace(root)
