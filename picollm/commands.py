@@ -160,7 +160,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Make the folder now. Raises PicollmError where it can't be written: better before hours of work than after."""
+    """Make the folder now. Raises PicollmError if it can't be written: better before hours of work than after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):

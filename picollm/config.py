@@ -292,7 +292,7 @@ def keys_beside(section: list[str]) -> dict:
 
 
 def load(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Read and check a config file. Raises PicollmError where it is missing, not YAML, or wrong."""
+    """Read and check a config file. Raises PicollmError if it is missing, not YAML, or wrong."""
     try:
         return check(read_yaml(path), str(path))
     except FileNotFoundError:
@@ -315,7 +315,7 @@ def variant(config: dict[str, dict[str, Any]], name: str) -> dict[str, dict[str,
 
 
 def refuse_overrides(given: dict[str, Any], path: str = "config.yaml") -> None:
-    """Raises PicollmError where Snakemake was given values by --config or --configfile.
+    """Raises PicollmError if Snakemake was given values by --config or --configfile.
 
     Both tools record config.yaml's values, so a run with others would be filed under a wrong name.
     """

@@ -64,7 +64,7 @@ def write_csv(path: str | Path, columns: Collection[str], rows: Iterable[Mapping
 
 
 def read_json(path: str | Path) -> Any:
-    """Of the type that its writer declares. Raises PicollmError where the file is missing or is not JSON."""
+    """Of the type that its writer declares. Raises PicollmError if the file is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -25,7 +25,7 @@ def corpus_dependencies(corpus: dict[str, Any]) -> list[str]:
 def corpus_files(corpus: dict[str, Any]) -> list[str]:
     """The files that are read of `corpus_source`: both tools must see an edit of one.
 
-    Raises PicollmError where a local corpus has none, or one has a name that the tools can't write down.
+    Raises PicollmError if a local corpus has none, or one has a name that the tools can't write down.
     """
     source = corpus_source(corpus)
     if source is None:
@@ -41,7 +41,7 @@ def corpus_files(corpus: dict[str, Any]) -> list[str]:
 
 
 def model_files(model: dict[str, Any]) -> list[str]:
-    """The files of model.checkpoint, for the same reason. Raises PicollmError where one is missing."""
+    """The files of model.checkpoint, for the same reason. Raises PicollmError if one is missing."""
     if model["checkpoint"] is None:
         return []
     folder = Path(model["checkpoint"])
@@ -68,7 +68,7 @@ def tokenizer_files(model: dict[str, Any]) -> list[str]:
 
 
 def seed_files(report: dict[str, Any]) -> list[str]:
-    """The file of report.seeds. Raises PicollmError where it is missing."""
+    """The file of report.seeds. Raises PicollmError if it is missing."""
     path = report["seeds"]
     if path and not Path(path).is_file():
         raise PicollmError(f"report.seeds = {path}: no such file; `picollm seeds 3` writes one, or set it to null")

@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def preset(name: str) -> dict[str, dict[str, Any]]:
-    """All values of a preset, checked. Raises PicollmError where there is none of that name."""
+    """All values of a preset, checked. Raises PicollmError if there is none of that name."""
     if name not in names():
         raise PicollmError(f"there is no preset {name!r}: choose one of {', '.join(names())}")
     default, own = (read_yaml(FOLDER / f"{which}.yaml") for which in ("default", name))
@@ -85,7 +85,7 @@ def written(value: Any) -> str:
 def write_preset(name: str, path: Path, force: bool) -> list[str]:
     """Write a preset's config.yaml; the keys that it changes, as "section.key: old -> new".
 
-    Raises PicollmError where the file holds edits that neither a preset nor git has, unless `force`.
+    Raises PicollmError if the file holds edits that neither a preset nor git has, unless `force`.
     """
     values = preset(name)
     old = path.read_text(encoding="utf-8") if path.exists() else config_yaml(values)

@@ -44,7 +44,7 @@ class Item:
 
 
 def tokenised(references: Sequence[Reference], context: int, tokenizer: Tokenizer) -> list[Item]:
-    """Raises PicollmError where there are too few to choose a head on one half and test it on the other, where one has
+    """Raises PicollmError if there are too few to choose a head on one half and test it on the other, where one has
     no gold antecedent before its pronoun, or where one is longer than the model's context."""
     clusters = len({r.cluster for r in references})
     if clusters < LEAST_CLUSTERS:

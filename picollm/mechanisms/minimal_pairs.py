@@ -25,7 +25,7 @@ class Continuations:
     """Each pair's target after both texts, padded on the right: what comes later changes nothing in a causal model."""
 
     def __init__(self, pairs: Sequence[Pair], tokenizer: Tokenizer) -> None:
-        """Raises PicollmError where there are too few for an interval."""
+        """Raises PicollmError if there are too few for an interval."""
         self.cluster_P = np.array([pair.cluster for pair in pairs])
         clusters = len(np.unique(self.cluster_P))
         if clusters < LEAST_CLUSTERS:

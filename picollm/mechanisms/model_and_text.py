@@ -64,7 +64,7 @@ def open_model_and_text(
 ) -> ModelAndText:
     """`cfg` is the config's `mechanisms` section; `tokenizer` GPT-2's where none is given.
 
-    Raises PicollmError where model, tokens and tokenizer don't go together.
+    Raises PicollmError if model, tokens and tokenizer don't go together.
     """
     found, tokenizer = open_manifest(manifest), tokenizer or gpt2()
     if tokenizer.fingerprint != found["tokenizer_sha256"]:

@@ -44,7 +44,7 @@ COMMON = 100  # occurrences in the training text from which a token is taken; a 
 
 
 def lengths(context: int, counts_V: NDArray, start: int = END_OF_TEXT) -> list[int]:
-    """The lengths of a copy that fit, or the one that just does. Raises PicollmError where that is shorter than 2."""
+    """The lengths of a copy that fit, or the one that just does. Raises PicollmError if that is shorter than 2."""
     most = min((context - 1) // 2, len(common(counts_V, start)))
     if most < 2:
         raise PicollmError(
