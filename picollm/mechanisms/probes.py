@@ -1,4 +1,4 @@
-"""The linguistic probes of a model: coreference by attention, and what minimal pairs test by likelihood.
+"""Builds reports/probes.json, the linguistic probes: coreference by attention, and minimal pairs by likelihood.
 
 Shape suffixes: I item, P pair, H head (layers flattened).
 """
@@ -49,13 +49,13 @@ FORMAT = 2
 
 
 class Tested(TypedDict):
-    """What all probes have that can be tested."""
+    """Fields shared by all probes that can be tested."""
 
     testable: Literal[True]
     of_clusters: int
     baselines: dict[str, Accuracy]
     p: float
-    q: NotRequired[float | None]  # once all probes are known
+    q: NotRequired[float | None]  # set once all probes are known
     shows: NotRequired[bool]
 
 
@@ -81,7 +81,7 @@ class Untestable(TypedDict):
 
 
 class ProbesReport(TypedDict):
-    """probes.json."""
+    """Contents of probes.json."""
 
     format: int
     least_count: int
@@ -91,8 +91,8 @@ class ProbesReport(TypedDict):
 
 
 def probe_heads(s: ModelAndText, style: str) -> ProbesReport:
-    """The content of probes.json: `shows` where the false discovery rate over the probes that can be tested is below
-    SIGNIFICANT; `style` is that of the text, one of picollm.attention.sentences.STYLES."""
+    """Returns the contents of probes.json: `shows` is true if the false discovery rate over the testable probes is
+    below SIGNIFICANT; `style` is the text's, one of picollm.attention.sentences.STYLES."""
     untrained = list(untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"]))
     ngrams = NGrams(s.train, s.model.config.vocab_size)
     kinds = pairs()
@@ -114,7 +114,7 @@ def probe_heads(s: ModelAndText, style: str) -> ProbesReport:
 
 
 def untestable(clusters: int, of: int) -> Untestable:
-    """What stands in a report where the training text has too few of a probe's words."""
+    """Report entry of a probe for which the training text has too few words."""
     return {
         "testable": False,
         "because": f"of {of} groups of words the training text has {clusters}, each word {LEAST_COUNT} times or more; "
@@ -127,8 +127,8 @@ def untestable(clusters: int, of: int) -> Untestable:
 def by_attention(
     s: ModelAndText, untrained: Sequence[Examined], rare: Mapping[str, int], style: str
 ) -> ByAttention | Untestable:
-    """Coreference; p of the chosen heads against every rule, the mean of all heads and untrained models (the largest of
-    paired tests over the pairs of words), and of the best of all against exchanged pronouns, whichever is larger."""
+    """Tests coreference. p is the larger of two: the chosen heads against every rule, the mean of all heads and
+    untrained models (the largest of paired tests over word pairs), and the best of all against exchanged pronouns."""
     known = known_clusters(dict(enumerate(GENDERS)), rare)
     if len(known) < LEAST_CLUSTERS:
         return untestable(len(known), len(GENDERS))
@@ -153,7 +153,7 @@ def by_attention(
 def by_likelihood(
     s: ModelAndText, items: Sequence[Pair], untrained: Sequence[Examined], ngrams: NGrams, rare: Mapping[str, int]
 ) -> ByLikelihood | Untestable:
-    """Accuracy of the model, of both n-grams and of untrained models; p of the model against chance and them, the
+    """Accuracy of the model, of both n-grams and of untrained models; p of the model against chance and these is the
     largest of paired tests over clusters."""
     words = {pair.cluster: pair.words for pair in items}
     known = known_clusters(words, rare)
@@ -187,7 +187,7 @@ class PairEffects(TypedDict):
 
 
 def head_effects(s: ModelAndText, kind: str) -> PairEffects | None:
-    """What a kind of pair loses without each head: nats of the margin, and the accuracy that remains; None where the
+    """Effect of each head on a kind of pair: nats of margin lost without it, and the remaining accuracy; None if the
     training text has too few of its words."""
     items = pairs()[kind]
     words = {pair.cluster: pair.words for pair in items}
@@ -205,7 +205,7 @@ def head_effects(s: ModelAndText, kind: str) -> PairEffects | None:
 
 
 def metrics(report: ProbesReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`; of what can be tested."""
+    """Returns flat scalars with stable names for `dvc metrics diff`, of the probes that can be tested."""
     found = report["coreference"]
     coreference = (
         {
