@@ -148,7 +148,7 @@ def test_missing_file(tmp_path):
 def test_a_category_that_stands_twice_is_refused_by_name(tmp_path):
     text = yaml.safe_dump(document(), allow_unicode=True)
     path = write(tmp_path, text + "simple:\n  title: Again\n  sentences: [Once more .]\n")
-    assert "the key simple stands here twice" in refusal(load_sentences, path)
+    assert "duplicate key simple" in refusal(load_sentences, path)
 
 
 def test_json_with_an_emoji_is_read_and_half_of_one_refused(tmp_path):
