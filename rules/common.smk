@@ -24,7 +24,7 @@ from picollm.seed_summary import SECTIONS as SEED_SECTIONS
 
 ROOT = Path(workflow.basedir)
 # Snakemake's flags, by their internal names, of calls that run no rule. They need no check of the data, and
-# `picollm sync` itself makes some of these calls.
+# `picollm sync` itself makes some of them.
 READERS = (
     "lint list_target_rules list_rules print_compilation containerize report reporter generate_unit_tests dag "
     "rulegraph filegraph d3dag unlock cleanup_metadata conda_cleanup_envs conda_create_envs_only list_conda_envs "
@@ -134,7 +134,7 @@ def runs_rules():
     Its own parser knows every spelling and reads profiles. True also if this command line did not call Snakemake.
     """
     try:
-        with redirect_stderr(io.StringIO()):  # it would report the profile a second time
+        with redirect_stderr(io.StringIO()):  # the profile was already reported
             _, flags = parse_args(sys.argv[1:])
     except (Exception, SystemExit):
         return True
