@@ -53,7 +53,7 @@ def make(size: str) -> tuple[Transformer, Tensor]:
 def whole(model: Transformer, ids: Tensor, means: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """Computes losses [H, B, T - 1] with a forward pass from the first layer for every head."""
     L, H, K = means.shape
-    found = []
+    losses = []
     for layer in range(L):
         for head in range(H):
 
@@ -63,9 +63,9 @@ def whole(model: Transformer, ids: Tensor, means: Tensor, loss: Callable[[Tensor
                 return (z,)
 
             hook = model.blocks[layer].attention.out.register_forward_pre_hook(replace)
-            found.append(loss(ids))
+            losses.append(loss(ids))
             hook.remove()
-    return torch.stack(found)
+    return torch.stack(losses)
 
 
 def ways(model: Transformer, ids: Tensor, means: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -101,10 +101,10 @@ def serve(size: str, threads: int, keep: bool, line: Connection) -> None:
     torch.set_num_threads(threads)
     model, ids = make(size)
     means = mean_outputs(model, [ids])
-    found = ways(model, ids, means)
+    methods = ways(model, ids, means)
     while (name := line.recv()) is not None:
         start = time.perf_counter()
-        losses = found[name]()
+        losses = methods[name]()
         line.send((time.perf_counter() - start, losses.numpy()))
 
 

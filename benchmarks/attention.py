@@ -141,14 +141,14 @@ def study(rounds: int) -> None:
     )
     print(f"\n| {' | '.join(columns)} | peak memory, MiB |\n|{'---|' * (len(columns) + 1)}")
     for size in PRESETS:
-        found = []
+        runs = []
         for _ in range(rounds):
             command = [sys.executable, __file__, "--child", size]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, cwd=ROOT)
-            found.append(json.loads(done.stdout))
-        columns = [spread([run["seconds"][rule] for run in found], 1) for rule in found[0]["seconds"]]
-        together = spread([sum(run["seconds"].values()) - run["seconds"]["statistics"] for run in found], 1)
-        memory = spread([run["mib"] for run in found], 0)
+            runs.append(json.loads(done.stdout))
+        columns = [spread([run["seconds"][rule] for run in runs], 1) for rule in runs[0]["seconds"]]
+        together = spread([sum(run["seconds"].values()) - run["seconds"]["statistics"] for run in runs], 1)
+        memory = spread([run["mib"] for run in runs], 0)
         print(f"| {size} | {' | '.join(columns)} | {together} | {memory} |", flush=True)
 
 

@@ -112,10 +112,10 @@ def gigatoken_way(source: Path, folder: Path) -> float:
     articles = ArticleFile(source)
     texts = [text for group in range(articles.groups) for text in articles.texts(group)]
     start = time.perf_counter()
-    found = tokenizer.encode_batch(texts)
+    coded = tokenizer.encode_batch(texts)
     seconds = time.perf_counter() - start
     encode = encoding().encode_to_numpy
-    same = all(np.array_equal(encode(text, disallowed_special=()), ids) for text, ids in zip(texts, found, strict=True))
+    same = all(np.array_equal(encode(text, disallowed_special=()), ids) for text, ids in zip(texts, coded, strict=True))
     print(f"gigatoken: ids of all {len(texts):,} articles are {'the same' if same else 'DIFFERENT'}", file=sys.stderr)
     return seconds
 
@@ -163,14 +163,14 @@ def measure(way: str, source: Path) -> dict:
 
 def repeated(functions: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, list[float]]:
     """Times each function in interleaved rounds, in seconds per call."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             start = time.perf_counter()
             for _ in range(calls):
                 function()
-            found[name].append((time.perf_counter() - start) / calls)
-    return found
+            seconds[name].append((time.perf_counter() - start) / calls)
+    return seconds
 
 
 def loading(source: Path, rounds: int) -> None:
@@ -222,19 +222,19 @@ def main() -> None:
             size = corpus(source, megabytes)
             largest = megabytes == max(arguments.mb) and len(arguments.mb) > 1
             chosen = ways[:2] if largest else ways  # at full size only the methods in docs/benchmarks.md
-            found: dict[str, list[dict]] = {way: [] for way in chosen}
+            results: dict[str, list[dict]] = {way: [] for way in chosen}
             for _ in range(arguments.rounds):
                 for way in chosen:
-                    found[way].append(measure(way, source))
+                    results[way].append(measure(way, source))
             print(f"\n{size / 1e6:.0f} MB of text, {WORKERS} workers, {arguments.rounds} rounds")
-            for way, rows in found.items():
+            for way, rows in results.items():
                 seconds = [row["seconds"] for row in rows]
                 rate = size / 1e6 / statistics.median(seconds)
                 print(f"  {way:<14} {statistics.median(seconds):7.1f} s {spread(seconds, 1)}  {rate:6.1f} MB/s  "
                       f"peak {max(row['peak_mb'] for row in rows):.0f} MB, "
                       f"a worker {max(row['worker_mb'] for row in rows):.0f} MB")  # fmt: skip
             for way in chosen[1:]:
-                pairs = zip(found["tokenize_pack"], found[way], strict=True)
+                pairs = zip(results["tokenize_pack"], results[way], strict=True)
                 ratios = [b["seconds"] / a["seconds"] for a, b in pairs]
                 print(f"  tokenize_pack is {statistics.median(ratios):.2f} times as fast as {way} {spread(ratios, 1)}")
         loading(Path(folder) / f"{min(arguments.mb)}.parquet", arguments.rounds)

@@ -80,25 +80,25 @@ def maps(folder: Path, rounds: int, number: int) -> None:
     worst, seconds = 0.0, {"picollm": [], "TransformerLens run_with_cache": []}
     for turn in range(rounds + 1):  # the first round warms up and compares
         start = time.perf_counter()
-        found = list(attention_maps(model, ids, CPU))
+        own_maps = list(attention_maps(model, ids, CPU))
         middle = time.perf_counter()
         for n, sequence in enumerate(ids):
             with torch.no_grad():
                 _, cache = lens.run_with_cache(torch.tensor([sequence]))
             if turn == 0:
                 theirs = torch.stack([cache["pattern", layer][0] for layer in range(layers)])
-                worst = max(worst, float((torch.from_numpy(found[n]) - theirs).abs().max()))
+                worst = max(worst, float((torch.from_numpy(own_maps[n]) - theirs).abs().max()))
         end = time.perf_counter()
         if turn:
             for name, value in zip(seconds, (middle - start, end - middle), strict=True):
                 seconds[name].append(value)
     for name, values in seconds.items():
-        print(f"{name:32} {told(values)} s for {len(ids)} sentences")
+        print(f"{name:32} {spread(values)} s for {len(ids)} sentences")
     ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
-    print(f"{'ratio':32} {told(ratios)}; patterns differ by {worst:.1e} at most", flush=True)
+    print(f"{'ratio':32} {spread(ratios)}; patterns differ by {worst:.1e} at most", flush=True)
 
 
-def told(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 

@@ -187,11 +187,11 @@ def measure(folder: Path, size: str, device: torch.device, threads: int, names: 
 def measure_apart(folder: Path, output: Path, arguments: argparse.Namespace, names: list[str], key: str) -> dict:
     """Runs `measure` in its own process."""
     work = output / "benchmark" / hashlib.sha256(f"{key} {names}".encode()).hexdigest()[:16]
-    found = work / "report.json"
+    report = work / "report.json"
     command = [sys.executable, __file__, "--size", arguments.size, "--device", arguments.device,
                "--backends", ",".join(names), "--child", str(work), "--model", str(folder)]  # fmt: skip
     supervise(command, work, needed=REFERENCE, limit=LIMIT if arguments.size == "smoke" else NO_ANSWER)
-    return read_json(found)
+    return read_json(report)
 
 
 def trace(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> dict:
@@ -199,11 +199,11 @@ def trace(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> d
         path = Path(scratch, "trace.json")
         rows = markov_rows(400, shape.context + 1, 1)
         workload.run(shape, recipe, rows, device, steps=20 if recipe.length > 100 else 3, warmup=5, trace=path)
-        found: dict = {**analyse(read_kineto(path))}
-    found["workload"] = {"batch_rows": recipe.batch_rows, "context": shape.context}
-    found["metrics"] = metrics(found)
-    del found["timeline"]
-    return found
+        report: dict = {**analyse(read_kineto(path))}
+    report["workload"] = {"batch_rows": recipe.batch_rows, "context": shape.context}
+    report["metrics"] = metrics(report)
+    del report["timeline"]
+    return report
 
 
 def attempt(part: Callable[[], dict]) -> dict:
@@ -249,43 +249,43 @@ def page(report: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in hardware["packages"].items())
     text = [f"# {where}", "", f"Commit {report['commit']}, size {report['size']}. {versions}."]
     for name in PARTS:
-        found = report.get(name, {"error": "not done"})
-        about = f" ({found['seconds']:g} s)" if "seconds" in found else ""
+        part = report.get(name, {"error": "not done"})
+        about = f" ({part['seconds']:g} s)" if "seconds" in part else ""
         text += ["", f"## {name.capitalize()}{about}", ""]
-        text += [f"Failed: {found['error']}"] if "error" in found else SECTIONS[name](found)
+        text += [f"Failed: {part['error']}"] if "error" in part else SECTIONS[name](part)
     return "\n".join(text) + "\n"
 
 
-def correctness_lines(found: dict) -> list[str]:
+def correctness_lines(part: dict) -> list[str]:
     return [
-        f"Compared with the CPU in float32, untrained weights: logits differ by {found['logits']:.2g} at most (largest "
-        f"logit {found['largest_logit']:.2g}), gradients by {found['gradients']:.2g} of their tensor's largest."
+        f"Compared with the CPU in float32, untrained weights: logits differ by {part['logits']:.2g} at most (largest "
+        f"logit {part['largest_logit']:.2g}), gradients by {part['gradients']:.2g} of their tensor's largest."
     ]
 
 
-def training_lines(found: dict) -> list[str]:
-    mfu = f"{found['mfu']:.1%} of the data sheet" if found["mfu"] else "no data sheet value known"
+def training_lines(part: dict) -> list[str]:
+    mfu = f"{part['mfu']:.1%} of the data sheet" if part["mfu"] else "no data sheet value known"
     return [
-        f"{found['tokens_per_second']:,.0f} tokens/s at {found['batch_rows']} x {found['context']} tokens per step "
-        f"(median of the last {COUNTED} steps; {found['slowest']:,.0f} to {found['fastest']:,.0f}),",
-        f"{found['flops_per_second'] / 1e12:.1f} TFLOP/s: {mfu}, "
-        f"{found['share_of_gemm']:.0%} of the machine's own bf16 matrix product; loss {found['first_loss']:.2f} to "
-        f"{found['last_loss']:.2f}; {found['loss_path']}.",
+        f"{part['tokens_per_second']:,.0f} tokens/s at {part['batch_rows']} x {part['context']} tokens per step "
+        f"(median of the last {COUNTED} steps; {part['slowest']:,.0f} to {part['fastest']:,.0f}),",
+        f"{part['flops_per_second'] / 1e12:.1f} TFLOP/s: {mfu}, "
+        f"{part['share_of_gemm']:.0%} of the machine's own bf16 matrix product; loss {part['first_loss']:.2f} to "
+        f"{part['last_loss']:.2f}; {part['loss_path']}.",
     ]
 
 
-def profile_lines(found: dict) -> list[str]:
-    return [f"- {name}: {value:.4g}" for name, value in found["metrics"].items()]
+def profile_lines(part: dict) -> list[str]:
+    return [f"- {name}: {value:.4g}" for name, value in part["metrics"].items()]
 
 
-def benchmark_lines(found: dict) -> list[str]:
-    return [f"With {found['weights']} weights.", "", "```", *lines(found), "```"]
+def benchmark_lines(part: dict) -> list[str]:
+    return [f"With {part['weights']} weights.", "", "```", *lines(part), "```"]
 
 
 SECTIONS = {
     "correctness": correctness_lines,
     "training": training_lines,
-    "loading": lambda found: ["```", *found["lines"], "```"],
+    "loading": lambda part: ["```", *part["lines"], "```"],
     "profile": profile_lines,
     "benchmark": benchmark_lines,
 }
@@ -306,10 +306,10 @@ def parse() -> argparse.Namespace:
 
 def listed(allowed: Collection[str]) -> Callable[[str], list[str]]:
     def names(text: str) -> list[str]:
-        found = text.split(",")
-        if unknown := [name for name in found if name not in allowed]:
+        chosen = text.split(",")
+        if unknown := [name for name in chosen if name not in allowed]:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(allowed)}")
-        return found
+        return chosen
 
     return names
 
@@ -325,8 +325,8 @@ def main() -> None:
     if arguments.child:
 
         def work(journal: Journal) -> None:
-            found = measure(arguments.model, arguments.size, device, threads, names, journal)
-            write_json(arguments.child / "report.json", found)
+            report = measure(arguments.model, arguments.size, device, threads, names, journal)
+            write_json(arguments.child / "report.json", report)
 
         return child(work, arguments.child)
     key, path = identity(arguments.size, device), arguments.output / "gpu.json"
@@ -337,17 +337,17 @@ def main() -> None:
     model = arguments.output / "model"
 
     def training() -> dict:
-        found, trained = train(shape, recipe, device)
+        part, trained = train(shape, recipe, device)
         save(trained, model, "trained")
-        return found
+        return part
 
     def benchmarked() -> dict:
         if not (model / "config.json").exists() or read_json(model / "about.json")["key"] != key:
             torch.manual_seed(0)
             save(Transformer(shape), model, "untrained")
         about = read_json(model / "about.json")
-        found = measure_apart(model, arguments.output, arguments, names, f"{key} {about}")
-        return found | {"weights": about["weights"], "asked": names}
+        part = measure_apart(model, arguments.output, arguments, names, f"{key} {about}")
+        return part | {"weights": about["weights"], "asked": names}
 
     def save(trained: Transformer, folder: Path, weights: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -81,8 +81,8 @@ def main() -> None:
         order = np.random.default_rng(0)
         for _ in range(arguments.rounds):
             for rung in order.permutation(rungs):
-                found, waited = block(made[rung])
-                times[rung].append(found)
+                steps, waited = block(made[rung])
+                times[rung].append(steps)
                 waits[rung] += waited
     tokens = recipe.batch_rows * shape.context
     print(f"{arguments.size}: {recipe.batch_rows} x {shape.context} tokens per step, {device.type}, "

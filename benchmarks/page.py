@@ -47,10 +47,10 @@ PAINTED = "performance.getEntriesByName('first-contentful-paint').map(entry => e
 
 
 def chromium() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
         raise SystemExit("no Chromium on this machine: make setup-browser")
-    return found
+    return browser
 
 
 def busy(session: CDPSession) -> float:
@@ -61,16 +61,16 @@ def busy(session: CDPSession) -> float:
 
 def measured(page: Page, session: CDPSession, switches: int) -> dict[str, list[float]]:
     page.wait_for_function(PAINTED)
-    found = {"first paint": [page.evaluate(PAINTED)]}
+    times = {"first paint": [page.evaluate(PAINTED)]}
     page.locator("#tiles").scroll_into_view_if_needed()
     for action in ("head", "sentence"):
         name, before = f"switch of {action}", busy(session)
-        found[name] = [page.evaluate(TIMED, action) for _ in range(switches)]
-        found[f"{name}, busy"] = [(busy(session) - before) / switches]
-    return found
+        times[name] = [page.evaluate(TIMED, action) for _ in range(switches)]
+        times[f"{name}, busy"] = [(busy(session) - before) / switches]
+    return times
 
 
-def told(name: str, times: Sequence[float]) -> str:
+def result_line(name: str, times: Sequence[float]) -> str:
     middle, budget = statistics.median(times), BUDGETS.get(name)
     verdict = "" if budget is None else f": {'within' if middle <= budget else 'OVER'} {budget:,.0f} ms"
     return f"{name:25} {middle:7.1f} ms [{min(times):.1f}, {max(times):.1f}], n = {len(times)}{verdict}"
@@ -92,14 +92,14 @@ def main() -> None:
             session = context.new_cdp_session(page)
             session.send("Performance.enable", {"timeDomain": "threadTicks"})
             page.goto(arguments.page.resolve().as_uri())
-            for name, found in measured(page, session, arguments.switches).items():
-                times.setdefault(name, []).extend(found)
+            for name, more in measured(page, session, arguments.switches).items():
+                times.setdefault(name, []).extend(more)
             context.close()
         version = browser.version
         browser.close()
     size = arguments.page.stat().st_size / 1e6
     print(f"{arguments.page}: {size:.2f} MB: {'within' if size <= 8 else 'OVER'} 8 MB; Chromium {version}")
-    print(*(told(name, found) for name, found in times.items()), sep="\n")
+    print(*(result_line(name, values) for name, values in times.items()), sep="\n")
 
 
 if __name__ == "__main__":

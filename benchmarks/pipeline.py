@@ -89,21 +89,21 @@ def timed(action: Callable[[], object]) -> float:
 
 def measure(project: Workspace, stages: int, turn: int) -> dict[str, float]:
     """Runs one round, which changes nothing in the repository except the branch."""
-    found = {
+    seconds_of = {
         "no-op snakemake": timed(lambda: project.snakemake("--quiet", "all")),
         "no-op dvc repro": timed(lambda: project.run("dvc", "repro")),
     }
     branch = project.run("git", "branch", "--show-current").strip()
     project.run("git", "checkout", "-q", "one" if branch == "two" else "two")
-    found["sync"] = timed(lambda: project.picollm("sync"))
+    seconds_of["sync"] = timed(lambda: project.picollm("sync"))
     for driver, command in {"snakemake": ("snakemake", "--cores", "all"), "dvc repro": ("dvc", "repro")}.items():
         script = project.path / f"workflow_scripts/stage_{stages - LAST}.py"
         script.write_text(f"{script.read_text()}# {turn}\n")
         seconds = timed(lambda command=command: project.run(*command))
-        found[f"{driver}, stage"] = (seconds - found[f"no-op {driver}"]) / LAST
+        seconds_of[f"{driver}, stage"] = (seconds - seconds_of[f"no-op {driver}"]) / LAST
     project.run("git", "checkout", "-q", "--", ".")
     project.picollm("sync")
-    return found
+    return seconds_of
 
 
 def main() -> None:
@@ -117,9 +117,9 @@ def main() -> None:
         times: dict[tuple[str, int], list[float]] = {}
         for turn in range(arguments.rounds):
             for n, project in projects.items():
-                found = measure(project, n, turn)
-                print(f"round {turn + 1}, {n} stages:", *(f"{s:.2f}" for s in found.values()), file=sys.stderr)
-                for name, seconds in found.items():
+                measured = measure(project, n, turn)
+                print(f"round {turn + 1}, {n} stages:", *(f"{s:.2f}" for s in measured.values()), file=sys.stderr)
+                for name, seconds in measured.items():
                     times.setdefault((name, n), []).append(seconds)
     finally:
         shutil.rmtree(folder)

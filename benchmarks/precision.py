@@ -46,19 +46,19 @@ def trainer(autocast: str, compile: str, dtype: torch.dtype | None, device: torc
     shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
     recipe, _ = fit(config["pretrain"] | {"length": 10**6, "autocast": autocast, "compile": compile}, device)
     rows = np.random.default_rng(0).integers(0, VOCAB_SIZE, (256, shape.context + 1)).astype(np.uint16)
-    found = Trainer(shape, TrainingConfig(**recipe), rows, device)
-    for optimizer in found.optimizers:
+    made = Trainer(shape, TrainingConfig(**recipe), rows, device)
+    for optimizer in made.optimizers:
         if dtype and isinstance(optimizer, Muon):
             optimizer.dtype = dtype
-    found.model.train()
-    return found
+    made.model.train()
+    return made
 
 
-def block(found: Trainer, steps: int) -> list[float]:
+def block(made: Trainer, steps: int) -> list[float]:
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        found.advance()
+        made.advance()
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -72,8 +72,8 @@ def main() -> None:
     device = set_up("cpu", arguments.threads)
     print(f"{describe_cpu()['model']}, a bf16 product takes {bf16_cost():.1f} times as long as float32's")
     trainers = {name: trainer(*choice, device) for name, choice in CHOICES.items()}
-    for found in trainers.values():
-        block(found, 2)
+    for made in trainers.values():
+        block(made, 2)
     shuffle = random.Random(1)
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(arguments.rounds):

@@ -64,14 +64,14 @@ def main() -> None:
     arguments = parser.parse_args()
     recipes = RECIPES | {name: json.loads(edits) for name, edits in (text.split("=", 1) for text in arguments.recipe)}
     recipes = {name: edits for name, edits in recipes.items() if any(part in name for part in arguments.only or [""])}
-    found: dict[str, list[dict]] = {name: [] for name in recipes}
+    runs: dict[str, list[dict]] = {name: [] for name in recipes}
     for seed in range(1, arguments.seeds + 1):
         for name, edits in recipes.items():
             config = configured(arguments.config, edits, seed)
             length = arguments.steps or steps_in(arguments.seconds, config)
-            found[name].append(measure(config, length, arguments.validations))
-            print(name, seed, json.dumps(found[name][-1]), flush=True)
-    print(table(found))
+            runs[name].append(measure(config, length, arguments.validations))
+            print(name, seed, json.dumps(runs[name][-1]), flush=True)
+    print(table(runs))
 
 
 def configured(path: Path, edits: dict[str, dict], seed: int) -> dict[str, dict]:
@@ -127,14 +127,14 @@ def cut(split: str, context: int) -> np.ndarray:
     return windows(np.asarray(rows)[:, :packed].reshape(-1), context)
 
 
-def table(found: dict[str, list[dict]]) -> str:
+def table(results: dict[str, list[dict]]) -> str:
     """Formats a Markdown table: mean, minimum and maximum over seeds of the loss and of the heads in each class."""
     classes = ("global", "diagonal", "local", "token-specific", "content-based")
     lines = [
         f"| recipe | steps | validation loss | {' | '.join(classes)} |",
         "|" + "---|" * (3 + len(classes)),
     ]
-    for name, runs in sorted(found.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
+    for name, runs in sorted(results.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
         columns = [told(spread([run[label] for run in runs]), ".0f") for label in classes]
         steps, loss = (told(spread([run[k] for run in runs]), form) for k, form in (("steps", ".0f"), ("loss", ".3f")))
         lines.append(f"| {name} | {steps} | {loss} | {' | '.join(columns)} |")

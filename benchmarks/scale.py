@@ -55,8 +55,8 @@ def graph(folder: Path, jobs: Sequence[int]) -> None:
     print(f"{'':32} {'s':>8} {'s of CPU':>9} {'MiB':>6}")
     for number in jobs:
         plan = ("snakemake", "--cores", "1", "-n", "--quiet", "all", "--", f"study/seeds-{number}.json")
-        found = measured(project, *plan)
-        print(f"snakemake -n, {number:6} trainings   ", "{:8.1f} {:9.1f} {:6.0f}".format(*found), flush=True)
+        costs = measured(project, *plan)
+        print(f"snakemake -n, {number:6} trainings   ", "{:8.1f} {:9.1f} {:6.0f}".format(*costs), flush=True)
     print("dvc status                      ", "{:8.1f} {:9.1f} {:6.0f}".format(*measured(project, "dvc", "status")))
 
 

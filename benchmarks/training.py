@@ -171,12 +171,12 @@ def speed(size: str, rounds: int) -> None:
     tokens = recipe.batch_rows * shape.context
     for system in served.values():  # one at a time: imports, compiles, allocates
         system.block()
-    found: dict[str, list[float]] = {name: [] for name in served}
+    rates_of: dict[str, list[float]] = {name: [] for name in served}
     gemm, waits, memory = [], [], {}
     for _ in range(rounds):
         for name, system in served.items():
             block = system.block()
-            found[name].append(tokens / statistics.median(step["seconds"] for step in block["steps"]))
+            rates_of[name].append(tokens / statistics.median(step["seconds"] for step in block["steps"]))
             waits += [step["data_wait"] for step in block["steps"] if "data_wait" in step]
             memory[name] = block["mib"]
         gemm.append(gemm_rate(tokens, shape, device, recipe.head_dtype, seconds=2))
@@ -185,10 +185,10 @@ def speed(size: str, rounds: int) -> None:
     flops = flops_per_token(shape, recipe.head_rows)
     print(f"\n{size}: {shape.d_model} wide, {recipe.batch_rows} x {shape.context} tokens per step, {rounds} rounds")
     print("| system | tokens/s | picollm is ... times as fast | peak memory, MiB |\n|---|---|---|---|")
-    for name, rates in found.items():
-        ratios = spread([a / b for a, b in zip(found["picollm"], rates, strict=True)], 2)
+    for name, rates in rates_of.items():
+        ratios = spread([a / b for a, b in zip(rates_of["picollm"], rates, strict=True)], 2)
         print(f"| {name} | {spread(rates, 0)} | {ratios if name != 'picollm' else ''} | {memory[name]:,.0f} |")
-    shares = [rate * flops / peak for rate, peak in zip(found["picollm"], gemm, strict=True)]
+    shares = [rate * flops / peak for rate, peak in zip(rates_of["picollm"], gemm, strict=True)]
     print(f"{recipe.head_dtype} matrix product of the head's shape: {spread([peak / 1e9 for peak in gemm], 0)} GFLOP/s")
     print(f"picollm's arithmetic, {flops / 1e6:.1f} MFLOP per token, as a share of it: {spread(shares, 2)}")
     print(f"waiting for data, share of a step's time: {statistics.median(waits):.5f}", flush=True)
@@ -209,13 +209,13 @@ def spawn(size: str, rows: int | None, steps: int) -> dict:
     start = time.time()
     arguments = ["--child", json.dumps([size, rows, steps])]
     done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, check=True, cwd=ROOT)
-    found = json.loads(done.stdout)
-    return found | {"seconds": found["end"] - start}
+    result = json.loads(done.stdout)
+    return result | {"seconds": result["end"] - start}
 
 
 def start_up(rounds: int) -> None:
-    found = [spawn("default", None, 1)["seconds"] for _ in range(rounds)]
-    print(f"\nstart of a process to the end of its first step, default, eager: {spread(found, 1)} s")
+    seconds = [spawn("default", None, 1)["seconds"] for _ in range(rounds)]
+    print(f"\nstart of a process to the end of its first step, default, eager: {spread(seconds, 1)} s")
 
 
 def memory() -> None:

@@ -69,14 +69,14 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
     `texts`: at least 20 for meaningful intervals; they may have gold marks, `(words)_role`. `null_models`: number of
     untrained models of the same shape, and of peaked ones, from which the thresholds are derived.
     """
-    found = [tokenise(parse(text), model.tokenizer) for text in texts]
-    if not found or null_models < 1:
+    sentences = [tokenise(parse(text), model.tokenizer) for text in texts]
+    if not sentences or null_models < 1:
         raise PicollmError("label_heads needs at least one text, and null_models of at least 1")
-    check(model.network, "texts", found)
+    check(model.network, "texts", sentences)
     category = CategoryMaps(
-        "texts", "Texts", [t.text for t in found], [t.ids for t in found], [t.strings for t in found],
-        [{role: list(span) for role, span in t.gold.items()} for t in found],
-        list(attention_maps(model.network, [t.ids for t in found], CPU)),
+        "texts", "Texts", [t.text for t in sentences], [t.ids for t in sentences], [t.strings for t in sentences],
+        [{role: list(span) for role, span in t.gold.items()} for t in sentences],
+        list(attention_maps(model.network, [t.ids for t in sentences], CPU)),
     )  # fmt: skip
     report = classify_heads([category], model.network, HEADS | {"null_models": null_models}, CPU)
     return pd.DataFrame(
@@ -97,6 +97,6 @@ def induction(model: Model) -> pd.DataFrame:
 def ablate(model: Model, texts: Sequence[str]) -> pd.DataFrame:
     """Returns the texts' rise in loss with each head's output replaced by its mean over them: nats per token (`delta`),
     a 95 % interval over texts, p, and q over the heads. Needs at least two texts."""
-    found = [tokenise(Sentence(text), model.tokenizer) for text in texts]
-    check(model.network, "texts", found)
-    return pd.DataFrame(causes.ablated(model.network, [tokens.ids for tokens in found], CPU))
+    sentences = [tokenise(Sentence(text), model.tokenizer) for text in texts]
+    check(model.network, "texts", sentences)
+    return pd.DataFrame(causes.ablated(model.network, [tokens.ids for tokens in sentences], CPU))

@@ -114,8 +114,8 @@ def data_verify(arguments: argparse.Namespace) -> None:
     """Verify that packed tokens or a corpus match their manifest. Exit code 1 on any problem."""
     from picollm.data import inspection
 
-    problems, told = inspection.verify(Path(arguments.path))
-    print("\n".join([*problems, f"{told}: {f'{len(problems)} problems' if problems else 'all as in the manifest'}"]))
+    problems, counts = inspection.verify(Path(arguments.path))
+    print("\n".join([*problems, f"{counts}: {f'{len(problems)} problems' if problems else 'all as in the manifest'}"]))
     sys.exit(1 if problems else 0)
 
 
@@ -140,14 +140,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     device = set_up("auto", usable_cores())
     model = trained(arguments.model).to(device)
-    found = perplexity(model, articles_in(Path(arguments.corpus), arguments.split), device)
+    result = perplexity(model, articles_in(Path(arguments.corpus), arguments.split), device)
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
         return
-    print(", ".join(f"{found[unit]:,} {unit}" for unit in ("articles", "tokens", "words", "bytes")))
-    print(f"loss             {found['loss']:.4f} nats per token")
-    print(f"perplexity       {found['perplexity']:,.1f} per token, {found['word_perplexity']:,.1f} per word")
-    print(f"bits per byte    {found['bits_per_byte']:.4f}")
+    print(", ".join(f"{result[unit]:,} {unit}" for unit in ("articles", "tokens", "words", "bytes")))
+    print(f"loss             {result['loss']:.4f} nats per token")
+    print(f"perplexity       {result['perplexity']:,.1f} per token, {result['word_perplexity']:,.1f} per word")
+    print(f"bits per byte    {result['bits_per_byte']:.4f}")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -207,8 +207,8 @@ def analyze(arguments: argparse.Namespace) -> None:
     gallery = Gallery(folder / "figures/manifest.json")
     head_figures(gallery, heads, None, clusters, arrays)
     gallery.finish()
-    told = causes_of(model, tokenizer, folder, device, ablate=arguments.ablate)
-    print(heads_line(heads), clusters_line(metrics(clusters)), *told, f"Written: {folder}/", sep="\n")
+    causes = causes_of(model, tokenizer, folder, device, ablate=arguments.ablate)
+    print(heads_line(heads), clusters_line(metrics(clusters)), *causes, f"Written: {folder}/", sep="\n")
 
 
 def seeds(arguments: argparse.Namespace) -> None:

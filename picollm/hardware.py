@@ -124,7 +124,7 @@ def installed(package: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    return {name: found for name in PACKAGES if (found := installed(name))}
+    return {name: version for name in PACKAGES if (version := installed(name))}
 
 
 class CpuMeter:

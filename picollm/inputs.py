@@ -82,6 +82,6 @@ def refuse_names(key: str, paths: list[str]) -> list[str]:
             path.encode()
         except UnicodeEncodeError:
             raise PicollmError(f"{key}: the name {path!r} is not UTF-8: rename it") from None
-        if found := set(path) & set("{}$*?[]") or [c for c in path if not c.isprintable()]:
-            raise PicollmError(f"{key}: the name {path!r} holds {', '.join(map(repr, sorted(found)))}: rename it")
+        if forbidden := set(path) & set("{}$*?[]") or [c for c in path if not c.isprintable()]:
+            raise PicollmError(f"{key}: the name {path!r} holds {', '.join(map(repr, sorted(forbidden)))}: rename it")
     return paths

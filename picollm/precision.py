@@ -52,8 +52,8 @@ def has_bf16(device_type: str = "cpu", gpus: int = 1) -> bool:
     if device_type == "cuda":
         here = range(min(gpus, torch.cuda.device_count()))
         return all(torch.cuda.get_device_capability(i) >= BF16_CAPABILITY for i in here)
-    said = set(describe_cpu()["isa"]) & set(BF16_ISA) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return bool(said) and bf16_cost() < EMULATED
+    reported = set(describe_cpu()["isa"]) & set(BF16_ISA) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(reported) and bf16_cost() < EMULATED
 
 
 def emulated_bf16(device_type: str = "cpu", gpus: int = 1) -> str | None:

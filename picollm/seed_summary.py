@@ -65,21 +65,21 @@ def told(row: Mapping[str, float], form: str) -> str:
 
 def lines(report: Mapping[str, Any]) -> list[str]:
     """Formats the summary as lines of text."""
-    found = [f"{len(report['seeds'])} seeds: validation loss {told(report['validation_loss'], '.3f')}"]
+    text = [f"{len(report['seeds'])} seeds: validation loss {told(report['validation_loss'], '.3f')}"]
     for label, row in report["shares"].items():
         if row["most"]:
-            found.append(f"{label:15} {told(row, '.0%')} of the heads")
+            text.append(f"{label:15} {told(row, '.0%')} of the heads")
     if report["agreement"] is not None:
-        found.append(
+        text.append(
             f"Of two seeds {report['agreement']:.0%} of the heads have the same class; by chance "
             f"{report['agreement_by_chance']:.0%}."
         )
-    return found
+    return text
 
 
 def for_report(path: str | Path, config: Mapping[str, Mapping[str, Any]], manifest: str | Path) -> dict:
     """Reads a file of `summary` and adds `current`: true if it is for this configuration and these tokens."""
-    found = read_json(path)
-    if found.get("format") != FORMAT:
+    report = read_json(path)
+    if report.get("format") != FORMAT:
         raise PicollmError(f"{path} is of another format: run `picollm seeds` again")
-    return found | {"file": str(path), "current": found["recipe"] == recipe(config, manifest)}
+    return report | {"file": str(path), "current": report["recipe"] == recipe(config, manifest)}

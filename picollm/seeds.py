@@ -39,14 +39,14 @@ def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.devic
     """Labels the model's heads, as indices into LABELS, by the pipeline's rule on the config's sentences; the null is
     one untrained model of each kind."""
     tokenizer = gpt2()
-    found = (
+    sentences = (
         (c, tokenise(sentence, tokenizer))
         for c, category in enumerate(
             load_sentences(config["attention"]["sentences"], config["attention"]["style"]).values()
         )
         for sentence in category.sentences
     )
-    sample = sample_of((c, tokens.ids, tokens.strings, tokens.gold) for c, tokens in found)
+    sample = sample_of((c, tokens.ids, tokens.strings, tokens.gold) for c, tokens in sentences)
     ids, number, section = sample.ids, sample.category, config["heads"]
     shared = {"keys": sample.keys, "window": section["window"], "device": device}
     values = {name: value[0] for name, value in values_of([model.eval()], ids, number, **shared).items()}
@@ -78,14 +78,14 @@ def variant(config: Mapping[str, Any], manifest: str | Path, checkpoints: Checkp
 
 def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[int]) -> dict:
     """Trains the config on packed tokens once per seed: losses, classes, and their agreement."""
-    found = [
+    variants = [
         variant({**config, "pretrain": {**config["pretrain"], "seed": seed}}, manifest)
         for seed in progress(seeds, unit=" seeds")
     ]
-    return compare(list(seeds), found, recipe(config, manifest))
+    return compare(list(seeds), variants, recipe(config, manifest))
 
 
 def compare(seeds: Sequence[int], variants: Sequence[Mapping[str, Any]], of: str) -> dict:
     """Summarises the results of `variant` for each seed; `of` is the hash from `recipe`."""
-    losses = [found["validation_loss"] for found in variants]
-    return summary(seeds, losses, np.array([found["labels"] for found in variants]), of)
+    losses = [variant["validation_loss"] for variant in variants]
+    return summary(seeds, losses, np.array([variant["labels"] for variant in variants]), of)

@@ -39,9 +39,9 @@ def next_run() -> list[str]:
     """Asks Snakemake for the rules of the next run. Raises PicollmError with its message."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--cores", "1", "--", str(REPORT)]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = done.stderr.splitlines()
+    output = done.stderr.splitlines()
     if done.returncode:
-        raise PicollmError(said[-1].removeprefix("picollm: ") if said else "snakemake --dry-run failed")
+        raise PicollmError(output[-1].removeprefix("picollm: ") if output else "snakemake --dry-run failed")
     return [name for name in dict.fromkeys(JOB.findall(done.stdout + done.stderr)) if name not in ("total", "all")]
 
 

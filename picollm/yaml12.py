@@ -43,13 +43,13 @@ def parse_yaml(text: str, name: str) -> object:
         return reader.load(text)
     except DuplicateKeyError as error:
         key = re.match(r'found duplicate key "(.*?)"', error.problem)
-        told = f"duplicate key {key[1]}" if key else error.problem
-        raise PicollmError(f"{name}, line {error.problem_mark.line + 1}: {told}: remove one") from None
+        fault = f"duplicate key {key[1]}" if key else error.problem
+        raise PicollmError(f"{name}, line {error.problem_mark.line + 1}: {fault}: remove one") from None
     except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        told = getattr(error, "problem", None) or one_line(error)
-        raise PicollmError(f"{name}{place} is not YAML: {one_line(told)}") from None
+        fault = getattr(error, "problem", None) or one_line(error)
+        raise PicollmError(f"{name}{place} is not YAML: {one_line(fault)}") from None
 
 
 def read_yaml(path: str | Path) -> Any:

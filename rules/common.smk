@@ -67,8 +67,8 @@ def sections(*names):
 
 def fingerprint(rule):
     """The `code` param of a rule: the sha256 of its script and of every picollm module that it imports."""
-    found = FINGERPRINTS.get(rule) or code.fingerprint(code.rule_code(rule, ROOT), ROOT)
-    return FINGERPRINTS.setdefault(rule, found)
+    value = FINGERPRINTS.get(rule) or code.fingerprint(code.rule_code(rule, ROOT), ROOT)
+    return FINGERPRINTS.setdefault(rule, value)
 
 
 def cpus(rule, here=None):

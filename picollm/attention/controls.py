@@ -175,18 +175,18 @@ class CategoryEffects(TypedDict):
     significant: list[CategoryEffect]
 
 
-def effects_report(found: Mapping[str, NDArray], categories: Sequence[CategoryMaps], n_heads: int) -> CategoryEffects:
+def effects_report(effects: Mapping[str, NDArray], categories: Sequence[CategoryMaps], n_heads: int) -> CategoryEffects:
     significant: list[CategoryEffect] = [
         {
             "category": categories[c].category,
             "head": name_of(h, n_heads),
-            "difference": finite(found["difference"][c, h]),
-            "q": finite(found["q"][c, h]),
+            "difference": finite(effects["difference"][c, h]),
+            "q": finite(effects["q"][c, h]),
         }
-        for c, h in np.argwhere(found["q"] < SIGNIFICANT)
+        for c, h in np.argwhere(effects["q"] < SIGNIFICANT)
     ]
     significant.sort(key=lambda row: -abs(row["difference"]))
-    return {"tested": int(np.isfinite(found["q"]).sum()), "significant": significant}
+    return {"tested": int(np.isfinite(effects["q"]).sum()), "significant": significant}
 
 
 def untrained_models(model: M, *, models: int, seed: int) -> Iterator[M]:

@@ -208,10 +208,10 @@ def describe_heads(
     null, peaked = controls.null, controls.peaked
     band = percentiles_99(null)
     thresholds = effective_thresholds(configured, band, peaked, permuted_kappa)
-    found = statistics(sums, thresholds, bootstraps=bootstraps, seed=seed)
+    computed = statistics(sums, thresholds, bootstraps=bootstraps, seed=seed)
     n_layers, n_heads = categories[0].maps[0].shape[:2]
     lengths = [len(ids) for category in categories for ids in category.ids]
-    raw = assign_raw(found.values)
+    raw = assign_raw(computed.values)
     return {
         "format": FORMAT,
         "n_layers": n_layers,
@@ -229,17 +229,17 @@ def describe_heads(
         "thresholds": threshold_origins(configured, thresholds, band, peaked, permuted_kappa),
         "null": null_report(null, thresholds),
         "peaked_null": null_report(peaked, thresholds),
-        "labels": _label_shares(counts(found.labels_H), counts(found.labels_RH)),
+        "labels": _label_shares(counts(computed.labels_H), counts(computed.labels_RH)),
         "raw_labels": by_label(counts(raw)),
-        "raw_agreement": finite((found.labels_H == raw).mean()),
+        "raw_agreement": finite((computed.labels_H == raw).mean()),
         "sensitivity": {
-            "thresholds": by_threshold(found.values, thresholds),
-            "window": by_window(categories, found.values, thresholds),
+            "thresholds": by_threshold(computed.values, thresholds),
+            "window": by_window(categories, computed.values, thresholds),
         },
-        "separator": separator_report(found.values, found.labels_H, controls.bare, thresholds),
+        "separator": separator_report(computed.values, computed.labels_H, controls.bare, thresholds),
         "relations": _relations(categories, n_heads, controls.effects, seed),
         "category_effects": effects_report(category_effects(sums, lengths, seed=seed), categories, n_heads),
-        "heads": _heads(n_heads, categories, found, raw),
+        "heads": _heads(n_heads, categories, computed, raw),
     }
 
 
@@ -276,10 +276,10 @@ def _relations(
 
 
 def _sample(categories: Sequence[CategoryMaps]) -> SentenceSample:
-    found: dict[str, CategorySample] = {}
+    samples: dict[str, CategorySample] = {}
     for category in categories:
         lengths = [len(ids) - 1 for ids in category.ids]  # without the separator
-        found[category.category] = {
+        samples[category.category] = {
             "title": category.title,
             "sentences": len(lengths),
             "tokens": sum(lengths),
@@ -287,19 +287,19 @@ def _sample(categories: Sequence[CategoryMaps]) -> SentenceSample:
             "longest": max(lengths),
         }
     return {
-        "sentences": sum(entry["sentences"] for entry in found.values()),
-        "tokens": sum(entry["tokens"] for entry in found.values()),
-        "categories": found,
+        "sentences": sum(entry["sentences"] for entry in samples.values()),
+        "tokens": sum(entry["tokens"] for entry in samples.values()),
+        "categories": samples,
     }
 
 
-def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatistics, raw: NDArray) -> list[Head]:
-    values, labels = found.values, found.labels_H
-    bounds = {name: interval(found.replicates[name]) for name in NAMES}
-    stable = stability(labels, found.labels_RH)
-    tag = tags(values, labels, found.thresholds)
+def _heads(n_heads: int, categories: Sequence[CategoryMaps], computed: HeadStatistics, raw: NDArray) -> list[Head]:
+    values, labels = computed.values, computed.labels_H
+    bounds = {name: interval(computed.replicates[name]) for name in NAMES}
+    stable = stability(labels, computed.labels_RH)
+    tag = tags(values, labels, computed.thresholds)
     looked_at = key_tokens(categories, tag)
-    margin = margins(values, found.replicates, labels, found.thresholds)
+    margin = margins(values, computed.replicates, labels, computed.thresholds)
     return [
         {
             "name": name_of(h, n_heads),
@@ -314,13 +314,13 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
             "sink_flag": bool(values["kappa_sink"][h] >= SINK_FLAG),
             "raw_label": LABELS[raw[h]],
             "category_labels": {
-                c.category: LABELS[label] for c, label in zip(categories, found.labels_CH[:, h], strict=True)
+                c.category: LABELS[label] for c, label in zip(categories, computed.labels_CH[:, h], strict=True)
             },
             "by_category": {
                 c.category: {name: [number_or_none(x) for x in rows[name][:, h]] for name in BY_CATEGORY}
-                for c, rows in zip(categories, found.by_category, strict=True)
+                for c, rows in zip(categories, computed.by_category, strict=True)
             },
-            "categories_agreeing": int((found.labels_CH[:, h] == labels[h]).sum()),
+            "categories_agreeing": int((computed.labels_CH[:, h] == labels[h]).sum()),
             "statistics": {
                 name: {
                     "value": number_or_none(values[name][h]),
@@ -334,13 +334,13 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
     ]
 
 
-def _label_shares(found: NDArray, replicates: NDArray) -> dict[str, LabelShare]:
-    total = found.sum()
+def _label_shares(counted: NDArray, replicates: NDArray) -> dict[str, LabelShare]:
+    total = counted.sum()
     low, high = interval(replicates / total)
     return {
         label: {
-            "count": int(found[k]),
-            "share": finite(found[k] / total),
+            "count": int(counted[k]),
+            "share": finite(counted[k] / total),
             "low": finite(low[k]),
             "high": finite(high[k]),
         }

@@ -52,10 +52,10 @@ def key_tokens(categories: Sequence[CategoryMaps], tags: Sequence[str | None]) -
         return [names[int(vocabulary[v])] for v in np.argsort(-weight_V, kind="stable")[:MOST] if weight_V[v] > 0]
 
     sets = list(SETS)
-    found: list[KeyTokens] = []
+    rows: list[KeyTokens] = []
     for h, tag in enumerate(tags):
         best_V = np.argsort(-excess_VH[:, h], kind="stable")[:MOST]
-        found.append({
+        rows.append({
             "looks_at": [
                 {"token": names[int(vocabulary[v])], "share": finite(excess_VH[v, h] / total_H[h])}
                 for v in best_V
@@ -63,7 +63,7 @@ def key_tokens(categories: Sequence[CategoryMaps], tags: Sequence[str | None]) -
             ],
             "seen": tokens(mass_NVH[sets.index(tag), :, h]) if tag in sets else [],
         })  # fmt: skip
-    return found
+    return rows
 
 
 def looked_at(

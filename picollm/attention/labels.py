@@ -193,9 +193,9 @@ def margins(
     """Distance of the statistic that decided a head's label from its threshold, in standard deviations of its
     bootstrap, [H]; for a mixed head, how far it is below being broad. NaN if the bootstrap doesn't vary."""
 
-    def distance(found: NDArray, drawn: NDArray, threshold: float, sign: int) -> NDArray:
+    def distance(observed: NDArray, drawn: NDArray, threshold: float, sign: int) -> NDArray:
         spread = drawn.std(0)
-        return np.divide(sign * (found - threshold), spread, out=np.full_like(found, np.nan), where=spread > 0)
+        return np.divide(sign * (observed - threshold), spread, out=np.full_like(observed, np.nan), where=spread > 0)
 
     positional = distance(strongest_kappa(values), strongest_kappa(replicates), thresholds.kappa, 1)
     broad = distance(values["broad"], replicates["broad"], thresholds.broad, 1)
@@ -224,5 +224,5 @@ def counts(labels: NDArray) -> NDArray[np.int64]:
     return (labels[..., None] == np.arange(len(LABELS))).sum(-2)
 
 
-def by_label(found: NDArray) -> dict[str, int]:
-    return {label: int(n) for label, n in zip(LABELS, found, strict=True)}
+def by_label(numbers: NDArray) -> dict[str, int]:
+    return {label: int(n) for label, n in zip(LABELS, numbers, strict=True)}

@@ -47,15 +47,15 @@ def marked_sentences(categories: Sequence[CategoryMaps]) -> tuple[list[int], lis
 
 def marked(golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, dict[int, tuple[range, range]]]:
     """Maps each kind to its sentences: number to the positions of the later and the earlier words."""
-    found: dict[str, dict[int, tuple[range, range]]] = {kind: {} for kind in KINDS}
+    spans: dict[str, dict[int, tuple[range, range]]] = {kind: {} for kind in KINDS}
     for number, gold in enumerate(golds):
         for kind, roles in KINDS.items():
             if not set(roles) <= set(gold):
                 continue
             earlier, later = sorted((range(*gold[role]) for role in roles), key=lambda span: span.start)
             if earlier.stop <= later.start:
-                found[kind][number] = (later, earlier)
-    return found
+                spans[kind][number] = (later, earlier)
+    return spans
 
 
 def effects(maps: Sequence[NDArray], golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, NDArray[np.float64]]:

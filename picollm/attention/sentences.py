@@ -109,9 +109,9 @@ def any_sentences(path: str | Path, style: str = STYLES[0]) -> dict[str, Categor
         raise PicollmError(f"{path} is not UTF-8, at byte {error.start}") from None
     seen: dict[str, str] = {}
     try:
-        found = plain_lists(path.suffix.lower(), text)
+        lists = plain_lists(path.suffix.lower(), text)
         return {
-            name: _category(name, {"title": name, "sentences": lines}, seen, style) for name, lines in found.items()
+            name: _category(name, {"title": name, "sentences": lines}, seen, style) for name, lines in lists.items()
         }
     except (PicollmError, json.JSONDecodeError) as error:
         raise PicollmError(f"{path}: {error}") from None

@@ -24,10 +24,10 @@ def find_files(path: Path) -> dict[str, Callable[[], BinaryIO]]:
     """
     if path.is_file() and path.suffix.lower() == ".zip":
         return zip_members(path)
-    found = text_files(path)
-    if not found and not path.is_dir():
+    files = text_files(path)
+    if not files and not path.is_dir():
         raise PicollmError(f"{path} does not exist: put the text there or change corpus.path")
-    return {file.as_posix(): partial(open, file, "rb") for file in found}
+    return {file.as_posix(): partial(open, file, "rb") for file in files}
 
 
 def text_files(path: Path) -> list[Path]:
@@ -69,7 +69,7 @@ def zip_members(path: Path) -> dict[str, Callable[[], BinaryIO]]:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise PicollmError(f"{path} is not a complete zip archive ({error}): fetch it again") from None
-    found = {}
+    members = {}
     for member in archive.infolist():
         name = member.filename
         if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
@@ -77,8 +77,8 @@ def zip_members(path: Path) -> dict[str, Callable[[], BinaryIO]]:
         if member.flag_bits & 1:
             raise PicollmError(f"{path}: {name} is encrypted: unpack it and give the folder")
         if not member.is_dir() and not hidden(PurePosixPath(name)):
-            found[f"{path.as_posix()}/{name}"] = partial(open_member, archive, member)
-    return found
+            members[f"{path.as_posix()}/{name}"] = partial(open_member, archive, member)
+    return members
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:

@@ -89,18 +89,18 @@ class Corpus:
             return parquet_articles(parts)
         return self.local(find_files(Path(self.path or "")), split)
 
-    def local(self, found: Files, split: str) -> Iterator[Article]:
-        if any(wikitext_file(found, name, self.path) for name in SPLITS):
-            name = wikitext_file(found, split, self.path)
+    def local(self, files: Files, split: str) -> Iterator[Article]:
+        if any(wikitext_file(files, name, self.path) for name in SPLITS):
+            name = wikitext_file(files, split, self.path)
             if name is None:
                 raise self.no_split(split, f"wiki.{WIKITEXT_NAMES[split]}.tokens (or .raw)")
-            return text_articles(name, found[name], self.remarks)
-        if any(parquet_parts(found, name, self.path) for name in SPLITS):
-            parts = parquet_parts(found, split, self.path)
+            return text_articles(name, files[name], self.remarks)
+        if any(parquet_parts(files, name, self.path) for name in SPLITS):
+            parts = parquet_parts(files, split, self.path)
             if not parts:
                 raise self.no_split(split, f"{split}-00000-of-00001.parquet")
             return parquet_articles(parts)
-        names = sorted(found) if len(found) == 1 else sorted(name for name in found if kind_of(name))
+        names = sorted(files) if len(files) == 1 else sorted(name for name in files if kind_of(name))
         if not names:
             raise PicollmError(f"corpus.path = {self.path} holds no file that can be read: {FORMS}")
         splits = {name: split_of(PurePosixPath(name).relative_to(PurePosixPath(self.path or ""))) for name in names}
@@ -108,14 +108,14 @@ class Corpus:
             names = [name for name in names if splits[name] == split]
             if not names:
                 raise self.no_split(split, f"{split}.txt, or a folder {split},")
-            self.remarks.left_out.update(name for name in found if not splits.get(name))
-            return self.of_files(found, names)
-        self.remarks.left_out.update(found.keys() - set(names))
-        return held_out(lambda: self.of_files(found, names), split, self.held_out_articles)
+            self.remarks.left_out.update(name for name in files if not splits.get(name))
+            return self.of_files(files, names)
+        self.remarks.left_out.update(files.keys() - set(names))
+        return held_out(lambda: self.of_files(files, names), split, self.held_out_articles)
 
-    def of_files(self, found: Files, names: list[str]) -> Iterator[Article]:
+    def of_files(self, files: Files, names: list[str]) -> Iterator[Article]:
         for name in names:
-            yield from read_articles(name, found[name], self.remarks)
+            yield from read_articles(name, files[name], self.remarks)
 
     def no_split(self, split: str, file: str) -> PicollmError:
         return PicollmError(f"corpus.path = {self.path} has no {split} split: {file} is missing")
@@ -180,16 +180,16 @@ def split_of(name: PurePosixPath) -> str | None:
     return next((SPLIT_NAMES[part.lower()] for part in named if part.lower() in SPLIT_NAMES), None)
 
 
-def wikitext_file(found: Files, split: str, where: str | None) -> str | None:
+def wikitext_file(files: Files, split: str, where: str | None) -> str | None:
     """Finds wiki.SPLIT.tokens or .raw at any depth. Raises PicollmError if there are several."""
     wanted = {f"wiki.{WIKITEXT_NAMES[split]}.{suffix}" for suffix in ("tokens", "raw")}
-    names = sorted(name for name in found if PurePosixPath(name).name in wanted)
+    names = sorted(name for name in files if PurePosixPath(name).name in wanted)
     if len(names) > 1:
         raise PicollmError(f"{where} holds several texts for {split} ({', '.join(names)}): give one version's folder")
     return names[0] if names else None
 
 
-def parquet_parts(found: Files, split: str, where: str | None) -> Files:
+def parquet_parts(files: Files, split: str, where: str | None) -> Files:
     """Returns the parts of a split in the hub's layout, in order; empty if there are none.
 
     Raises PicollmError if parts are missing, or several folders have parts and none is the hub's WikiText-103.
@@ -197,7 +197,7 @@ def parquet_parts(found: Files, split: str, where: str | None) -> Files:
     pattern = re.compile(rf"{split}-(\d+)-of-(\d+)\.parquet")
     folders: dict[str, dict[int, str]] = {}
     wholes = set()
-    for name in found:
+    for name in files:
         if match := pattern.fullmatch(PurePosixPath(name).name):
             folders.setdefault(str(PurePosixPath(name).parent), {})[int(match[1])] = name
             wholes.add(int(match[2]))
@@ -210,4 +210,4 @@ def parquet_parts(found: Files, split: str, where: str | None) -> Files:
     if len(wholes) > 1 or sorted(parts) != list(range(max(wholes))):
         count, whole = len(parts), " or ".join(map(str, sorted(wholes)))
         raise PicollmError(f"{where} has {count} of the {whole} parquet files of {split}: fetch it again")
-    return {parts[i]: found[parts[i]] for i in sorted(parts)}
+    return {parts[i]: files[parts[i]] for i in sorted(parts)}

@@ -203,8 +203,8 @@ def parquet_rows(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[tuple
                 raise PicollmError(f"{name} has no column text, only {', '.join(table.schema_arrow.names)}: {FORMS}")
             refuse_other_types(name, table.schema_arrow.field("text").type)
             for batch in table.iter_batches(columns=columns):
-                found = batch.to_pydict()
-                yield from zip(found["text"], found.get("title", [None] * len(batch)), strict=True)
+                values = batch.to_pydict()
+                yield from zip(values["text"], values.get("title", [None] * len(batch)), strict=True)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError, *DAMAGE) as error:
         raise PicollmError(f"{name} is damaged ({one_line(error)}): fetch it again") from None
 

@@ -104,7 +104,7 @@ def load_grammar(path: str | Path = SHIPPED) -> Grammar:
 def refuse_circles(path: str | Path, passages: Mapping[str, list[str]]) -> None:
     """Raises PicollmError if a passage contains itself, directly or through others: it would never end."""
     below = {
-        name: {found for text in texts for found, *_ in SYMBOL.findall(text) if found in passages}
+        name: {used for text in texts for used, *_ in SYMBOL.findall(text) if used in passages}
         for name, texts in passages.items()
     }
     for _ in below:

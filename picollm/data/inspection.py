@@ -45,12 +45,12 @@ def manifest_lines(path: Path) -> Iterator[str]:
     if "splits" not in manifest:
         raise PicollmError(f"{path} is not a manifest of tokens: give {FORMS}")
     yield f"{path}: {manifest['tokenizer']} tokens in rows of {manifest['context']} + 1"
-    for split, found in manifest["splits"].items():
-        shards = found["shards"]
-        yield f"  {split}: {found['articles']:,} articles, {found['words']:,} words, {found['bytes']:,} bytes of text"
-        yield f"    {found['tokens']:,} tokens in {found['rows']:,} rows, the last {found['dropped_tokens']} dropped"
+    for split, entry in manifest["splits"].items():
+        shards = entry["shards"]
+        yield f"  {split}: {entry['articles']:,} articles, {entry['words']:,} words, {entry['bytes']:,} bytes of text"
+        yield f"    {entry['tokens']:,} tokens in {entry['rows']:,} rows, the last {entry['dropped_tokens']} dropped"
         yield f"    {len(shards)} shard{'s' * (len(shards) > 1)}, {sum(s['bytes'] for s in shards) / 1e6:,.1f} MB"
-        yield f"    from a corpus of sha256 {found['source_sha256']}"
+        yield f"    from a corpus of sha256 {entry['source_sha256']}"
 
 
 def corpus_lines(path: Path) -> Iterator[str]:
@@ -66,13 +66,13 @@ def column_lines(path: Path) -> Iterator[str]:
         values, about = open_column(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise PicollmError(f"{path} is damaged ({one_line(error)}): run tokenize_pack again") from None
-    told = ", ".join(f"{key} {value}" for key, value in about.items() if key != "tokenizer")
+    details = ", ".join(f"{key} {value}" for key, value in about.items() if key != "tokenizer")
     if "context" not in about:
-        yield f"{path}: the ends of {len(values):,} documents ({told})"
+        yield f"{path}: the ends of {len(values):,} documents ({details})"
         yield f"  {', '.join(map(str, values[:SHOWN]))}, ..., {values[-1]}"
         return
     rows = values.reshape(-1, int(about["context"]) + 1)
-    yield f"{path}: {len(rows):,} rows ({told})"
+    yield f"{path}: {len(rows):,} rows ({details})"
     for number in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int):
         ids = rows[number].tolist()  # of another tokenizer, the ids themselves are shown
         shown = encoding().decode(ids) if about["tokenizer"] == FINGERPRINT else " ".join(map(str, ids))
@@ -100,12 +100,12 @@ def verify(path: Path) -> tuple[list[str], str]:
         except PicollmError as error:
             problems.append(str(error))
             damaged.add(entry["file"])
-    for split, found in manifest["splits"].items():
+    for split, packed in manifest["splits"].items():
         source = manifest_path.parents[1] / "corpus" / f"{split}.parquet"
-        if source.exists() and sha256(source) != found["source_sha256"]:
+        if source.exists() and sha256(source) != packed["source_sha256"]:
             problems.append(f"{split}: {source} is not the corpus that was tokenized: run tokenize_pack again")
-        if not damaged & {entry["file"] for entry in entries(found)}:
-            problems += [f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest, found)]
+        if not damaged & {entry["file"] for entry in entries(packed)}:
+            problems += [f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest, packed)]
     splits = manifest["splits"]
     totals = [
         ", ".join(f"{splits[name][unit]:,} {name}" for name in SPLITS if name in splits) for unit in ("tokens", "rows")
@@ -119,19 +119,19 @@ def foreign(manifest: TokensManifest, manifest_path: Path) -> list[str]:
     return [f"{manifest_path.parent / name}: the manifest does not name it: move it away" for name in strange]
 
 
-def inconsistencies(folder: Path, manifest: TokensManifest, found: Split) -> Iterator[str]:
+def inconsistencies(folder: Path, manifest: TokensManifest, packed: Split) -> Iterator[str]:
     """Yields contradictions between files that are all unchanged since they were written."""
     shards, first_row, context = [], 0, manifest["context"]
-    for shard in found["shards"]:
+    for shard in packed["shards"]:
         values, about = open_column(folder / shard["file"])
         if int(about["first_row"]) != first_row or int(about["context"]) != context:
             yield f"{shard['file']} is not the shard of row {first_row}"
         shards.append(values.reshape(-1, context + 1))
         first_row += shard["rows"]
-    if [len(shard) for shard in shards] != [shard["rows"] for shard in found["shards"]] or first_row != found["rows"]:
+    if [len(shard) for shard in shards] != [shard["rows"] for shard in packed["shards"]] or first_row != packed["rows"]:
         yield "the shards' numbers of rows differ from those in the manifest"
         return
-    if found["tokens"] != found["rows"] * context + 1 + found["dropped_tokens"]:
+    if packed["tokens"] != packed["rows"] * context + 1 + packed["dropped_tokens"]:
         yield "tokens, rows and dropped tokens do not add up"
     previous, first, breaks = shards[0][0, :1], 0, []
     for shard in shards:
@@ -142,8 +142,8 @@ def inconsistencies(folder: Path, manifest: TokensManifest, found: Split) -> Ite
             yield "a row does not begin with the last token of the previous one"
         breaks.append(np.flatnonzero(shard[:, :-1].ravel() == manifest["end"]) + first)
         previous, first = ends[-1:], first + len(shard) * context
-    doc_ends, _ = open_column(folder / found["doc_ends"]["file"])
-    if len(doc_ends) != found["articles"] or (np.diff(doc_ends.astype(np.int64)) <= 0).any():
+    doc_ends, _ = open_column(folder / packed["doc_ends"]["file"])
+    if len(doc_ends) != packed["articles"] or (np.diff(doc_ends.astype(np.int64)) <= 0).any():
         yield "there is not one document end for each article, in order"
         return
     within = doc_ends[doc_ends <= first]  # the others are at the last token or in the dropped ones

@@ -50,14 +50,14 @@ class KneserNey:
 
     def probability(self, rows: NDArray) -> NDArray[np.float64]:
         """Probability of each row's tokens after the first, [R, T], given those before them in the row."""
-        found = np.full((len(rows), rows.shape[1] - 1), 1 / self.vocab_size)
+        probability_RT = np.full((len(rows), rows.shape[1] - 1), 1 / self.vocab_size)
         for n, order in enumerate(self.orders, start=1):
             first = max(n - 1, 1)  # the first target with n - 1 tokens before it
             if first > rows.shape[1] - 1:
                 break
             keys = joined(np.lib.stride_tricks.sliding_window_view(rows[:, first - n + 1 :], n, axis=1))
-            found[:, first - 1 :] = interpolated(order, keys, found[:, first - 1 :])
-        return found
+            probability_RT[:, first - 1 :] = interpolated(order, keys, probability_RT[:, first - 1 :])
+        return probability_RT
 
 
 def windows_of(stream: NDArray, n: int) -> NDArray:
@@ -87,8 +87,8 @@ def discounts_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     if not all((n1, n2, n3, n4)):
         return np.array([0, *SMALL])
     y = n1 / (n1 + 2 * n2)
-    found = np.array([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
-    return found if (found[1:] > 0).all() else np.array([0, *SMALL])
+    discounts = np.array([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+    return discounts if (discounts[1:] > 0).all() else np.array([0, *SMALL])
 
 
 def interpolated(order: Order, keys: NDArray[np.uint64], lower: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -109,13 +109,13 @@ def found_at(sorted_keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tup
 def cache_probability(rows: NDArray) -> NDArray[np.float64]:
     """The share of the target among the tokens before it in its row, [R, T]."""
     R, T = len(rows), rows.shape[1] - 1
-    found, at_once = np.empty((R, T)), max(1, AT_ONCE // (T + 1) ** 2)
+    share_RT, at_once = np.empty((R, T)), max(1, AT_ONCE // (T + 1) ** 2)
     before = np.tri(T, T + 1, dtype=bool)  # for target t, the tokens 0 ... t
     for start in range(0, R, at_once):
         part = rows[start : start + at_once]
         same = (part[:, 1:, None] == part[:, None, :]) & before
-        found[start : start + at_once] = same.sum(-1) / np.arange(1, T + 1)
-    return found
+        share_RT[start : start + at_once] = same.sum(-1) / np.arange(1, T + 1)
+    return share_RT
 
 
 def kneser_ney_losses(

@@ -52,12 +52,12 @@ class Rows:
             numbers = np.arange(len(self))[numbers]
         if len(self.shards) == 1:
             return self.shards[0][numbers]
-        found = np.empty((len(numbers), self.width), self.shards[0].dtype)
+        rows = np.empty((len(numbers), self.width), self.shards[0].dtype)
         shard_of = np.searchsorted(self.starts, numbers, side="right") - 1
         for i in np.unique(shard_of):
             at = shard_of == i
-            found[at] = self.shards[i][numbers[at] - self.starts[i]]
-        return found
+            rows[at] = self.shards[i][numbers[at] - self.starts[i]]
+        return rows
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         whole = self.shards[0] if len(self.shards) == 1 else np.concatenate(self.shards)

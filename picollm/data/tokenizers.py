@@ -30,11 +30,11 @@ class Tokenizer:
 
 
 def gpt2() -> Tokenizer:
-    found = encoding()
-    pieces = by_bytes(found.encode_ordinary, found.decode_single_token_bytes)
+    bpe = encoding()
+    pieces = by_bytes(bpe.encode_ordinary, bpe.decode_single_token_bytes)
 
     def ids(text: str) -> NDArray:
-        return found.encode_to_numpy(text, disallowed_special=())
+        return bpe.encode_to_numpy(text, disallowed_special=())
 
     return Tokenizer(pieces, ids, END_OF_TEXT, "<|endoftext|>", VOCAB_SIZE, "gpt2", FINGERPRINT)
 
@@ -87,8 +87,8 @@ def of_folder(folder: Path) -> Tokenizer:
     size = fast.get_vocab_size(with_added_tokens=True)
 
     def pieces(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        found = fast.encode(text, add_special_tokens=False)
-        return list(found.ids), [(int(a), int(b)) for a, b in found.offsets]
+        encoded = fast.encode(text, add_special_tokens=False)
+        return list(encoded.ids), [(int(a), int(b)) for a, b in encoded.offsets]
 
     def ids(text: str) -> NDArray:
         return np.array(fast.encode(text, add_special_tokens=False).ids, dtype=np.int64)

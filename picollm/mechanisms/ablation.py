@@ -127,17 +127,17 @@ def ablate_heads(s: ModelAndText, parts: Sequence[Mapping[str, NDArray]] = ()) -
     more_HWT = np.concatenate([part["more"] for part in parts], 1)
     seed, more_HW = s.cfg["seed"], more_HWT.mean(-1)
     strongest = np.argsort(-np.abs(more_HW.mean(1)), kind="stable")[:STRONGEST]
-    found = summary(whole_WT.mean(-1), more_HW, s.names, seed=seed)
+    effects_report = summary(whole_WT.mean(-1), more_HW, s.names, seed=seed)
     kinds, by_head = by_kind(whole_WT, more_HWT, target_kinds(s.windows, s.counts), seed=seed)
     return {
         "format": FORMAT,
         "kind": "mean",
         "tokens": int(s.windows[:, 1:].size),
         "mean_tokens": int(s.mean_windows.size),
-        "windows": found["windows"],
-        "loss": found["loss"],
-        "median_half_width": found["median_half_width"],
-        "heads": [{**head, "on": on} for head, on in zip(found["heads"], by_head, strict=True)],
+        "windows": effects_report["windows"],
+        "loss": effects_report["loss"],
+        "median_half_width": effects_report["median_half_width"],
+        "heads": [{**head, "on": on} for head, on in zip(effects_report["heads"], by_head, strict=True)],
         "targets": kinds,
         "interactions": interactions(s, sorted(strongest.tolist())) if len(strongest) > 1 else None,
     }
@@ -182,7 +182,7 @@ def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: i
 
 def agreement(kinds: Mapping[str, Ablated]) -> dict[str, float | None]:
     """Spearman's rank correlation between the effects of each kind of ablation and those of the mean."""
-    delta = {kind: [head["delta"] for head in found["heads"]] for kind, found in kinds.items()}
+    delta = {kind: [head["delta"] for head in effects_of_kind["heads"]] for kind, effects_of_kind in kinds.items()}
     return {
         kind: number_or_none(spearmanr(delta["mean"], values).statistic)
         for kind, values in delta.items()
@@ -211,11 +211,11 @@ def other_sets(heads_LH: NDArray, *, sets: int, seed: int) -> list[NDArray[np.bo
         layers = [list(combinations(range(n_heads), int(k))) for k in counts]
         every = (mask_of(chosen, heads_LH.shape) for chosen in product(*layers))
         return [mask for mask in every if not np.array_equal(mask, heads_LH)]
-    generator, found = np.random.default_rng(seed), {heads_LH.tobytes(): heads_LH}
-    while len(found) <= sets:
+    generator, masks = np.random.default_rng(seed), {heads_LH.tobytes(): heads_LH}
+    while len(masks) <= sets:
         drawn = generator.permuted(heads_LH, axis=1)
-        found[drawn.tobytes()] = drawn
-    return list(found.values())[1:]
+        masks[drawn.tobytes()] = drawn
+    return list(masks.values())[1:]
 
 
 def mask_of(chosen: Sequence[Sequence[int]], shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -248,15 +248,15 @@ def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, 
     }
 
 
-def metrics(found: AblationReport) -> dict[str, float]:
+def metrics(report: AblationReport) -> dict[str, float]:
     """Returns flat scalars with stable names for `dvc metrics diff`."""
-    heads = found["heads"]
+    heads = report["heads"]
     worse = [head for head in heads if head["q"] < SIGNIFICANT and head["delta"] > 0]
     return {
-        "loss": found["loss"],
+        "loss": report["loss"],
         "heads_that_matter": len(worse),
         "heads_in_the_way": sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads),
         "largest_delta": max(head["delta"] for head in heads),
-        "median_half_width": found["median_half_width"],
-        "tokens": found["tokens"],
+        "median_half_width": report["median_half_width"],
+        "tokens": report["tokens"],
     }

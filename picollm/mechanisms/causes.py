@@ -28,13 +28,13 @@ def induction(model: Examined, start: int, device: torch.device) -> list[dict]:
     """Returns one row per head: scores on repeated random tokens and how often it copies, with 95 % intervals over
     sequences; `induction_head` if both are large (repeats.LEAST at every length, repeats.COPYING)."""
     sets = repeats.of_vocabulary(model.config.vocab_size, model.config.context, start, seed=SEED)
-    found = [repeats.scores(model, ids_ST, device) for ids_ST in progress(sets, unit=" lengths", desc="induction")]
-    columns = {**found[-1], "copying": repeats.copying(model, sets[-1], device)}
+    by_length = [repeats.scores(model, ids_ST, device) for ids_ST in progress(sets, unit=" lengths", desc="induction")]
+    columns = {**by_length[-1], "copying": repeats.copying(model, sets[-1], device)}
     ends = {name: resampled(values_SH.T, SEED) for name, values_SH in columns.items()}
-    scored_H = np.min([scores["induction"].mean(0) for scores in found], axis=0) >= repeats.LEAST
+    scored_H = np.min([scores["induction"].mean(0) for scores in by_length], axis=0) >= repeats.LEAST
     rows = []
     for h, name in enumerate(names_of(model.config)):
-        told = {
+        intervals = {
             column: {
                 "value": number_or_none(values_SH[:, h].mean()),
                 "low": number_or_none(ends[column][0][h]),
@@ -43,7 +43,7 @@ def induction(model: Examined, start: int, device: torch.device) -> list[dict]:
             for column, values_SH in columns.items()
         }
         copies = ends["copying"][0][h] > repeats.COPYING
-        rows.append({"name": name, **interval_columns(told), "induction_head": bool(scored_H[h] and copies)})
+        rows.append({"name": name, **interval_columns(intervals), "induction_head": bool(scored_H[h] and copies)})
     return rows
 
 

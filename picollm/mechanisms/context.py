@@ -48,7 +48,7 @@ def truncated_nats(
     """
     W, T = windows_WT.shape[0], windows_WT.shape[1] - 1
     place_WN = target_places(W, T, seed)
-    N, found = place_WN.shape[1], {}
+    N, by_context = place_WN.shape[1], {}
     for k in tokens:
         if k is None:
             rows, target_WN, each = windows_WT, place_WN, 1
@@ -61,8 +61,8 @@ def truncated_nats(
         masks = torch.from_numpy(scored).to(device).split(len(parts[0]))
         nats = [losses(model, *pair).double().sum(-1).cpu().numpy() for pair in zip(parts, masks, strict=True)]
         total = np.concatenate(nats, axis=-1)
-        found[k] = total.reshape(*total.shape[:-1], W, each).sum(-1) / N
-    return found
+        by_context[k] = total.reshape(*total.shape[:-1], W, each).sum(-1) / N
+    return by_context
 
 
 class ContextCost(TypedDict):

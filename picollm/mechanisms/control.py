@@ -42,8 +42,8 @@ KNOWN = {
 def scores_of(model: Examined, start: int, device: torch.device) -> dict[str, np.ndarray]:
     """Computes each score of each head, [H], the smallest over the lengths, on repeated random ids."""
     sets = repeats.of_vocabulary(model.config.vocab_size, model.config.context, start, seed=SEED)
-    found = [repeats.scores(model, ids_ST, device) for ids_ST in sets]
-    return {name: np.min([scores[name].mean(0) for scores in found], axis=0) for name in repeats.SCORES}
+    by_length = [repeats.scores(model, ids_ST, device) for ids_ST in sets]
+    return {name: np.min([scores[name].mean(0) for scores in by_length], axis=0) for name in repeats.SCORES}
 
 
 def lines(kind: str, model: Examined, start: int, device: torch.device) -> list[str]:
@@ -51,29 +51,29 @@ def lines(kind: str, model: Examined, start: int, device: torch.device) -> list[
     if kind not in KNOWN:
         raise PicollmError(f"no known heads for {kind!r}; choose one of {', '.join(KNOWN)}")
     scores, n_heads = scores_of(model, start, device), model.config.n_heads
-    told = []
+    text = []
     for known in KNOWN[kind]:
         values = scores[known.score]
         order = np.argsort(-values)
         rank = {name_of(int(h), n_heads): place for place, h in enumerate(order, start=1)}
-        told.append(f"{known.score} heads ({known.source}); a score of {repeats.LEAST} or more counts")
+        text.append(f"{known.score} heads ({known.source}); a score of {repeats.LEAST} or more counts")
         for name in known.heads:
             if name not in rank:
                 raise PicollmError(f"the model has no head {name}: it is not the model examined by {known.source}")
             layer, head = name[1:].split("H")
             value = values[int(layer) * n_heads + int(head)]
             verdict = "found" if value >= repeats.LEAST else "not found"
-            told.append(f"  {name:6} {value:+.3f}  rank {rank[name]} of {len(values)}  {verdict}")
-    return [*told, *strongest(scores, n_heads)]
+            text.append(f"  {name:6} {value:+.3f}  rank {rank[name]} of {len(values)}  {verdict}")
+    return [*text, *strongest(scores, n_heads)]
 
 
 def strongest(scores: dict[str, np.ndarray], n_heads: int, most: int = 8) -> list[str]:
     """Lists the heads with the largest scores of each kind."""
-    told = []
+    text = []
     for name, values in scores.items():
         top = [f"{name_of(int(h), n_heads)} {values[h]:+.2f}" for h in np.argsort(-values)[:most]]
-        told.append(f"largest {name} scores: {', '.join(top)}")
-    return told
+        text.append(f"largest {name} scores: {', '.join(top)}")
+    return text
 
 
 def emergence_line(revision: str, model: Examined, start: int, device: torch.device) -> str:

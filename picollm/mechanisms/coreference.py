@@ -50,7 +50,7 @@ def tokenised(references: Sequence[Reference], context: int, tokenizer: Tokenize
         raise PicollmError(
             f"coreference of {clusters} pairs of words: at least {LEAST_CLUSTERS} are needed to split them"
         )
-    found = []
+    items = []
     for r in references:
         if r.gold not in (0, 1) or max(end for _, end in r.candidates) > r.pronoun[0]:
             raise PicollmError(
@@ -65,24 +65,24 @@ def tokenised(references: Sequence[Reference], context: int, tokenizer: Tokenize
                 "tokens.context"
             )
         spans = tokens.gold
-        found.append(
+        items.append(
             Item(tokens.ids, (spans["first"], spans["second"]), spans["pronoun"], r.gold, r.subject, r.cluster)
         )
-    return found
+    return items
 
 
 def candidate_weights(model: Examined, items: Sequence[Item], device: torch.device) -> NDArray[np.float64]:
     """Computes the attention of each head to each candidate, [I, H, C]. Items of one length share a forward pass."""
     length_I = np.array([len(item.ids) for item in items])
-    found: dict[int, NDArray] = {}
+    weights: dict[int, NDArray] = {}
     for length in np.unique(length_I).tolist():
         members = np.flatnonzero(length_I == length).tolist()
         ids = torch.tensor([items[i].ids for i in members], device=device)
         maps_BHQK = model.to(device).attention_maps(ids)[0].flatten(1, 2).cpu().numpy()
         for i, maps_HQK in zip(members, maps_BHQK, strict=True):
             rows_HK = maps_HQK[:, slice(*items[i].pronoun)].mean(1, dtype=np.float64)
-            found[i] = np.stack([rows_HK[:, slice(*span)].sum(-1) for span in items[i].candidates], axis=-1)
-    return np.stack([found[i] for i in range(len(items))])
+            weights[i] = np.stack([rows_HK[:, slice(*span)].sum(-1) for span in items[i].candidates], axis=-1)
+    return np.stack([weights[i] for i in range(len(items))])
 
 
 def prefers_gold(choice: NDArray, gold_I: NDArray) -> NDArray[np.float64]:
@@ -135,8 +135,8 @@ def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dic
         "the commoner in the training text": count_IC.astype(float),
         "uniform attention": length_IC.astype(float),
     }
-    found = {name: prefers_gold(choice, gold_I) for name, choice in rules.items()}
-    return found | {"the best fixed offset": best_on_other_half(prefers_gold(-away_IOC, gold_I), first_I)[1]}
+    right = {name: prefers_gold(choice, gold_I) for name, choice in rules.items()}
+    return right | {"the best fixed offset": best_on_other_half(prefers_gold(-away_IOC, gold_I), first_I)[1]}
 
 
 def clusters_of(items: Sequence[Item]) -> NDArray[np.int64]:

@@ -84,16 +84,16 @@ def trace_emergence(
     ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"], start=s.tokenizer.start)[: repeats.FEW]
     windows, many = spread(s.validation, WINDOWS), spread(s.validation, CONTEXT_WINDOWS)
     contexts = [k for k in CONTEXTS if k in lengths(many.shape[1] - 1)]
-    steps, nats, truncated, found = [], [], [], []
+    steps, nats, truncated, measurements = [], [], [], []
     for step, model in progress(snapshots, unit=" snapshots"):
         steps.append(step)
         model = model.to(s.device)
         nats.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).double().cpu().numpy())
         truncated.append(truncated_nats(model, many, [*contexts, None], seed=s.cfg["seed"], device=s.device))
-        found.append(measured(model, sample, ids_ST, labels, window, seed=s.cfg["seed"], device=s.device))
+        measurements.append(measured(model, sample, ids_ST, labels, window, seed=s.cfg["seed"], device=s.device))
     H = s.model.config.n_layers * s.model.config.n_heads
     above = {
-        name: np.reshape([low[name] for _, low in found], (-1, H)) > threshold[name] for name in STATISTICS
+        name: np.reshape([low[name] for _, low in measurements], (-1, H)) > threshold[name] for name in STATISTICS
     }  # fmt: skip
     onset = {name: [None if n is None else steps[n] for n in onsets(above[name])] for name in STATISTICS}
     return {
@@ -111,7 +111,7 @@ def trace_emergence(
                 "mean": {name: finite(values[name].mean()) for name in (*STATISTICS, *SHARES)},
                 "heads": {name: [finite(value) for value in values[name]] for name in STATISTICS},
             }
-            for n, (step, nats_WT, (values, _)) in enumerate(zip(steps, nats, found, strict=True))
+            for n, (step, nats_WT, (values, _)) in enumerate(zip(steps, nats, measurements, strict=True))
         ],
         "onset": onset,
         "median_onset": {name: median(known(onset[name])) if known(onset[name]) else None for name in STATISTICS},
@@ -148,8 +148,8 @@ def measured(
     sums = sentence_sums(maps, sample.category, window=window, keys=sample.keys)
     drawn = macro_mean(sums, bootstrap_counts(sums.category, replicates=BOOTSTRAPS, seed=seed))
     values = first_replicate(macro_mean(sums))
-    for found in (values, drawn):
-        found["kappa_max"], found["kappa_set"] = strongest_kappa(found), strongest_set(found, labels)[0]
+    for table in (values, drawn):
+        table["kappa_max"], table["kappa_set"] = strongest_kappa(table), strongest_set(table, labels)[0]
     scores = repeats.scores(model, ids_ST, device)
     low = {name: interval(drawn[name])[0] for name in STATISTICS if name not in scores}
     low |= {name: resampled(score_SH.T, seed)[0] for name, score_SH in scores.items()}

@@ -111,7 +111,7 @@ def each_head(model: Examined, ids_BT: Tensor, kind: str, means_LHK: Tensor, sco
     The layers before a head's own are computed once for all heads, the attention of its layer once for all its heads.
     """
     x, *rest = model.start(ids_BT[:, :-1])
-    found = []
+    nats = []
     B, T = ids_BT[:, 1:].shape
     for layer, block in enumerate(model.layers):
         z_BHTK, other_BHTK = replacement(kind, block, x, rest, means_LHK[layer])
@@ -123,9 +123,9 @@ def each_head(model: Examined, ids_BT: Tensor, kind: str, means_LHK: Tensor, sco
             changed = after(block, x.repeat(len(heads), 1, 1), z_NBHTK.flatten(0, 1), rest)
             for later in model.layers[layer + 1 :]:
                 changed = later(changed, *rest)
-            found.append(losses(model, changed, ids_BT, scored_BT).view(len(heads), B, T))
+            nats.append(losses(model, changed, ids_BT, scored_BT).view(len(heads), B, T))
         x = after(block, x, z_BHTK, rest)
-    return torch.cat(found)
+    return torch.cat(nats)
 
 
 @torch.no_grad()

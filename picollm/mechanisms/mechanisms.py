@@ -88,18 +88,18 @@ class MechanismsReport(TypedDict):
 def score_mechanisms(s: ModelAndText) -> MechanismsReport:
     """Returns the contents of mechanisms.json except for emergence."""
     seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts, s.tokenizer.start)
-    found = {length: score_set(s, length) for length in fitting}
-    longest = max(found)
+    score_sets = {length: score_set(s, length) for length in fitting}
+    longest = max(score_sets)
     null = null_scores(s, longest)
     ids_ST = repeated(s, longest, seed)
     after_layer, direct_HW = attribution(s)
-    heads = head_rows(s, found, null, ids_ST, intervals(direct_HW.T, seed))
+    heads = head_rows(s, score_sets, null, ids_ST, intervals(direct_HW.T, seed))
     contexts = spread(s.validation, CONTEXT_WINDOWS * s.cfg["windows"])
     return {
         "format": FORMAT,
         "definitions": repeats.SCORES,
         "criteria": {"score": repeats.LEAST, "copying": repeats.COPYING},
-        "lengths": list(found),
+        "lengths": list(score_sets),
         "sequences": repeats.SEQUENCES * repeats.SEEDS,
         "least_count": int(s.counts[repeats.common(s.counts, s.tokenizer.start)].min()),
         "null": {name: finite(value) for name, value in null.items()},
@@ -115,15 +115,15 @@ def score_mechanisms(s: ModelAndText) -> MechanismsReport:
 
 
 def head_rows(
-    s: ModelAndText, found: Mapping, null: Mapping[str, float], ids_ST: NDArray, direct_H: Sequence[Known]
+    s: ModelAndText, score_sets: Mapping, null: Mapping[str, float], ids_ST: NDArray, direct_H: Sequence[Known]
 ) -> list[ScoredHead]:
-    """Scores, copying, harm and evidence of each head; `found`: {length: `score_set`}, `direct_H`: direct parts."""
-    seed, longest = s.cfg["seed"], max(found)
+    """Scores, copying, harm and evidence of each head; `score_sets`: {length: `score_set`}, `direct_H`: direct part."""
+    seed, longest = s.cfg["seed"], max(score_sets)
     copied_H = intervals(repeats.copying(s.model, ids_ST, s.device), seed)
     harm_H = intervals(harm(s, ids_ST[:ABLATED]), seed)
-    strict_H = intervals(found[longest]["drawn evenly"]["induction"], seed, 0.99)
+    strict_H = intervals(score_sets[longest]["drawn evenly"]["induction"], seed, 0.99)
     scores = {
-        score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in found.items()}
+        score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in score_sets.items()}
         for score in repeats.SCORES
     }
     rows: list[ScoredHead] = []
@@ -140,7 +140,7 @@ def head_rows(
                 for score, by_length in scores.items()
             },
             "by_frequency": {
-                score: finite(found[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
+                score: finite(score_sets[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
             },
             "copying": copied_H[h],
             "anti_copying": bool(copied_H[h]["high"] < 1 - repeats.COPYING),
@@ -189,8 +189,8 @@ def null_scores(s: ModelAndText, length: int) -> dict[str, float]:
     """Computes the 99th percentile of each score over the heads of untrained models."""
     ids_ST = repeated(s, length, s.cfg["seed"])[: repeats.FEW]
     untrained = untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"])
-    found = [repeats.scores(other.to(s.device), ids_ST, s.device) for other in untrained]
-    return {name: percentile_99(np.stack([scores[name].mean(0) for scores in found])) for name in repeats.SCORES}
+    by_model = [repeats.scores(other.to(s.device), ids_ST, s.device) for other in untrained]
+    return {name: percentile_99(np.stack([scores[name].mean(0) for scores in by_model])) for name in repeats.SCORES}
 
 
 def harm(s: ModelAndText, ids_ST: NDArray) -> NDArray[np.float64]:

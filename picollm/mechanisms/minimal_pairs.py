@@ -61,11 +61,11 @@ class Continuations:
     def by_ngrams(self, models: NGrams) -> dict[str, NDArray[np.float64]]:
         """Computes the margins of a unigram and a bigram, [P]."""
         previous, target = self.ids_NT[:, :-1], self.ids_NT[:, 1:]
-        found = {
+        losses_by_model = {
             "unigram": models.unigram(target.ravel()),
             "bigram": models.bigram(previous.ravel(), target.ravel()),
         }
         return {
             name: self.differences((losses.reshape(target.shape) * self.scored_NT).sum(-1))
-            for name, losses in found.items()
+            for name, losses in losses_by_model.items()
         }

@@ -65,15 +65,15 @@ def open_model_and_text(
 
     Raises PicollmError if model, tokens and tokenizer don't match.
     """
-    found, tokenizer = open_manifest(manifest), tokenizer or gpt2()
-    if tokenizer.fingerprint != found["tokenizer_sha256"]:
+    packed, tokenizer = open_manifest(manifest), tokenizer or gpt2()
+    if tokenizer.fingerprint != packed["tokenizer_sha256"]:
         raise PicollmError(f"{manifest} was written by another tokenizer: run tokenize_pack again")
-    padded = isinstance(model, ForeignModel) and model.config.vocab_size > found["vocab_size"]  # many models pad it
-    if model.config.vocab_size != found["vocab_size"] and not padded:
+    padded = isinstance(model, ForeignModel) and model.config.vocab_size > packed["vocab_size"]  # many models pad it
+    if model.config.vocab_size != packed["vocab_size"] and not padded:
         raise PicollmError(
-            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, {manifest} has {found['vocab_size']:,}"
+            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, {manifest} has {packed['vocab_size']:,}"
         )
-    width = min(model.config.context, found["context"]) + 1
+    width = min(model.config.context, packed["context"]) + 1
     train, validation = (np.asarray(open_split(manifest, split))[:, :width] for split in ("train", "validation"))
     if len(validation) < LEAST_WINDOWS:
         raise PicollmError(

@@ -146,8 +146,8 @@ def by_attention(
     weights_IHC = candidate_weights(s.model, items, s.device)
     report = coreference(weights_IHC, items, s.counts, s.names, rivals={"untrained": right_I}, seed=seed)
     p = max(report["best_of_all"]["p"], report["p_against_rivals"])
-    found: ByAttention = {"testable": True, "of_clusters": len(GENDERS), **report, "p": finite(p)}
-    return found
+    result: ByAttention = {"testable": True, "of_clusters": len(GENDERS), **report, "p": finite(p)}
+    return result
 
 
 def by_likelihood(
@@ -159,20 +159,20 @@ def by_likelihood(
     known = known_clusters(words, rare)
     if len(known) < LEAST_CLUSTERS:
         return untestable(len(known), len(words))
-    found = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer)
+    continuations = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer)
 
     def right_of(model: Examined) -> NDArray:
-        return preferred(found.margins(partial(baseline, model.to(s.device)), s.device))
+        return preferred(continuations.margins(partial(baseline, model.to(s.device)), s.device))
 
     own = right_of(s.model)
-    rivals = {name: preferred(margin_P) for name, margin_P in found.by_ngrams(ngrams).items()}
+    rivals = {name: preferred(margin_P) for name, margin_P in continuations.by_ngrams(ngrams).items()}
     rivals["untrained"] = np.mean([right_of(other) for other in untrained], axis=0)
-    p = max(above(own, rival, found.cluster_P) for rival in (np.full_like(own, 0.5), *rivals.values()))
+    p = max(above(own, rival, continuations.cluster_P) for rival in (np.full_like(own, 0.5), *rivals.values()))
     return {
         "testable": True,
         "of_clusters": len(words),
-        "model": accuracy(own, found.cluster_P),
-        "baselines": {name: accuracy(rival, found.cluster_P) for name, rival in rivals.items()},
+        "model": accuracy(own, continuations.cluster_P),
+        "baselines": {name: accuracy(rival, continuations.cluster_P) for name, rival in rivals.items()},
         "p": finite(p),
     }
 
@@ -194,31 +194,31 @@ def head_effects(s: ModelAndText, kind: str) -> PairEffects | None:
     known = known_clusters(words, rare_words(s.train, (word for own in words.values() for word in own), s.tokenizer))
     if len(known) < LEAST_CLUSTERS:
         return None
-    found, seed = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer), s.cfg["seed"]
-    whole_P = found.margins(partial(baseline, s.model), s.device)
-    margin_HP = found.margins(lambda ids, scored: each_head(s.model, ids, "mean", s.means, scored), s.device)
-    heads = per_head(cluster_means(whole_P - margin_HP, found.cluster_P), s.names, seed=seed)
+    continuations, seed = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer), s.cfg["seed"]
+    whole_P = continuations.margins(partial(baseline, s.model), s.device)
+    margin_HP = continuations.margins(lambda ids, scored: each_head(s.model, ids, "mean", s.means, scored), s.device)
+    heads = per_head(cluster_means(whole_P - margin_HP, continuations.cluster_P), s.names, seed=seed)
     remaining: list[MarginEffect] = [
         {**head, "accuracy": float(preferred(margin_P).mean())} for head, margin_P in zip(heads, margin_HP, strict=True)
     ]
-    return {"whole_model": accuracy(preferred(whole_P), found.cluster_P), "heads": remaining}
+    return {"whole_model": accuracy(preferred(whole_P), continuations.cluster_P), "heads": remaining}
 
 
 def metrics(report: ProbesReport) -> dict[str, float]:
     """Returns flat scalars with stable names for `dvc metrics diff`, of the probes that can be tested."""
-    found = report["coreference"]
+    pronoun_probe = report["coreference"]
     coreference = (
         {
-            "coreference": found["chosen_on_one_half"]["accuracy"],
-            "coreference_best_p": found["best_of_all"]["p"],
-            "coreference_untrained": found["baselines"]["untrained"]["accuracy"],
+            "coreference": pronoun_probe["chosen_on_one_half"]["accuracy"],
+            "coreference_best_p": pronoun_probe["best_of_all"]["p"],
+            "coreference_untrained": pronoun_probe["baselines"]["untrained"]["accuracy"],
         }
-        if found["testable"] is True
+        if pronoun_probe["testable"] is True
         else {}
     )
     pairs = {kind: entry for kind, entry in report["pairs"].items() if entry["testable"] is True}
     return {
-        "testable": int(found["testable"]) + len(pairs),
+        "testable": int(pronoun_probe["testable"]) + len(pairs),
         **coreference,
         **{kind: entry["model"]["accuracy"] for kind, entry in pairs.items()},
         **{f"{kind}_bigram": entry["baselines"]["bigram"]["accuracy"] for kind, entry in pairs.items()},

@@ -123,7 +123,7 @@ def copying(model: Examined, ids_ST: NDArray, device: torch.device) -> NDArray[n
     """
     length = ids_ST.shape[1] // 2
     query, next_Q = second_copy(length), torch.arange(1, length, device=device)  # its place within a copy
-    found = []
+    shares_by_layer = []
     for ids in batches(ids_ST, device):
         token_BRD = model.head.weight[ids[:, 1 : length + 1]]
         shares = []
@@ -136,8 +136,8 @@ def copying(model: Examined, ids_ST: NDArray, device: torch.device) -> NDArray[n
             itself_BHQ1 = above.gather(-1, (next_Q - 1)[:, None].expand(B, H, -1, 1))
             # Excludes the token itself and the query's own token: a head that writes the latter does not copy.
             shares.append(((above.sum(-1) - 0.5 - itself_BHQ1[..., 0]) / (length - 2)).mean(-1))
-        found.append(torch.cat(shares, 1).cpu().numpy())
-    return np.concatenate(found)
+        shares_by_layer.append(torch.cat(shares, 1).cpu().numpy())
+    return np.concatenate(shares_by_layer)
 
 
 def pooled(parts: Sequence[dict[str, NDArray]]) -> dict[str, NDArray]:

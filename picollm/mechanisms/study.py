@@ -107,8 +107,8 @@ def full_study(
 
     def part(name: str, make: Callable[[], T]) -> T:
         path = Path(folder) / "parts" / f"{name.replace(' ', '-')}.json"
-        if path.exists() and (found := read_json(path))["key"] == key:
-            return found["value"]
+        if path.exists() and (stored := read_json(path))["key"] == key:
+            return stored["value"]
         value = make()
         write_json(path, {"key": key, "value": value})
         return value
@@ -154,12 +154,12 @@ def by_context(s: ModelAndText) -> HeadsByContext:
     def lost(model: Examined, ids: Tensor, scored: Tensor) -> Tensor:
         return each_head(model, ids, "mean", s.means, scored) - baseline(model, ids, scored)
 
-    found = truncated_nats(s.model, windows, [*kept, None], seed=s.cfg["seed"], device=s.device, losses=lost)
+    nats = truncated_nats(s.model, windows, [*kept, None], seed=s.cfg["seed"], device=s.device, losses=lost)
     return {
         "windows": len(windows),
         "tokens": {
             "all" if k is None else str(k): per_head(more_HW, s.names, seed=s.cfg["seed"])
-            for k, more_HW in found.items()
+            for k, more_HW in nats.items()
         },
     }
 
@@ -193,10 +193,10 @@ def groups_of(s: ModelAndText, heads: HeadsReport, clusters: ClustersReport) -> 
     shape = (s.model.config.n_layers, s.model.config.n_heads)
     labels = [head["label"] for head in heads["heads"]]
     members = [head["cluster"] for head in clusters["heads"]]
-    found = {f"class {name}": np.array(labels) == name for name in dict.fromkeys(labels)}
+    masks = {f"class {name}": np.array(labels) == name for name in dict.fromkeys(labels)}
     if clusters["structure"]["found"]:
-        found |= {f"cluster {number}": np.array(members) == number for number in sorted(set(members))}
-    return {name: mask.reshape(shape) for name, mask in found.items() if 1 < mask.sum() < mask.size}
+        masks |= {f"cluster {number}": np.array(members) == number for number in sorted(set(members))}
+    return {name: mask.reshape(shape) for name, mask in masks.items() if 1 < mask.sum() < mask.size}
 
 
 def by_category(s: ModelAndText, category: CategoryMaps) -> CategoryHeads:

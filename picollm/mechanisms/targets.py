@@ -29,10 +29,10 @@ def target_kinds(ids_WT: NDArray, counts_V: NDArray) -> dict[str, NDArray[np.boo
     The first five are known only for GPT-2's vocabulary and are left out for any other.
     """
     targets = ids_WT[:, 1:]
-    found = by_word(targets) if len(counts_V) == VOCAB_SIZE else {}
-    found["repeated"] = np.stack([[token in row[: t + 1] for t, token in enumerate(row[1:])] for row in ids_WT])
-    found["rare"] = counts_V[targets] < RARE
-    return found
+    kinds = by_word(targets) if len(counts_V) == VOCAB_SIZE else {}
+    kinds["repeated"] = np.stack([[token in row[: t + 1] for t, token in enumerate(row[1:])] for row in ids_WT])
+    kinds["rare"] = counts_V[targets] < RARE
+    return kinds
 
 
 def by_word(targets_WT: NDArray) -> dict[str, NDArray[np.bool_]]:

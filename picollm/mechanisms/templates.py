@@ -64,14 +64,14 @@ FRAMES = [
 
 def references(style: str = "plain") -> list[Reference]:
     """Builds both orders of each pair of words with both pronouns, in every frame, in the training text's style."""
-    found = []
+    items = []
     for (cluster, pair), (text, subject) in product(enumerate(GENDERS), FRAMES):
         text = as_wikitext(text) if style == "wikitext" else text
         for order, cue in product((0, 1), (0, 1)):
             mentioned = (pair[order], pair[1 - order])
             gold = cue if order == 0 else 1 - cue
-            found.append(_reference(text, mentioned, ("he", "she")[cue], gold, subject, cluster))
-    return found
+            items.append(_reference(text, mentioned, ("he", "she")[cue], gold, subject, cluster))
+    return items
 
 
 def _reference(text: str, mentioned: tuple[str, str], pronoun: str, gold: int, subject: int, cluster: int) -> Reference:

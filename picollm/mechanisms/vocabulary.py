@@ -17,10 +17,10 @@ LEAST_COUNT = 10  # minimum occurrences of each word of a cluster of items
 def occurrences(rows: NDArray, word: str, tokenizer: Tokenizer) -> int:
     """Counts the occurrences of a word in rows of ids, with a space before it."""
     ids = tokenizer.ids(" " + word)
-    found = rows[:, : rows.shape[1] - len(ids) + 1] == ids[0]
+    matches = rows[:, : rows.shape[1] - len(ids) + 1] == ids[0]
     for k, token in enumerate(ids[1:], start=1):
-        found &= rows[:, k : rows.shape[1] - len(ids) + 1 + k] == token
-    return int(found.sum())
+        matches &= rows[:, k : rows.shape[1] - len(ids) + 1 + k] == token
+    return int(matches.sum())
 
 
 def rare_words(rows: NDArray, words: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:
