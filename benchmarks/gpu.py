@@ -65,7 +65,7 @@ from picollm.profiling import workload
 from picollm.profiling.timeline import analyse, metrics, read_kineto
 
 VOCABULARY = 50257  # GPT-2's
-SIZES = {  # rows a step, training steps, batches, gate rows, rounds
+SIZES = {  # rows per step, training steps, batches, gate rows, rounds
     "original": (64, 600, (1, 8, 32), 64, 9),
     "smoke": (4, 6, (1, 2), 4, 3),
 }

@@ -79,7 +79,7 @@ def describe_gpu() -> dict | None:
         return None
     properties = torch.cuda.get_device_properties(0)
     return {
-        "name": properties.name,  # for a MIG slice, includes its size
+        "name": properties.name,  # includes a MIG slice's size: slices differ from each other and from the GPU
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_gib": round(properties.total_memory / 2**30, 1),

@@ -120,7 +120,7 @@ def text_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[str]:
 
 
 def text_articles(name: str, open_file: Callable[[], BinaryIO], remarks: Remarks) -> Iterator[Article]:
-    """Yields articles; text before the first heading is named after the file, and a file without any is one article."""
+    """Yields articles; text before the first heading, or without heading and marker, is one named after the file."""
     title, headings = plain_name(name).stem, 0
 
     def watched() -> Iterator[str]:

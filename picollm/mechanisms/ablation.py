@@ -229,7 +229,7 @@ def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, 
     """Cost of ablating a group of heads, a mask [L, H], compared with other sets with as many heads of each layer.
 
     `loss_without` maps a mask to a loss per window (or sequence), [W]. `p` is the share of all sets, including this
-    one, that cost as much, and `least_p` the smallest p that so many sets can give: None if there are no other sets.
+    one, that cost as much, and `least_p` the smallest p that so many sets can give: 1 without other sets.
     """
     whole_W = loss_without(np.zeros_like(heads_LH))
     more_W = loss_without(heads_LH) - whole_W

@@ -29,7 +29,7 @@ class Continuations:
         self.cluster_P = np.array([pair.cluster for pair in pairs])
         clusters = len(np.unique(self.cluster_P))
         if clusters < LEAST_CLUSTERS:
-            raise PicollmError(f"minimal pairs of {clusters} clusters: an interval needs at least {LEAST_CLUSTERS}")
+            raise PicollmError(f"minimal pairs of {clusters} clusters: at least {LEAST_CLUSTERS} are needed")
         prefixes, targets = [], []
         for side in ("good", "bad"):
             for pair in pairs:

@@ -8,7 +8,7 @@ token of the second copy is left out, because its duplicate is followed by the s
 A score is the mean weight at one offset, minus what uniform attention puts there, over its largest possible value.
 
 Shape suffixes: S sequence, B batch of them, T position, R position within a copy, L layer, H head (layers flattened
-where no L stands), Q query, K head width, D model width.
+without an L), Q query, K head width, D model width.
 """
 
 from __future__ import annotations
