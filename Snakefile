@@ -2,7 +2,7 @@
 
     snakemake --cores all reports/final.html
 
-The rules stand in rules/, one file a chapter; what they do stands in picollm/; config.yaml says with which parameters.
+The rules are in rules/, one file per topic; their implementation is in picollm/, their parameters in config.yaml.
 """
 
 from snakemake.utils import min_version

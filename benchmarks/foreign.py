@@ -1,15 +1,15 @@
-"""A model of GPT-2 small's size through `picollm analyze`, and its attention maps against TransformerLens.
+"""Times `picollm analyze` on a model of GPT-2 small's size, and its attention maps against TransformerLens.
 
     python benchmarks/foreign.py
 
-Needed: `pip install -e '.[dev,models]' -c constraints.txt`. Weights are random (12 layers x 12 heads, 768 wide), the
+Requires `pip install -e '.[dev,models]' -c constraints.txt`. Weights are random (12 layers x 12 heads, 768 wide), the
 sentences are the shipped ones, the tokenizer is GPT-2's.
 
-maps      one sentence after another: this project's maps against TransformerLens 3's run_with_cache, the same weights,
+maps      sentence by sentence: this project's maps against TransformerLens 3's run_with_cache, with the same weights,
           interleaved in rounds, at 2 threads; and the largest difference between their patterns.
-analyze   the command itself in a process of its own: seconds and the most memory that it held.
+analyze   the command in its own process: seconds and peak memory.
 
-Median, smallest and largest.
+Median, minimum and maximum.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 def make(folder: Path, layers: int, width: int) -> None:
-    """GPT-2 with random weights, as sharp as a trained one's, and GPT-2's own tokenizer."""
+    """Writes a GPT-2 with random weights, as sharp as a trained model's, and GPT-2's own tokenizer."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -53,7 +53,7 @@ def make(folder: Path, layers: int, width: int) -> None:
 
 
 def hooked(model: ForeignModel):
-    """The same weights in TransformerLens, by its own conversion."""
+    """Loads the same weights into TransformerLens by its own conversion."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 
@@ -78,27 +78,27 @@ def maps(folder: Path, rounds: int, number: int) -> None:
     every = [sentence for category in load_sentences(SENTENCES).values() for sentence in category.sentences]
     ids = [tokenise(sentence, tokenizer).ids for sentence in every[:: max(1, len(every) // number)]]
     worst, seconds = 0.0, {"picollm": [], "TransformerLens run_with_cache": []}
-    for turn in range(rounds + 1):  # the first one warms up, and compares
+    for turn in range(rounds + 1):  # the first round warms up and compares
         start = time.perf_counter()
-        found = list(attention_maps(model, ids, CPU))
+        own_maps = list(attention_maps(model, ids, CPU))
         middle = time.perf_counter()
         for n, sequence in enumerate(ids):
             with torch.no_grad():
                 _, cache = lens.run_with_cache(torch.tensor([sequence]))
             if turn == 0:
                 theirs = torch.stack([cache["pattern", layer][0] for layer in range(layers)])
-                worst = max(worst, float((torch.from_numpy(found[n]) - theirs).abs().max()))
+                worst = max(worst, float((torch.from_numpy(own_maps[n]) - theirs).abs().max()))
         end = time.perf_counter()
         if turn:
             for name, value in zip(seconds, (middle - start, end - middle), strict=True):
                 seconds[name].append(value)
     for name, values in seconds.items():
-        print(f"{name:32} {told(values)} s for {len(ids)} sentences")
+        print(f"{name:32} {spread(values)} s for {len(ids)} sentences")
     ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
-    print(f"{'ratio':32} {told(ratios)}; patterns differ by {worst:.1e} at most", flush=True)
+    print(f"{'ratio':32} {spread(ratios)}; patterns differ by {worst:.1e} at most", flush=True)
 
 
-def told(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
@@ -108,7 +108,7 @@ def analyze(folder: Path) -> None:
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"picollm analyze ended with {status}")
+        sys.exit(f"picollm analyze exited with status {status}")
     seconds, busy = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
     print(f"analyze: {seconds:.0f} s ({busy:.0f} s of CPU time), at most {usage.ru_maxrss / 2**20:.2f} GiB")
 
@@ -116,7 +116,7 @@ def analyze(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sentences", type=int, default=242, help="about so many, for the maps (%(default)s)")
+    parser.add_argument("--sentences", type=int, default=242, help="for the maps, approximately (%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)

@@ -1,25 +1,25 @@
-"""Everything about speed that wants a GPU, in one go: `make gpu`.
+"""Runs all speed measurements that need a GPU: `make gpu`.
 
     python3 benchmarks/gpu.py                                       # writes gpu/gpu.json and gpu/gpu.md
-    python3 benchmarks/gpu.py --budget 540                          # what fits; the same again goes on from there
+    python3 benchmarks/gpu.py --budget 540                          # what fits; the same command resumes from there
     python3 benchmarks/gpu.py --parts benchmark --backends tensorrt-b1-fp16,eager-fp16
-    python3 benchmarks/gpu.py --size smoke                          # also on a CPU: does it run?
+    python3 benchmarks/gpu.py --size smoke                          # a quick test that also runs on a CPU
 
-Needed are torch, numpy, pyarrow, tiktoken, safetensors, tqdm, PyYAML and this checkout; no Snakemake, DVC or TensorRT.
-torch-tensorrt (or TensorRT-RTX) and ModelOpt take part if they are installed.
+Requires torch, numpy, pyarrow, tiktoken, safetensors, tqdm, PyYAML and this checkout; no Snakemake, DVC or TensorRT.
+torch-tensorrt (or TensorRT-RTX) and ModelOpt are included if they are installed.
 
-Parts, in this order; one that gpu.json has of the same sources, size, GPU and PyTorch is not done again:
+Parts, in this order; a part that gpu.json has for the same sources, size, GPU and PyTorch is not repeated:
 
-correctness   logits and gradients of the GPU against the processor's, in float32; untrained weights, no gate
-training      the original's size (preset wikitext-103): tokens per second, MFU against the data sheet, share of the
-              GPU's own bf16 matrix product; the trained weights are what the benchmark works on
-loading       the ladder of benchmarks/loading.py: what pin_memory and workers are worth
+correctness   logits and gradients of the GPU compared with the CPU's, in float32; untrained weights, no gate
+training      the original's size (preset wikitext-103): tokens per second, MFU relative to the data sheet, share of
+              the GPU's own bf16 matrix product; the benchmark uses the trained weights
+loading       the ladder of benchmarks/loading.py: the gains from pin_memory and workers
 profile       a trace of the training loop by torch.profiler, and its analysis
-benchmark     accuracy gate and latencies of every backend that can be built here, in a process of its own that is
-              started again without a backend that ended it (picollm.engine.journal); each cell is kept as it comes
+benchmark     accuracy gate and latencies of every backend that can be built here, in a separate process that is
+              restarted without a backend that ended it (picollm.engine.journal); each cell is saved immediately
 
-The text is made up: a Markov chain over GPT-2's vocabulary, which a model can learn, so that its logits are not flat. A
-part that fails is written down with its error, and the others go on; the exit code then is not 0.
+The text is synthetic: a Markov chain over GPT-2's vocabulary, which a model can learn, so that its logits are not flat.
+A part that fails is recorded with its error, and the others continue; the exit code is then not 0.
 """
 
 from __future__ import annotations
@@ -65,23 +65,23 @@ from picollm.profiling import workload
 from picollm.profiling.timeline import analyse, metrics, read_kineto
 
 VOCABULARY = 50257  # GPT-2's
-SIZES = {  # rows a step, training steps, batches, gate rows, rounds
+SIZES = {  # rows per step, training steps, batches, gate rows, rounds
     "original": (64, 600, (1, 8, 32), 64, 9),
     "smoke": (4, 6, (1, 2), 4, 3),
 }
 PARTS = ("correctness", "training", "loading", "profile", "benchmark")
-# Dense bf16 TFLOP/s of NVIDIA's data sheets (Turing: fp16), by a part of the name; the first that fits.
+# Dense bf16 TFLOP/s of NVIDIA's data sheets (Turing: fp16), by a part of the name; the first match counts.
 DATA_SHEET = {
     "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362, "L4": 121,
     "RTX 4090": 165, "RTX 3090": 71, "A10": 125, "T4": 65,
 }  # fmt: skip
-NO_ANSWER = 180.0  # seconds without a mark after which a backend is given up
-COUNTED = 60  # training steps that count: the last ones, after compilation and warm-up
-LARGEST = 1_000_000  # bytes of gpu.json
+NO_ANSWER = 180.0  # seconds without a sign of progress after which a backend is abandoned
+COUNTED = 60  # measured training steps: the last ones, after compilation and warm-up
+LARGEST = 1_000_000  # maximum bytes of gpu.json
 
 
 def markov_rows(n: int, width: int, seed: int) -> np.ndarray:
-    """Rows [n, width] uint16 of a chain in which each token has 8 likely successors, Zipf-distributed overall."""
+    """Draws rows [n, width] uint16 of a chain in which each token has 8 likely successors, Zipf-distributed overall."""
     draw = np.random.default_rng(seed)
     chain = np.random.default_rng(0)
     rank = 1 / np.arange(1, VOCABULARY + 1)
@@ -94,7 +94,7 @@ def markov_rows(n: int, width: int, seed: int) -> np.ndarray:
 
 
 def presets(size: str, device: torch.device) -> tuple[ModelConfig, TrainingConfig]:
-    """The original's shape, or for `smoke` a tiny one, and a recipe of the original's with all tokens on the device."""
+    """The original's shape, or a tiny one for `smoke`, and the original's recipe with all tokens on the device."""
     batch_rows, steps, *_ = SIZES[size]
     config = preset("wikitext-103")
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"} | {"dropout": 0.0}
@@ -106,7 +106,7 @@ def presets(size: str, device: torch.device) -> tuple[ModelConfig, TrainingConfi
 
 
 def data_sheet(device: torch.device) -> float | None:
-    """The GPU's dense FLOP/s, or None where it is not in the list."""
+    """The GPU's dense FLOP/s, or None if it is not in the list."""
     name = describe_gpu()["name"] if device.type == "cuda" else ""
     return next((peak * 1e12 for known, peak in DATA_SHEET.items() if known in name), None)
 
@@ -132,8 +132,8 @@ def train(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> t
 
 
 def correctness(shape: ModelConfig, device: torch.device) -> dict:
-    """Largest differences between this device and the processor, float32, untrained weights: logits, and gradients
-    relative to the largest one of their tensor."""
+    """Largest differences between this device and the CPU, float32, untrained weights: logits, and gradients relative
+    to the largest one of their tensor."""
     torch.manual_seed(0)
     models = {"cpu": Transformer(shape)}
     models["here"] = copy.deepcopy(models["cpu"]).to(device)
@@ -153,7 +153,7 @@ def correctness(shape: ModelConfig, device: torch.device) -> dict:
 
 
 def loading_ladder(size: str) -> dict:
-    """The lines of benchmarks/loading.py, which runs alone."""
+    """Runs benchmarks/loading.py in its own process and returns its lines."""
     command = [sys.executable, str(ROOT / "benchmarks/loading.py"), "--rounds", "3" if size == "smoke" else "7"]
     command += ["--size", "default" if size == "smoke" else "original"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -169,7 +169,7 @@ def wanted_backends(device: torch.device, asked: list[str] | None) -> list[str]:
 
 
 def measure(folder: Path, size: str, device: torch.device, threads: int, names: list[str], journal: Journal) -> dict:
-    """Build and benchmark of the model in `folder`; what the journal has is not done again."""
+    """Builds and benchmarks the model in `folder`, without repeating what the journal has."""
     *_, batches, gate_rows, rounds = SIZES[size]
     model = load_folder(folder)
     grid = Grid(tuple(names), {"last": batches, "full": batches[:1], "loss": batches[:1]}, max(batches))
@@ -185,13 +185,13 @@ def measure(folder: Path, size: str, device: torch.device, threads: int, names: 
 
 
 def measure_apart(folder: Path, output: Path, arguments: argparse.Namespace, names: list[str], key: str) -> dict:
-    """`measure` in a process of its own."""
+    """Runs `measure` in its own process."""
     work = output / "benchmark" / hashlib.sha256(f"{key} {names}".encode()).hexdigest()[:16]
-    found = work / "report.json"
+    report = work / "report.json"
     command = [sys.executable, __file__, "--size", arguments.size, "--device", arguments.device,
                "--backends", ",".join(names), "--child", str(work), "--model", str(folder)]  # fmt: skip
     supervise(command, work, needed=REFERENCE, limit=LIMIT if arguments.size == "smoke" else NO_ANSWER)
-    return read_json(found)
+    return read_json(report)
 
 
 def trace(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> dict:
@@ -199,17 +199,17 @@ def trace(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> d
         path = Path(scratch, "trace.json")
         rows = markov_rows(400, shape.context + 1, 1)
         workload.run(shape, recipe, rows, device, steps=20 if recipe.length > 100 else 3, warmup=5, trace=path)
-        found: dict = {**analyse(read_kineto(path))}
-    found["workload"] = {"batch_rows": recipe.batch_rows, "context": shape.context}
-    found["metrics"] = metrics(found)
-    del found["timeline"]
-    return found
+        report: dict = {**analyse(read_kineto(path))}
+    report["workload"] = {"batch_rows": recipe.batch_rows, "context": shape.context}
+    report["metrics"] = metrics(report)
+    del report["timeline"]
+    return report
 
 
 def attempt(part: Callable[[], dict]) -> dict:
     try:
         return part()
-    except Exception as error:  # one part that fails must not cost the others: a GPU is rare
+    except Exception as error:  # a failing part must not stop the others: GPU time is scarce
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
@@ -220,7 +220,7 @@ def commit() -> str:
 
 
 def identity(size: str, device: torch.device) -> dict:
-    """What makes two measurements comparable; gpu.json holds those of one identity alone."""
+    """Returns what must be equal for two measurements to be comparable; gpu.json holds only one identity."""
     files = sorted([*ROOT.glob("picollm/**/*.py"), *ROOT.glob("presets/*.yaml"), Path(__file__)])
     gpu = describe_gpu() if device.type == "cuda" else None
     return {
@@ -230,7 +230,7 @@ def identity(size: str, device: torch.device) -> dict:
 
 
 def continued(path: Path, key: dict) -> dict:
-    """The parts that are done; a file of another identity is put aside, never mixed."""
+    """Returns the finished parts; a file of another identity is moved aside, never mixed."""
     if not path.exists():
         return {}
     before = read_json(path)
@@ -238,54 +238,54 @@ def continued(path: Path, key: dict) -> dict:
         return {name: before[name] for name in PARTS if name in before and "error" not in before[name]}
     aside = path.with_name(f"gpu.{int(path.stat().st_mtime)}.json")
     path.rename(aside)
-    print(f"gpu: {path} is of other sources, another size, PyTorch or GPU: it is {aside} now")
+    print(f"gpu: {path} is for other sources, another size, PyTorch or GPU: moved to {aside}")
     return {}
 
 
 def page(report: dict) -> str:
-    """The report in Markdown; a part that was not done says so."""
+    """Formats the report as Markdown, including the parts that were not done."""
     hardware = report["hardware"]
     where = hardware["gpu"]["name"] if hardware["gpu"] else hardware["cpu"]["model"]
     versions = ", ".join(f"{name} {version}" for name, version in hardware["packages"].items())
     text = [f"# {where}", "", f"Commit {report['commit']}, size {report['size']}. {versions}."]
     for name in PARTS:
-        found = report.get(name, {"error": "not done"})
-        about = f" ({found['seconds']:g} s)" if "seconds" in found else ""
+        part = report.get(name, {"error": "not done"})
+        about = f" ({part['seconds']:g} s)" if "seconds" in part else ""
         text += ["", f"## {name.capitalize()}{about}", ""]
-        text += [f"Failed: {found['error']}"] if "error" in found else SECTIONS[name](found)
+        text += [f"Failed: {part['error']}"] if "error" in part else SECTIONS[name](part)
     return "\n".join(text) + "\n"
 
 
-def correctness_lines(found: dict) -> list[str]:
+def correctness_lines(part: dict) -> list[str]:
     return [
-        f"Against the processor in float32, untrained weights: logits {found['logits']:.2g} off at most (the largest "
-        f"is {found['largest_logit']:.2g}), gradients {found['gradients']:.2g} of their tensor's largest."
+        f"Compared with the CPU in float32, untrained weights: logits differ by {part['logits']:.2g} at most (largest "
+        f"logit {part['largest_logit']:.2g}), gradients by {part['gradients']:.2g} of their tensor's largest."
     ]
 
 
-def training_lines(found: dict) -> list[str]:
-    mfu = f"{found['mfu']:.1%} of the data sheet" if found["mfu"] else "the data sheet is not known"
+def training_lines(part: dict) -> list[str]:
+    mfu = f"{part['mfu']:.1%} of the data sheet" if part["mfu"] else "no data sheet value known"
     return [
-        f"{found['tokens_per_second']:,.0f} tokens/s at {found['batch_rows']} x {found['context']} tokens a step "
-        f"(median of the last {COUNTED} steps; {found['slowest']:,.0f} to {found['fastest']:,.0f}),",
-        f"{found['flops_per_second'] / 1e12:.1f} TFLOP/s: {mfu}, "
-        f"{found['share_of_gemm']:.0%} of the machine's own bf16 matrix product; loss {found['first_loss']:.2f} to "
-        f"{found['last_loss']:.2f}; {found['loss_path']}.",
+        f"{part['tokens_per_second']:,.0f} tokens/s at {part['batch_rows']} x {part['context']} tokens per step "
+        f"(median of the last {COUNTED} steps; {part['slowest']:,.0f} to {part['fastest']:,.0f}),",
+        f"{part['flops_per_second'] / 1e12:.1f} TFLOP/s: {mfu}, "
+        f"{part['share_of_gemm']:.0%} of the machine's own bf16 matrix product; loss {part['first_loss']:.2f} to "
+        f"{part['last_loss']:.2f}; {part['loss_path']}.",
     ]
 
 
-def profile_lines(found: dict) -> list[str]:
-    return [f"- {name}: {value:.4g}" for name, value in found["metrics"].items()]
+def profile_lines(part: dict) -> list[str]:
+    return [f"- {name}: {value:.4g}" for name, value in part["metrics"].items()]
 
 
-def benchmark_lines(found: dict) -> list[str]:
-    return [f"Of {found['weights']} weights.", "", "```", *lines(found), "```"]
+def benchmark_lines(part: dict) -> list[str]:
+    return [f"With {part['weights']} weights.", "", "```", *lines(part), "```"]
 
 
 SECTIONS = {
     "correctness": correctness_lines,
     "training": training_lines,
-    "loading": lambda found: ["```", *found["lines"], "```"],
+    "loading": lambda part: ["```", *part["lines"], "```"],
     "profile": profile_lines,
     "benchmark": benchmark_lines,
 }
@@ -297,8 +297,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu"), help="the folder to write into (%(default)s)")
     parser.add_argument("--parts", type=listed(PARTS), default=list(PARTS), help=", ".join(PARTS))
-    parser.add_argument("--backends", type=listed(BACKENDS), help="of the benchmark; by default those of the full grid")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no part is begun")
+    parser.add_argument("--backends", type=listed(BACKENDS), help="benchmarked backends; default: the full grid")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no part is started")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -306,10 +306,10 @@ def parse() -> argparse.Namespace:
 
 def listed(allowed: Collection[str]) -> Callable[[str], list[str]]:
     def names(text: str) -> list[str]:
-        found = text.split(",")
-        if unknown := [name for name in found if name not in allowed]:
+        chosen = text.split(",")
+        if unknown := [name for name in chosen if name not in allowed]:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(allowed)}")
-        return found
+        return chosen
 
     return names
 
@@ -317,37 +317,37 @@ def listed(allowed: Collection[str]) -> Callable[[str], list[str]]:
 def main() -> None:
     arguments, begun = parse(), time.monotonic()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the processes that this one starts
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # for the processes that this one starts
     device = set_up_to_time(arguments.device, torch.get_num_threads())
     if arguments.size == "original" and device.type == "cpu":
-        sys.exit("gpu: torch sees no GPU; --size smoke runs on a CPU, to see whether it works")
+        sys.exit("gpu: torch sees no GPU; use --size smoke to test this on a CPU")
     threads, names = torch.get_num_threads(), wanted_backends(device, arguments.backends)
     if arguments.child:
 
         def work(journal: Journal) -> None:
-            found = measure(arguments.model, arguments.size, device, threads, names, journal)
-            write_json(arguments.child / "report.json", found)
+            report = measure(arguments.model, arguments.size, device, threads, names, journal)
+            write_json(arguments.child / "report.json", report)
 
         return child(work, arguments.child)
     key, path = identity(arguments.size, device), arguments.output / "gpu.json"
     shape, recipe = presets(arguments.size, device)
     done = continued(path, key)
     if done.get("benchmark", {}).get("asked") != names:
-        done.pop("benchmark", None)  # its cells are kept all the same, for the backends that they are of
+        done.pop("benchmark", None)  # its cells are still kept for the backends in common
     model = arguments.output / "model"
 
     def training() -> dict:
-        found, trained = train(shape, recipe, device)
+        part, trained = train(shape, recipe, device)
         save(trained, model, "trained")
-        return found
+        return part
 
     def benchmarked() -> dict:
         if not (model / "config.json").exists() or read_json(model / "about.json")["key"] != key:
             torch.manual_seed(0)
             save(Transformer(shape), model, "untrained")
         about = read_json(model / "about.json")
-        found = measure_apart(model, arguments.output, arguments, names, f"{key} {about}")
-        return found | {"weights": about["weights"], "asked": names}
+        part = measure_apart(model, arguments.output, arguments, names, f"{key} {about}")
+        return part | {"weights": about["weights"], "asked": names}
 
     def save(trained: Transformer, folder: Path, weights: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -370,7 +370,7 @@ def main() -> None:
         if name in done or name not in arguments.parts:
             continue
         if time.monotonic() - begun > arguments.budget:
-            print(f"gpu: {arguments.budget:g} s are over; the same command goes on with {name}")
+            print(f"gpu: the budget of {arguments.budget:g} s is used up; the same command resumes with {name}")
             break
         print(f"gpu: {name} ...", flush=True)
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""The ladder of data loading: what pin_memory and workers are worth for training on this machine, in tokens per second.
+"""Measures the ladder of data loading: the effect of pin_memory and workers on training, in tokens per second.
 
     python benchmarks/loading.py                          # the default's model; about three minutes on two cores
     python benchmarks/loading.py --size original --rounds 7
@@ -7,13 +7,13 @@ Each rung feeds the same training loop (`picollm.model.training.Trainer`), witho
 
     L0   one row at a time: Dataset.__getitem__ of a row, DataLoader without workers, the default collation
     L1   L0 with pin_memory (copies to the GPU don't wait); without a GPU there is nothing to pin for
-    L2   L1 with two workers, persistent, two batches ahead each
+    L2   L1 with two persistent workers, each two batches ahead
     L3   the rows of a batch in one gather over the memory-mapped shards: pretrain.loading: gather
     L4   all tokens on the device, gathered there: pretrain.loading: resident
 
-"Before" is L0 and "after" L3. Rounds are interleaved in shuffled order; L0 takes part twice, and the ratio of the two
+"Before" is L0 and "after" L3. Rounds are interleaved in shuffled order; L0 is measured twice, and the ratio of the two
 is the noise. A ratio is of blocks' medians, with a 95 % bootstrap interval over rounds. Waits: the share of a step
-before its batch is there. Random tokens: speed knows no words.
+before its batch is available. Tokens are random, because their values don't affect speed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from picollm.profiling.ladder import row_by_row
 
 ROWS = 20_000
 AHEAD = 2  # batches that each of two workers reads ahead, in picollm.profiling.ladder
-DRAINED = 2 * AHEAD + 1  # steps before a block that count for nothing
-STEPS = 8  # in a block
+DRAINED = 2 * AHEAD + 1  # uncounted steps before a block
+STEPS = 8  # steps per block
 RUNGS = ("L0", "L0 (again)", "L1", "L2", "L3", "L4")
 
 
@@ -51,14 +51,14 @@ def trainer(rung: str, size: str, rows: np.ndarray, device: torch.device) -> Tra
 
 
 def block(made: Trainer) -> tuple[list[float], list[float]]:
-    """Milliseconds of a step, the block's mean, and the share of the steps that waited."""
-    for _ in range(DRAINED):  # what workers read while others ran would come for nothing
+    """Runs a block: its mean milliseconds per step, and the share of each step spent waiting."""
+    for _ in range(DRAINED):  # batches that workers read while others ran would be free
         made.advance()
     made.read()
     done, start = len(made.curve), time.perf_counter()
     for _ in range(STEPS):
         made.advance()
-    made.read()  # the loop's own habit: no waiting for the device at every step
+    made.read()  # like the training loop: no waiting for the device at every step
     return [(time.perf_counter() - start) * 1e3 / STEPS], [row["data_wait"] for row in made.curve[done:]]
 
 
@@ -81,11 +81,11 @@ def main() -> None:
         order = np.random.default_rng(0)
         for _ in range(arguments.rounds):
             for rung in order.permutation(rungs):
-                found, waited = block(made[rung])
-                times[rung].append(found)
+                steps, waited = block(made[rung])
+                times[rung].append(steps)
                 waits[rung] += waited
     tokens = recipe.batch_rows * shape.context
-    print(f"{arguments.size}: {recipe.batch_rows} x {shape.context} tokens a step, {device.type}, "
+    print(f"{arguments.size}: {recipe.batch_rows} x {shape.context} tokens per step, {device.type}, "
           f"{arguments.rounds} rounds of {STEPS} steps")  # fmt: skip
     if "L1" not in rungs:
         print("L1           not measured: no GPU, so there is nothing to pin for")

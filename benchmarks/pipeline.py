@@ -1,18 +1,18 @@
-"""What the two drivers cost above the work itself, and how that grows with the number of stages.
+"""Measures the overhead of the two drivers, and its growth with the number of stages.
 
     python benchmarks/pipeline.py                       # about ten minutes on two cores
     python benchmarks/pipeline.py --rounds 1 --stages 12
 
-Throw-away repositories with this project's Snakefile and machinery and N synthetic rules in a chain of short jobs,
-committed on two branches that differ in every artefact. Timed, in interleaved rounds:
+It uses temporary repositories with this project's Snakefile and machinery and N synthetic rules in a chain of short
+jobs, committed on two branches that differ in every artefact. Timed in interleaved rounds:
 
-    no-op snakemake    nothing to be done
-    no-op dvc repro    nothing to be done
+    no-op snakemake    nothing to do
+    no-op dvc repro    nothing to do
     sync               `picollm sync` after `git checkout` of the other branch: all data and records change
-    snakemake, stage   a run of the last 6 stages, less the no-op, by 6: all overhead, as the jobs write some bytes;
+    snakemake, stage   (run of the last 6 stages - no-op) / 6: pure overhead, because the jobs write only some bytes
     dvc repro, stage   the same with `dvc repro`
 
-Median, smallest and largest of the rounds, in seconds.
+Median, minimum and maximum of the rounds, in seconds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TARGET = "data/stage_{last}.bin"
 
 
 def repository(path: Path, stages: int) -> Workspace:
-    """N rules, each of which reads the one before it, on the branches `one` and `two`, both run."""
+    """Creates N rules, each reading the previous one's output, on the branches `one` and `two`, and runs both."""
     project = workspace.create(path)
     for old in [*(path / "workflow_scripts").glob("*.py"), *(path / "rules").glob("*.smk")]:
         if old.name != "common.smk":
@@ -88,22 +88,22 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def measure(project: Workspace, stages: int, turn: int) -> dict[str, float]:
-    """One round, which leaves the repository as it found it but for the branch."""
-    found = {
+    """Runs one round, which changes nothing in the repository except the branch."""
+    seconds_of = {
         "no-op snakemake": timed(lambda: project.snakemake("--quiet", "all")),
         "no-op dvc repro": timed(lambda: project.run("dvc", "repro")),
     }
     branch = project.run("git", "branch", "--show-current").strip()
     project.run("git", "checkout", "-q", "one" if branch == "two" else "two")
-    found["sync"] = timed(lambda: project.picollm("sync"))
+    seconds_of["sync"] = timed(lambda: project.picollm("sync"))
     for driver, command in {"snakemake": ("snakemake", "--cores", "all"), "dvc repro": ("dvc", "repro")}.items():
         script = project.path / f"workflow_scripts/stage_{stages - LAST}.py"
         script.write_text(f"{script.read_text()}# {turn}\n")
         seconds = timed(lambda command=command: project.run(*command))
-        found[f"{driver}, stage"] = (seconds - found[f"no-op {driver}"]) / LAST
+        seconds_of[f"{driver}, stage"] = (seconds - seconds_of[f"no-op {driver}"]) / LAST
     project.run("git", "checkout", "-q", "--", ".")
     project.picollm("sync")
-    return found
+    return seconds_of
 
 
 def main() -> None:
@@ -117,9 +117,9 @@ def main() -> None:
         times: dict[tuple[str, int], list[float]] = {}
         for turn in range(arguments.rounds):
             for n, project in projects.items():
-                found = measure(project, n, turn)
-                print(f"round {turn + 1}, {n} stages:", *(f"{s:.2f}" for s in found.values()), file=sys.stderr)
-                for name, seconds in found.items():
+                measured = measure(project, n, turn)
+                print(f"round {turn + 1}, {n} stages:", *(f"{s:.2f}" for s in measured.values()), file=sys.stderr)
+                for name, seconds in measured.items():
                     times.setdefault((name, n), []).append(seconds)
     finally:
         shutil.rmtree(folder)

@@ -1,10 +1,10 @@
-"""What each choice of precision costs a training step of the default: bf16 or float32, compiled or not, either Muon.
+"""Times a training step of the default with each choice of precision: bf16 or float32, compiled or not, either Muon.
 
     python benchmarks/precision.py                                                        # minutes on two cores
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/precision.py       # a processor without bf16
 
-The rows of the table take turns, in shuffled order, in one process; a first block of each, in which it compiles, counts
-for nothing. Seconds a step: median, smallest and largest; then how many of them go into the first row.
+The variants take turns in shuffled order in one process; the first block of each, in which it compiles, is not counted.
+Seconds per step: median, minimum and maximum; then the ratio to the first row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from picollm.precision import bf16_cost, fit
 from picollm.presets import preset
 
 ROOT = Path(__file__).parents[1]
-# Name -> pretrain.autocast, pretrain.compile, what Muon iterates in.
+# Name -> pretrain.autocast, pretrain.compile, dtype of Muon's iteration.
 CHOICES = {
     "as the default chooses here": ("auto", "auto", None),
     "float32": ("none", "none", torch.float32),
@@ -46,19 +46,19 @@ def trainer(autocast: str, compile: str, dtype: torch.dtype | None, device: torc
     shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
     recipe, _ = fit(config["pretrain"] | {"length": 10**6, "autocast": autocast, "compile": compile}, device)
     rows = np.random.default_rng(0).integers(0, VOCAB_SIZE, (256, shape.context + 1)).astype(np.uint16)
-    found = Trainer(shape, TrainingConfig(**recipe), rows, device)
-    for optimizer in found.optimizers:
+    made = Trainer(shape, TrainingConfig(**recipe), rows, device)
+    for optimizer in made.optimizers:
         if dtype and isinstance(optimizer, Muon):
             optimizer.dtype = dtype
-    found.model.train()
-    return found
+    made.model.train()
+    return made
 
 
-def block(found: Trainer, steps: int) -> list[float]:
+def block(made: Trainer, steps: int) -> list[float]:
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        found.advance()
+        made.advance()
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -66,14 +66,14 @@ def block(found: Trainer, steps: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="in a block (%(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="steps per block (%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     device = set_up("cpu", arguments.threads)
-    print(f"{describe_cpu()['model']}, bf16 product {bf16_cost():.1f} times as long as float32's")
+    print(f"{describe_cpu()['model']}, a bf16 product takes {bf16_cost():.1f} times as long as float32's")
     trainers = {name: trainer(*choice, device) for name, choice in CHOICES.items()}
-    for found in trainers.values():
-        block(found, 2)
+    for made in trainers.values():
+        block(made, 2)
     shuffle = random.Random(1)
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(arguments.rounds):

@@ -1,13 +1,13 @@
-"""Which recipe makes the most of the default's minutes: each one trained for the same time, with several seeds.
+"""Compares training recipes within the default's minutes: each is trained for the same time, with several seeds.
 
     python benchmarks/recipes.py --seconds 170 --seeds 3                  # every recipe; hours
     python benchmarks/recipes.py --steps 500 --seeds 3 --only muon        # recipes of one speed, on a busy machine
     python benchmarks/recipes.py --seconds 170 --seeds 1 --only muon      # those whose name has `muon`
 
-A recipe is a set of edits to config.yaml, or to the preset that --config names. Needed: a run's tokens
-(`snakemake --cores all data/tokens/manifest.json`). Without --steps its speed is measured first, in this run, and gives
-its number of steps; a run's own time is printed beside its results. Printed: the best loss over the whole validation
-split, and how many of the last model's heads are in each class.
+A recipe is a set of edits to config.yaml, or to the file given by --config. Requires a run's tokens
+(`snakemake --cores all data/tokens/manifest.json`). Without --steps, its speed is measured first, in this run, and
+gives the number of steps; each run's time is printed next to its results. Prints the best loss over the complete
+validation split and the number of the last model's heads in each class.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ RECIPES: dict[str, dict[str, dict]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=170)
-    parser.add_argument("--steps", type=int, help="of every run, instead of --seconds")
+    parser.add_argument("--steps", type=int, help="steps of every run, instead of --seconds")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--config", type=Path, default=Path("config.yaml"))
-    parser.add_argument("--validations", type=int, default=1, help="a run; the best counts")
-    parser.add_argument("--only", action="append", help="recipes whose name has this in it; may be given again")
-    parser.add_argument("--recipe", action="append", default=[], help='another one: NAME={"pretrain": {"lr": 0.01}}')
+    parser.add_argument("--validations", type=int, default=1, help="validations per run; the best one counts")
+    parser.add_argument("--only", action="append", help="recipes whose name contains this; may be repeated")
+    parser.add_argument("--recipe", action="append", default=[], help='added recipe: NAME={"pretrain": {"lr": 0.01}}')
     arguments = parser.parse_args()
     recipes = RECIPES | {name: json.loads(edits) for name, edits in (text.split("=", 1) for text in arguments.recipe)}
     recipes = {name: edits for name, edits in recipes.items() if any(part in name for part in arguments.only or [""])}
-    found: dict[str, list[dict]] = {name: [] for name in recipes}
+    runs: dict[str, list[dict]] = {name: [] for name in recipes}
     for seed in range(1, arguments.seeds + 1):
         for name, edits in recipes.items():
             config = configured(arguments.config, edits, seed)
             length = arguments.steps or steps_in(arguments.seconds, config)
-            found[name].append(measure(config, length, arguments.validations))
-            print(name, seed, json.dumps(found[name][-1]), flush=True)
-    print(table(found))
+            runs[name].append(measure(config, length, arguments.validations))
+            print(name, seed, json.dumps(runs[name][-1]), flush=True)
+    print(table(runs))
 
 
 def configured(path: Path, edits: dict[str, dict], seed: int) -> dict[str, dict]:
@@ -102,7 +102,7 @@ def steps_in(seconds: float, config: dict[str, dict]) -> int:
 
 
 def measure(config: dict[str, dict], length: int, validations: int) -> dict:
-    """Train; losses in nats per token, counts of heads."""
+    """Trains; returns losses in nats per token and counts of heads."""
     config["pretrain"] |= {"length": length, "validate_every": math.ceil(length / validations)}
     trainer, start = trainer_of(config), time.perf_counter()
     context = config["tokens"]["context"]
@@ -122,20 +122,19 @@ def measure(config: dict[str, dict], length: int, validations: int) -> dict:
 
 
 def cut(split: str, context: int) -> np.ndarray:
-    """The packed stream in rows of another context."""
+    """Cuts the packed stream into rows of another context."""
     rows, packed = open_split(MANIFEST, split), open_manifest(MANIFEST)["context"]
     return windows(np.asarray(rows)[:, :packed].reshape(-1), context)
 
 
-def table(found: dict[str, list[dict]]) -> str:
-    """Markdown: of the loss and of the number of heads in each class the mean, and the smallest and largest of the
-    seeds."""
+def table(results: dict[str, list[dict]]) -> str:
+    """Formats a Markdown table: mean, minimum and maximum over seeds of the loss and of the heads in each class."""
     classes = ("global", "diagonal", "local", "token-specific", "content-based")
     lines = [
         f"| recipe | steps | validation loss | {' | '.join(classes)} |",
         "|" + "---|" * (3 + len(classes)),
     ]
-    for name, runs in sorted(found.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
+    for name, runs in sorted(results.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
         columns = [told(spread([run[label] for run in runs]), ".0f") for label in classes]
         steps, loss = (told(spread([run[k] for run in runs]), form) for k, form in (("steps", ".0f"), ("loss", ".3f")))
         lines.append(f"| {name} | {steps} | {loss} | {' | '.join(columns)} |")

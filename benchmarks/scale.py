@@ -1,15 +1,15 @@
-"""What many jobs cost: the graph, the scheduler, shares of the text.
+"""Measures the cost of many jobs: the graph, the scheduler, shares of the text.
 
     python benchmarks/scale.py                     # all; the part `slurm` needs root, Debian's packages and the plugin
     python benchmarks/scale.py graph slices        # these parts
 
-    graph     `snakemake -n study/seeds-N.json`, N trainings: seconds, of processors and on the clock, and memory; and
-              `dvc status`, which knows stages and not jobs
-    slurm     a chain of short jobs, by Slurm and by Snakemake alone: seconds a job above nothing to be done
-    slices    the ids of a text by one job, and by two at once that have half of it each; memory for a text and for one
+    graph     `snakemake -n study/seeds-N.json`, N trainings: CPU time, clock time and memory; and `dvc status`, which
+              knows stages but not jobs
+    slurm     a chain of short jobs, by Slurm and by Snakemake alone: seconds per job above an empty run
+    slices    the ids of a text by one job, and by two parallel jobs with half of it each; memory for a text and for one
               four times as long
 
-Processor seconds say more than the clock on a machine that others use.
+CPU time is more reliable than clock time on a shared machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ print(json.dumps([time.perf_counter() - t, r.ru_utime + r.ru_stime, r.ru_maxrss 
 
 
 def measured(project: Workspace, *command: str) -> tuple[float, float, float]:
-    """Seconds on the clock, seconds of processors, peak MiB."""
+    """Runs a command: clock seconds, CPU seconds, peak MiB."""
     seconds, processors, memory, code = json.loads(project.run(sys.executable, "-c", MEASURED, *command))
     assert code == 0, command
     return seconds, processors, memory
@@ -55,13 +55,13 @@ def graph(folder: Path, jobs: Sequence[int]) -> None:
     print(f"{'':32} {'s':>8} {'s of CPU':>9} {'MiB':>6}")
     for number in jobs:
         plan = ("snakemake", "--cores", "1", "-n", "--quiet", "all", "--", f"study/seeds-{number}.json")
-        found = measured(project, *plan)
-        print(f"snakemake -n, {number:6} trainings   ", "{:8.1f} {:9.1f} {:6.0f}".format(*found), flush=True)
+        costs = measured(project, *plan)
+        print(f"snakemake -n, {number:6} trainings   ", "{:8.1f} {:9.1f} {:6.0f}".format(*costs), flush=True)
     print("dvc status                      ", "{:8.1f} {:9.1f} {:6.0f}".format(*measured(project, "dvc", "status")))
 
 
 def scheduler(folder: Path) -> None:
-    """A run of the last jobs of a chain, less one with nothing to be done, by the number of jobs."""
+    """Times a run of the last jobs of a chain minus a run with nothing to do, divided by the number of jobs."""
     if why := slurm.missing():
         print(f"slurm: not run: {why}")
         return
@@ -98,7 +98,7 @@ def share(path: Path, number: int, shares: int, queue) -> None:
 
 
 def shares_at_once(path: Path, shares: int) -> tuple[float, float]:
-    """Seconds until all are written, and the most MiB of one."""
+    """Returns the seconds until all shares are written, and the peak MiB of one job."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     jobs = [context.Process(target=share, args=(path, n, shares, queue)) for n in range(shares)]

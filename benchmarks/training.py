@@ -1,17 +1,17 @@
-"""Training speed against what people would pick instead, start-up, and memory. Random tokens: speed knows no words.
+"""Measures training speed compared with common alternatives, start-up time, and memory, on random tokens.
 
     python benchmarks/training.py                                 # about 20 minutes on two cores
     python benchmarks/training.py --sizes default --rounds 3
 
-speed     steps of each system, interleaved in rounds, each in a process of its own, which waits while the others run:
-          this project's loop as its preset sets it up, and the same with the C library's habit of giving memory back;
+speed     steps of each system, interleaved in rounds, each in its own process, which waits while the others run:
+          this project's loop as set up by its preset, and the same with the C library's default of releasing memory;
           a plain eager loop over the same model (autocast, F.cross_entropy, AdamW); Hugging Face's Trainer with a
-          Llama of the same size (likewise). Beside them the machine's own matrix product of the head's shape in the
-          precision that ran, measured in every round.
+          Llama of the same size (likewise). For reference, the machine's own matrix product of the head's shape in
+          the precision used, measured in every round.
 start     from the start of a process to the end of its first step, without torch.compile.
-memory    the most that a process held, by rows a batch and by steps.
+memory    peak memory of a process, by rows per batch and by steps.
 
-Median, smallest and largest. Needed: `pip install -e '.[benchmarks]' -c constraints.txt`.
+Median, minimum and maximum. Requires `pip install -e '.[benchmarks]' -c constraints.txt`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from picollm.precision import fit, has_bf16
 from picollm.presets import preset
 
 ROOT = Path(__file__).parents[1]
-SIZES = {"original": ("wikitext-103", 8), "default": ("default", None)}  # preset, rows a batch
-STEPS = 3  # in a block, after one that counts for nothing
+SIZES = {"original": ("wikitext-103", 8), "default": ("default", None)}  # preset, rows per batch
+STEPS = 3  # steps per block, after one uncounted step
 
 
 def load(size: str, rows: int | None = None, **edits) -> tuple[ModelConfig, TrainingConfig, dict]:
-    """Shape, recipe and compute section of a preset. Dropout is off: Llama has none."""
+    """Loads shape, recipe and compute section of a preset. Dropout is off, because Llama has none."""
     name, batch = SIZES[size]
     config = preset(name)
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"} | {"dropout": 0.0}
@@ -64,7 +64,7 @@ def ours(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> Ca
     trainer.model.train()
 
     def block() -> list[dict]:
-        trainer.read_at = time.perf_counter()  # the others' rounds are not its time
+        trainer.read_at = time.perf_counter()  # excludes the time of the others' rounds
         for _ in range(STEPS):
             trainer.advance()
         trainer.read()
@@ -78,7 +78,7 @@ def ours(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> Ca
 
 
 def plain(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> Callable[[], list[dict]]:
-    """The loop that a tutorial would show."""
+    """Builds the loop that a tutorial would show."""
     model = Transformer(shape).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     rows = torch.from_numpy(random_rows(shape, recipe.batch_rows).astype(np.int64)).to(device)
@@ -99,7 +99,7 @@ def plain(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> C
 
 
 def hugging_face(shape: ModelConfig, recipe: TrainingConfig, device: torch.device) -> Callable[[], list[dict]]:
-    """Its Trainer, with its own loading, on a Llama whose matrices are the same."""
+    """Builds Hugging Face's Trainer, with its own loading, on a Llama with the same matrices."""
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     model = LlamaForCausalLM(
@@ -138,14 +138,14 @@ SYSTEMS = {"picollm": ours, GIVING: ours, "plain eager loop": plain, "Hugging Fa
 
 
 def serve(name: str, size: str) -> None:
-    """In a process of its own: a block of steps for every line of the standard input."""
+    """Serves in its own process: a block of steps for every line of standard input."""
     shape, recipe, compute = load(size)
     if SYSTEMS[name] is ours:
         if name == GIVING:
             compute_module.keep_memory = lambda: None
         device = set_up(**compute)
     else:
-        torch.set_num_threads(compute["threads"])  # and nothing else that this project sets up
+        torch.set_num_threads(compute["threads"])  # but none of this project's other settings
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results, sys.stdout = sys.stdout, sys.stderr  # Trainer prints
     block = SYSTEMS[name](shape, recipe, device)
@@ -169,33 +169,33 @@ def speed(size: str, rounds: int) -> None:
     device = set_up(**compute)
     served = {name: Served(name, size) for name in SYSTEMS}
     tokens = recipe.batch_rows * shape.context
-    for system in served.values():  # one after the other: imports, compiles, allocates
+    for system in served.values():  # one at a time: imports, compiles, allocates
         system.block()
-    found: dict[str, list[float]] = {name: [] for name in served}
+    rates_of: dict[str, list[float]] = {name: [] for name in served}
     gemm, waits, memory = [], [], {}
     for _ in range(rounds):
         for name, system in served.items():
             block = system.block()
-            found[name].append(tokens / statistics.median(step["seconds"] for step in block["steps"]))
+            rates_of[name].append(tokens / statistics.median(step["seconds"] for step in block["steps"]))
             waits += [step["data_wait"] for step in block["steps"] if "data_wait" in step]
             memory[name] = block["mib"]
         gemm.append(gemm_rate(tokens, shape, device, recipe.head_dtype, seconds=2))
     for system in served.values():
         system.process.communicate()
     flops = flops_per_token(shape, recipe.head_rows)
-    print(f"\n{size}: {shape.d_model} wide, {recipe.batch_rows} x {shape.context} tokens a step, {rounds} rounds")
-    print("| system | tokens/s | picollm is ... times as fast | most memory, MiB |\n|---|---|---|---|")
-    for name, rates in found.items():
-        ratios = spread([a / b for a, b in zip(found["picollm"], rates, strict=True)], 2)
+    print(f"\n{size}: {shape.d_model} wide, {recipe.batch_rows} x {shape.context} tokens per step, {rounds} rounds")
+    print("| system | tokens/s | picollm is ... times as fast | peak memory, MiB |\n|---|---|---|---|")
+    for name, rates in rates_of.items():
+        ratios = spread([a / b for a, b in zip(rates_of["picollm"], rates, strict=True)], 2)
         print(f"| {name} | {spread(rates, 0)} | {ratios if name != 'picollm' else ''} | {memory[name]:,.0f} |")
-    shares = [rate * flops / peak for rate, peak in zip(found["picollm"], gemm, strict=True)]
+    shares = [rate * flops / peak for rate, peak in zip(rates_of["picollm"], gemm, strict=True)]
     print(f"{recipe.head_dtype} matrix product of the head's shape: {spread([peak / 1e9 for peak in gemm], 0)} GFLOP/s")
-    print(f"picollm's arithmetic, {flops / 1e6:.1f} MFLOP a token, as a share of it: {spread(shares, 2)}")
+    print(f"picollm's arithmetic, {flops / 1e6:.1f} MFLOP per token, as a share of it: {spread(shares, 2)}")
     print(f"waiting for data, share of a step's time: {statistics.median(waits):.5f}", flush=True)
 
 
 def child(size: str, rows: int | None, steps: int) -> None:
-    """In a process of its own: some steps, then what they needed."""
+    """Runs some steps in its own process, then prints when it began and ended, and its peak memory."""
     begin = time.time()
     shape, recipe, compute = load(size, rows, compile="none")
     trainer = Trainer(shape, recipe, random_rows(shape, 64), set_up(**compute))
@@ -209,17 +209,17 @@ def spawn(size: str, rows: int | None, steps: int) -> dict:
     start = time.time()
     arguments = ["--child", json.dumps([size, rows, steps])]
     done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, check=True, cwd=ROOT)
-    found = json.loads(done.stdout)
-    return found | {"seconds": found["end"] - start}
+    result = json.loads(done.stdout)
+    return result | {"seconds": result["end"] - start}
 
 
 def start_up(rounds: int) -> None:
-    found = [spawn("default", None, 1)["seconds"] for _ in range(rounds)]
-    print(f"\nstart of a process to the end of its first step, default, eager: {spread(found, 1)} s")
+    seconds = [spawn("default", None, 1)["seconds"] for _ in range(rounds)]
+    print(f"\nstart of a process to the end of its first step, default, eager: {spread(seconds, 1)} s")
 
 
 def memory() -> None:
-    print("\n| original's size, eager | most memory held, MiB |\n|---|---|")
+    print("\n| original's size, eager | peak memory, MiB |\n|---|---|")
     for rows, steps in ((2, 3), (4, 3), (8, 3), (16, 3), (4, 12), (4, 30)):
         print(f"| {rows} rows, {steps} steps | {spawn('original', rows, steps)['mib']:,.0f} |", flush=True)
 

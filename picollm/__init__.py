@@ -9,8 +9,8 @@ __all__ = ["Maps", "Model", "ablate", "induction", "label_heads", "load_model", 
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for: torch takes seconds, which no command of the terminal should wait for. No rule
-    depends on it."""
+    """Imports picollm.api on first use: torch takes seconds, which no terminal command should wait for. No rule depends
+    on picollm.api."""
     if name in __all__:
         return getattr(import_module("picollm.api"), name)
     raise AttributeError(f"module 'picollm' has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""What people call from Python: `import picollm; picollm.load_model(...)`. docs/python.md has the page, and a test.
+"""The Python API: `import picollm; picollm.load_model(...)`. It is documented in docs/python.md, which a test runs.
 
-Maps come as NumPy arrays, tables as pandas. Losses are in nats per token.
+Maps are NumPy arrays, tables are pandas DataFrames. Losses are in nats per token.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Model:
 
 @dataclass(frozen=True)
 class Maps:
-    """Attention in one text: `tokens`, the start first; `weights` float32 [layer, head, query, key], rows sum to 1."""
+    """Attention in one text: `tokens`, start included; `weights` float32 [layer, head, query, key], rows sum to 1."""
 
     tokens: list[str]
     weights: NDArray[np.float32]
 
 
 def load_model(name: str) -> Model:
-    """A folder of this project, of transformers, or a name on the hub. Raises PicollmError for what can't be read."""
+    """Loads a folder of this project or of transformers, or a hub name. Raises PicollmError if it can't be read."""
     network, tokenizer = open_any(str(name))
     return Model(network.to(device=CPU), tokenizer or gpt2())
 
 
 def maps(model: Model, text: str) -> Maps:
-    """Where each token of a text looks. Raises PicollmError for a text that is too long for the model, or too short."""
+    """Computes the attention maps of a text. Raises PicollmError if the text is too long for the model or too short."""
     tokens = tokenise(Sentence(text), model.tokenizer)
     check(model.network, "text", [tokens])
     (weights,) = attention_maps(model.network, [tokens.ids], CPU)
@@ -64,19 +64,19 @@ def maps(model: Model, text: str) -> Maps:
 
 
 def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> pd.DataFrame:
-    """One row a head: class, tag, stability, and each statistic of docs/heads.md with its 95 % interval.
+    """Returns one row per head: class, tag, stability, and each statistic of docs/heads.md with its 95 % interval.
 
-    `texts`: at least 20 for intervals that mean something; they may have gold marks, `(words)_role`. `null_models`:
-    untrained models of the same shape, and as many as peaked, which the thresholds come from.
+    `texts`: at least 20 for meaningful intervals; they may have gold marks, `(words)_role`. `null_models`: number of
+    untrained models of the same shape, and of peaked ones, from which the thresholds are derived.
     """
-    found = [tokenise(parse(text), model.tokenizer) for text in texts]
-    if not found or null_models < 1:
-        raise PicollmError("label_heads needs one text or more, and null_models of 1 or more")
-    check(model.network, "texts", found)
+    sentences = [tokenise(parse(text), model.tokenizer) for text in texts]
+    if not sentences or null_models < 1:
+        raise PicollmError("label_heads needs at least one text, and null_models of at least 1")
+    check(model.network, "texts", sentences)
     category = CategoryMaps(
-        "texts", "Texts", [t.text for t in found], [t.ids for t in found], [t.strings for t in found],
-        [{role: list(span) for role, span in t.gold.items()} for t in found],
-        list(attention_maps(model.network, [t.ids for t in found], CPU)),
+        "texts", "Texts", [t.text for t in sentences], [t.ids for t in sentences], [t.strings for t in sentences],
+        [{role: list(span) for role, span in t.gold.items()} for t in sentences],
+        list(attention_maps(model.network, [t.ids for t in sentences], CPU)),
     )  # fmt: skip
     report = classify_heads([category], model.network, HEADS | {"null_models": null_models}, CPU)
     return pd.DataFrame(
@@ -89,14 +89,14 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
 
 
 def induction(model: Model) -> pd.DataFrame:
-    """One row a head: scores on random tokens that come twice (previous, duplicate, induction: 0 for uniform attention,
-    1 for all weight) and copying (.5 by chance), each with its 95 % interval over sequences; induction_head."""
+    """Returns one row per head: scores on repeated random tokens (previous, duplicate, induction: 0 for uniform
+    attention, 1 for all weight) and copying (.5 by chance), with 95 % intervals over sequences; induction_head."""
     return pd.DataFrame(causes.induction(model.network, model.tokenizer.start, CPU))
 
 
 def ablate(model: Model, texts: Sequence[str]) -> pd.DataFrame:
-    """What the texts lose without each head, its output at its mean over them: nats per token (`delta`), its 95 %
-    interval over texts, p, and q over the heads. At least two texts."""
-    found = [tokenise(Sentence(text), model.tokenizer) for text in texts]
-    check(model.network, "texts", found)
-    return pd.DataFrame(causes.ablated(model.network, [tokens.ids for tokens in found], CPU))
+    """Returns the texts' rise in loss with each head's output replaced by its mean over them: nats per token (`delta`),
+    a 95 % interval over texts, p, and q over the heads. Needs at least two texts."""
+    sentences = [tokenise(Sentence(text), model.tokenizer) for text in texts]
+    check(model.network, "texts", sentences)
+    return pd.DataFrame(causes.ablated(model.network, [tokens.ids for tokens in sentences], CPU))

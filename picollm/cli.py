@@ -1,4 +1,4 @@
-"""The `picollm` command: what people do besides running the pipeline. Run it in the repository's top folder."""
+"""The `picollm` command: everything other than running the pipeline. Run it in the repository's top folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRACEBACK = "PICOLLM_TRACEBACK"  # an environment variable
 
 
 def option(*names: str, **how: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """An argument as argparse takes it; each has a `help`."""
+    """Describes an argument for argparse; each has a `help`."""
     return names, how
 
 
@@ -25,13 +25,13 @@ def output(default: str | None, what: str) -> tuple[tuple[str, ...], dict[str, A
 
 
 def several(kind: type) -> Callable[[str], list]:
-    """Values with commas between them."""
+    """Returns a parser of comma-separated values."""
     return lambda text: [kind(part) for part in text.split(",")]
 
 
 MODEL = option("--model", default="data/model", help="a model's folder, also an exported one (%(default)s)")
 FOLDER = "the folder to write into"
-# Of each command its arguments; its function is the one of that name in picollm.commands.
+# The arguments of each command; its function has the same name in picollm.commands.
 COMMANDS = {
     "status": [],
     "open": [],
@@ -39,59 +39,59 @@ COMMANDS = {
     "summary": [],
     "compare": [
         option("old", help="a commit, tag or branch"),
-        option("new", help="another one, or `workspace` for the files as they lie here"),
+        option("new", help="another one, or `workspace` for the files on disk"),
         output("comparison.html", "the page to write"),
     ],
     "bundle": [output("picollm.zip", "the zip to write")],
     "preset": [
-        option("name", nargs="?", help="one of presets/"),
-        option("--force", action="store_true", help="even if config.yaml has edits that git does not hold"),
+        option("name", nargs="?", help="a preset in presets/"),
+        option("--force", action="store_true", help="overwrite config.yaml even if git does not have its edits"),
     ],
     "sync": [
         option("-n", "--dry-run", action="store_true",
-               help="change nothing; exit code 1 where something is to be done"),
+               help="change nothing; exit code 1 if there is something to do"),
     ],
     "track": [],
-    "verify": [option("--fix", action="store_true", help="mend what is safe to mend; nothing is deleted")],
+    "verify": [option("--fix", action="store_true", help="repair what can be repaired safely; nothing is deleted")],
     "show": [option("path", help="an artefact, or a file that rules read")],
     "dvc-yaml": [],
     "config-docs": [],
     "generate": [
         MODEL,
-        option("--prompt", default="", help="the beginning; without one a new article begins"),
-        option("--tokens", type=int, default=100, help="at most so many (%(default)s)"),
-        option("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time (%(default)s)"),
-        option("--top-k", type=int, default=50, help="draw from so many likeliest tokens; 0: from all (%(default)s)"),
-        option("--seed", type=int, default=1, help="of what is drawn (%(default)s)"),
+        option("--prompt", default="", help="the text to continue; without one, a new article is started"),
+        option("--tokens", type=int, default=100, help="maximum number of new tokens (%(default)s)"),
+        option("--temperature", type=float, default=0.8, help="0 always picks the likeliest token (%(default)s)"),
+        option("--top-k", type=int, default=50, help="sample from the K likeliest tokens; 0: from all (%(default)s)"),
+        option("--seed", type=int, default=1, help="seed of the sampling (%(default)s)"),
     ],
     "evaluate": [
         MODEL,
         option("corpus", nargs="?", default="data/corpus/test.parquet",
-               help="any text that corpus.path takes (%(default)s)"),
+               help="any text that corpus.path accepts (%(default)s)"),
         option("--split", default="test", choices=("train", "validation", "test"),
-               help="where it has splits (%(default)s)"),
-        option("--json", action="store_true", help="as JSON, with all digits"),
+               help="used if the text has splits (%(default)s)"),
+        option("--json", action="store_true", help="print JSON with all digits"),
     ],
     "export": [MODEL, output("exported", "the folder to write model.safetensors and config.json into")],
     "analyze": [
         MODEL,
-        option("--sentences", help="YAML like attention.sentences, or .txt (a line a sentence), .csv, .json"),
+        option("--sentences", help="YAML like attention.sentences, or .txt (one sentence per line), .csv, .json"),
         output("analysis", FOLDER),
         option("--ablate", action="store_true",
-               help="also what the sentences lose without each head; takes much longer"),
+               help="also measure the loss of the sentences without each head; takes much longer"),
     ],
     "control": [
-        option("known", help="gpt2 or pythia"),
-        option("--model", required=True, help="its folder, or its name on the hub"),
-        option("--revision", nargs="+", help="snapshots of the hub, such as step512: one line each"),
+        option("known", help="known model: gpt2 or pythia"),
+        option("--model", required=True, help="the model's folder or its name on the hub"),
+        option("--revision", nargs="+", help="snapshots on the hub, such as step512; prints one line each"),
     ],
     "seeds": [
-        option("number", type=int, help="of seeds, from 1; each takes as long as pretrain"),
+        option("number", type=int, help="number of seeds, counted from 1; each takes as long as pretrain"),
         output("seeds.json", "the file to write"),
     ],
     "data inspect": [option("path", nargs="?", default="data/tokens",
                             help="data/tokens, a file in it, or a corpus (%(default)s)")],
-    "data verify": [option("path", nargs="?", default="data/tokens", help="as of `inspect` (%(default)s)")],
+    "data verify": [option("path", nargs="?", default="data/tokens", help="as for `inspect` (%(default)s)")],
     "optimize": [
         MODEL,
         option("--full", action="store_true",
@@ -100,20 +100,20 @@ COMMANDS = {
     ],
     "bench": [
         MODEL,
-        option("--backends", type=several(str), help="RUNTIME-PRECISION, with commas between"),
-        option("--outputs", type=several(str), help="of last, full, loss"),
-        option("--batches", type=several(int), help="sizes, with commas between"),
-        option("--rounds", type=int, help="interleaved ones"),
+        option("--backends", type=several(str), help="comma-separated list of RUNTIME-PRECISION"),
+        option("--outputs", type=several(str), help="comma-separated list of last, full, loss"),
+        option("--batches", type=several(int), help="comma-separated list of batch sizes"),
+        option("--rounds", type=int, help="number of interleaved rounds"),
         option("--engine", default="data/engine", help="the folder of the engines (%(default)s)"),
         output(None, "a JSON file to write"),
     ],
     "profile": [
-        option("--tool", choices=("auto", "nsys", "torch.profiler"), help="instead of profile.tool"),
-        option("--steps", type=int, help="instead of profile.steps"),
+        option("--tool", choices=("auto", "nsys", "torch.profiler"), help="overrides profile.tool"),
+        option("--steps", type=int, help="overrides profile.steps"),
         output("profile", FOLDER),
     ],
 }  # fmt: skip
-# The commands by what they are for, with an example of each group.
+# The commands grouped by purpose, with an example of each group.
 GROUPS = {
     "Report": ("picollm open", ("status", "open", "page", "summary", "compare", "bundle")),
     "Pipeline": ("picollm show reports/heads.json",
@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     as_written = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(prog="picollm", usage="picollm [COMMAND ...]", description=__doc__)
     top.formatter_class = as_written
-    top.epilog = grouped(GROUPS) + "\npicollm COMMAND --help says more; picollm alone says where things stand."
+    top.epilog = grouped(GROUPS) + "\n`picollm COMMAND --help` describes a command; `picollm` alone shows the status."
     top.set_defaults(command=None)
     verbs = top.add_subparsers(prog="picollm", metavar="COMMAND", help=argparse.SUPPRESS)
     families = {}
@@ -175,17 +175,17 @@ def main() -> None:
         sys.exit(f"picollm: {error}")
     except BrokenPipeError:  # `picollm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # as shells call it
+        sys.exit(141)  # the exit code of a shell for SIGPIPE
     except OSError as error:
         sys.exit(f"picollm: {error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("picollm: stopped from the keyboard", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:  # a fault of ours, or a file that nobody thought of
+    except Exception as error:  # a bug, or a file that nobody anticipated
         if TRACEBACK in os.environ:
             raise
         what = f"{type(error).__name__}: {one_line(error)[:300]}"
-        sys.exit(f"picollm: {what} (a fault of picollm, or a file of another version; {TRACEBACK}=1 shows where)")
+        sys.exit(f"picollm: {what} (a bug of picollm, or a file of another version; {TRACEBACK}=1 shows where)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each `picollm` command does; picollm.cli has their names, options and groups."""
+"""Implementations of the `picollm` commands; picollm.cli defines their names, options and groups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def dvc_yaml(arguments: argparse.Namespace) -> None:
 
 
 def preset(arguments: argparse.Namespace) -> None:
-    """Write config.yaml from a preset, and say which values changed; without a name, list the presets."""
+    """Write config.yaml from a preset and list the changed values; without a name, list the presets."""
     from picollm import presets
 
     if arguments.name is None:
@@ -50,9 +50,9 @@ def config_docs(arguments: argparse.Namespace) -> None:
 
 
 def track(arguments: argparse.Namespace) -> None:
-    """Record in DVC what finished runs have written and dvc.lock does not name yet.
+    """Record in DVC the results of finished rules that dvc.lock does not list yet.
 
-    Every run of Snakemake does this at its end; by hand it is needed where the end was not reached.
+    Every run of Snakemake does this at its end; it is needed manually only if a run did not reach its end.
     """
     from picollm.pipeline import locks, sync
 
@@ -62,12 +62,12 @@ def track(arguments: argparse.Namespace) -> None:
 
 
 def sync(arguments: argparse.Namespace) -> None:
-    """Bring data, dvc.lock and Snakemake's records to one state, after git checkout, dvc pull, or a kill.
+    """Bring data, dvc.lock and Snakemake's records back in line after git checkout, dvc pull or a kill.
 
-    Finished runs that DVC has not seen are recorded; data that dvc.lock names is taken from DVC's cache; Snakemake's
-    records are updated for everything that DVC calls unchanged; files that neither dvc.lock nor a finished run accounts
-    for are moved to aside/, never deleted, and made again by the next run. Every run does this by itself when it finds
-    that something moved.
+    Finished runs that DVC has not seen are recorded; data that dvc.lock lists is restored from DVC's cache; Snakemake's
+    records are updated for everything that DVC considers unchanged; files that neither dvc.lock nor a finished run
+    accounts for are moved to aside/, never deleted, and recreated by the next run. Every run does this automatically
+    when it finds a mismatch.
     """
     from picollm.pipeline import locks, sync
 
@@ -80,9 +80,9 @@ def sync(arguments: argparse.Namespace) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> None:
-    """Hash everything again: artefacts, manifests, dvc.lock and DVC's cache against each other; name what is wrong.
+    """Rehash everything, compare artefacts, manifests, dvc.lock and DVC's cache, and report what is wrong.
 
-    Also what kills left behind, settings that break things, and what this machine offers. Exit code 1 on any problem.
+    Also reports leftovers of killed runs, settings that break things, and this machine. Exit code 1 on any problem.
     """
     from picollm.pipeline.verify import verify
 
@@ -90,37 +90,37 @@ def verify(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Where a file comes from: rule, inputs, parameters, code, versions, hardware, time, and how to make it again."""
+    """Show a file's origin: rule, inputs, parameters, code, versions, hardware, time, and how to recreate it."""
     from picollm.pipeline.show import show
 
     print(show(Path.cwd(), arguments.path))
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Two commits on one HTML page: metrics with their intervals, parameters, head labels that changed, figures."""
+    """Compare two commits on one HTML page: metrics with intervals, parameters, changed head labels, figures."""
     from picollm.report.compare import compare
 
     print(compare(Path.cwd(), arguments.old, arguments.new, Path(arguments.output)))
 
 
 def data_inspect(arguments: argparse.Namespace) -> None:
-    """What packed tokens or a corpus hold, with decoded samples."""
+    """Describe packed tokens or a corpus, with decoded samples."""
     from picollm.data import inspection
 
     print(inspection.inspect(Path(arguments.path)))
 
 
 def data_verify(arguments: argparse.Namespace) -> None:
-    """Whether packed tokens or a corpus are what they say they are. Exit code 1 on any problem."""
+    """Verify that packed tokens or a corpus match their manifest. Exit code 1 on any problem."""
     from picollm.data import inspection
 
-    problems, told = inspection.verify(Path(arguments.path))
-    print("\n".join([*problems, f"{told}: {f'{len(problems)} problems' if problems else 'all as the manifest says'}"]))
+    problems, counts = inspection.verify(Path(arguments.path))
+    print("\n".join([*problems, f"{counts}: {f'{len(problems)} problems' if problems else 'all as in the manifest'}"]))
     sys.exit(1 if problems else 0)
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    """Let a trained model go on with a text, one token after another. The same seed gives the same text."""
+    """Continue a text with a trained model, token by token. The same seed gives the same text."""
     from picollm.model.generation import continuation
 
     model = trained(arguments.model)
@@ -132,7 +132,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """How well a trained model predicts a text: loss, perplexity per token and per word, bits per byte."""
+    """Measure how well a trained model predicts a text: loss, perplexity per token and per word, bits per byte."""
     from picollm.data.corpora import articles_in
     from picollm.hardware import usable_cores
     from picollm.model.device import set_up
@@ -140,18 +140,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     device = set_up("auto", usable_cores())
     model = trained(arguments.model).to(device)
-    found = perplexity(model, articles_in(Path(arguments.corpus), arguments.split), device)
+    result = perplexity(model, articles_in(Path(arguments.corpus), arguments.split), device)
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
         return
-    print(", ".join(f"{found[unit]:,} {unit}" for unit in ("articles", "tokens", "words", "bytes")))
-    print(f"loss             {found['loss']:.4f} nats per token")
-    print(f"perplexity       {found['perplexity']:,.1f} per token, {found['word_perplexity']:,.1f} per word")
-    print(f"bits per byte    {found['bits_per_byte']:.4f}")
+    print(", ".join(f"{result[unit]:,} {unit}" for unit in ("articles", "tokens", "words", "bytes")))
+    print(f"loss             {result['loss']:.4f} nats per token")
+    print(f"perplexity       {result['perplexity']:,.1f} per token, {result['word_perplexity']:,.1f} per word")
+    print(f"bits per byte    {result['bits_per_byte']:.4f}")
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same parts)."""
+    """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same layers)."""
     from picollm.model.huggingface import export
 
     writable(Path(arguments.output))
@@ -160,28 +160,28 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Make the folder now. Raises PicollmError where it can't be written: better before hours of work than after."""
+    """Creates the folder. Raises PicollmError if it can't be written: better before hours of work than after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError
     except OSError as error:
         reason = error.strerror or "no permission to write"
-        raise PicollmError(f"{folder} can't be written ({reason}): name another folder") from None
+        raise PicollmError(f"{folder} can't be written ({reason}): choose another folder") from None
 
 
 def trained(folder: str):
-    """The model in a folder, ours or Hugging Face's."""
+    """Loads the model in a folder, picollm's or Hugging Face's."""
     from picollm.model.huggingface import load_folder
 
     return load_folder(Path(folder))
 
 
 def analyze(arguments: argparse.Namespace) -> None:
-    """What the heads of a trained model do: maps, statistics, labels, clusters and figures, by config.yaml's rules.
+    """Analyse the heads of a trained model: maps, statistics, labels, clusters and figures, by config.yaml's rules.
 
-    Also induction and copying on random tokens that come twice, and with --ablate what the sentences lose without each
-    head.
+    Also measures induction and copying on repeated random tokens, and with --ablate the loss of the sentences without
+    each head.
     """
     from picollm.attention.analysis import analyse_model, causes_of, open_any
     from picollm.attention.clusters import metrics
@@ -207,12 +207,12 @@ def analyze(arguments: argparse.Namespace) -> None:
     gallery = Gallery(folder / "figures/manifest.json")
     head_figures(gallery, heads, None, clusters, arrays)
     gallery.finish()
-    told = causes_of(model, tokenizer, folder, device, ablate=arguments.ablate)
-    print(heads_line(heads), clusters_line(metrics(clusters)), *told, f"Written: {folder}/", sep="\n")
+    causes = causes_of(model, tokenizer, folder, device, ablate=arguments.ablate)
+    print(heads_line(heads), clusters_line(metrics(clusters)), *causes, f"Written: {folder}/", sep="\n")
 
 
 def seeds(arguments: argparse.Namespace) -> None:
-    """Train and label several seeds of config.yaml: what of the heads is the recipe's, and what is chance."""
+    """Train and label several seeds of config.yaml, to separate what the recipe determines from chance."""
     from picollm.config import load
     from picollm.files import write_json
     from picollm.seed_summary import lines
@@ -226,7 +226,7 @@ def seeds(arguments: argparse.Namespace) -> None:
 
 
 def control(arguments: argparse.Namespace) -> None:
-    """What the literature knows of a public model's heads, against what this method finds in its weights."""
+    """Compare the known heads of a public model with what this method finds in its weights."""
     import torch
 
     from picollm.attention.analysis import open_any
@@ -244,10 +244,10 @@ def control(arguments: argparse.Namespace) -> None:
 
 
 def optimize(arguments: argparse.Namespace) -> None:
-    """Make a trained model fast: build every backend, compare its answers with float32's, time it, print a table.
+    """Build every backend of a trained model, compare its outputs with float32, time it, and print a table.
 
-    Backends, outputs and batch sizes are config.yaml's, or with --full all there are. Written: engine/, benchmark.json
-    and benchmark.csv in a folder.
+    Backends, outputs and batch sizes are config.yaml's, or with --full all that exist. Writes engine/, benchmark.json
+    and benchmark.csv into a folder.
     """
     from picollm.config import load
     from picollm.engine.optimize import optimize
@@ -262,7 +262,7 @@ def optimize(arguments: argparse.Namespace) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    """Time some backends by hand, after the accuracy gate; nothing in the pipeline's reports changes."""
+    """Time selected backends after the accuracy gate, without changing the pipeline's reports."""
     from picollm.config import check, load
     from picollm.engine.optimize import measure
     from picollm.engine.table import lines
@@ -285,7 +285,7 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 def profile(arguments: argparse.Namespace) -> None:
-    """Where a training step's time goes: record some real steps, as config.yaml trains, and print the shares."""
+    """Profile a training step: record some real steps of config.yaml's training and print the shares of time."""
     from picollm.config import load
     from picollm.profiling.profile import lines, profile_training
 
@@ -304,11 +304,11 @@ def open_report(arguments: argparse.Namespace) -> None:
     if not report.exists():
         raise PicollmError(f"{report} is missing: run `make report` first")
     if not webbrowser.open(report.resolve().as_uri()):
-        print(f"No browser here: open {report.resolve()} in one")
+        print(f"No browser found: open {report.resolve()} in one")
 
 
 def page(arguments: argparse.Namespace) -> None:
-    """The report of what is there now: a chapter that is missing or out of date says what to run."""
+    """Write the report of the current results; a chapter that is missing or out of date says what to run."""
     from picollm.config import load
     from picollm.report.now import page_of_now
 
@@ -319,7 +319,7 @@ def page(arguments: argparse.Namespace) -> None:
 
 
 def bundle(arguments: argparse.Namespace) -> None:
-    """One zip to hand on: report, figures, numbers, model and where they come from."""
+    """Pack one zip to share: report, figures, numbers, model and their origin."""
     from picollm.report.bundle import bundle
 
     output = Path(arguments.output)
@@ -329,7 +329,7 @@ def bundle(arguments: argparse.Namespace) -> None:
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """What is there, what the next run would make, the last numbers, and what to type next."""
+    """Show the current results, what the next run would make, the last numbers, and what to type next."""
     from picollm.status import menu, status
 
     print(status())
@@ -338,7 +338,7 @@ def status(arguments: argparse.Namespace) -> None:
 
 
 def summary(arguments: argparse.Namespace) -> None:
-    """What the last run learned, in five lines."""
+    """Summarise the results of the last run in five lines."""
     from picollm.report.summary import five_lines
 
     print("\n".join(five_lines(Path("reports"))))

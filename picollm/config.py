@@ -1,8 +1,8 @@
-"""The configuration: every key with its type, its range and its meaning. Values are in config.yaml and presets/.
+"""The configuration: every key with its type, range and meaning. The values are in config.yaml and presets/.
 
-From these descriptions come the comments of config.yaml, docs/configuration.md and docs/config.schema.json
-(`picollm config-docs` writes them). Only the Snakefile and the `picollm` command import this module: a rule's script
-gets its resolved section, so that an edit here makes nothing stale. No key has a default, because DVC would not see it.
+The comments of config.yaml, docs/configuration.md and docs/config.schema.json are generated from these descriptions
+(`picollm config-docs`). Only the Snakefile and the `picollm` command import this module: a rule's script gets its
+resolved section, so that an edit here makes nothing stale. No key has a default, because DVC would not see it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from picollm.yaml12 import parse_yaml, read_yaml
 
 OUTPUTS = tuple(GRAPH_OF_OUTPUT)
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-if TYPE_CHECKING:  # no checker follows a list of names that is computed
+if TYPE_CHECKING:  # type checkers don't follow a computed list of names
     BackendName = OutputName = Capability = str
 else:
     BackendName, OutputName, Capability = Literal[BACKENDS], Literal[OUTPUTS], Literal[CAPABILITIES]
 
 
 def key(description: str, **limits: Any) -> Any:
-    """A required key; `limits` as pydantic's Field takes them."""
+    """Declares a required key; `limits` are arguments of pydantic's Field."""
     return Field(description=description, **limits)
 
 
 class Section(BaseModel):
-    """The docstring of each: what it is for, and the rules that read it."""
+    """A section; the docstring of each subclass gives its purpose and the rules that read it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -83,7 +83,7 @@ class Model(Section):
     n_layers: int = key("transformer blocks", gt=0)
     n_heads: int = key("attention heads per layer", gt=0)
     d_ff: int = key("width of the SwiGLU layer", gt=0)
-    dropout: float = key("on the embedding and on each block's output, not on attention weights", ge=0, le=0.9)
+    dropout: float = key("rate on the embedding and on each block's output, not on attention weights", ge=0, le=0.9)
     tied: bool = key("embedding and output layer share one matrix")
     rope_theta: float = key("base of the rotary position frequencies", gt=1)
     rope_cache: int = key("longest sequence that the model accepts", gt=0)
@@ -106,7 +106,7 @@ class Pretrain(Section):
     length: int = key("length of training, in `unit`", gt=0)
     unit: Literal["steps", "epochs"] = key("steps | epochs")
     batch_rows: int = key("rows per optimizer step, over all processes", gt=0)
-    accumulate: int = key("parts that a process splits its rows into; more parts need less memory", gt=0)
+    accumulate: int = key("parts into which a process splits its rows; more parts need less memory", gt=0)
     processes: int = key("processes in all, one per GPU (torchrun); docs/scaling.md", ge=1, le=1024)
     loading: Literal["gather", "workers", "resident"] = key(
         "gather | workers (DataLoader) | resident (all rows on the device); same batches"
@@ -114,15 +114,15 @@ class Pretrain(Section):
     optimizer: Literal["adamw", "muon"] = key("adamw | muon (the blocks' matrices; AdamW for the rest)")
     lr: float = key("peak learning rate of AdamW", gt=0, le=10)
     muon_lr: float = key("peak learning rate of Muon", gt=0, le=10)
-    weight_decay: float = key("of AdamW's matrices, the embedding among them", ge=0, le=10)
-    muon_weight_decay: float = key("of Muon's matrices; a large one keeps heads uniform", ge=0, le=10)
-    warmup: float = key("share of the steps with a rising learning rate", ge=0, le=1)
-    final_lr: float = key("share of the peak at which the cosine ends", ge=0, le=1)
-    clip: float = key("largest norm of the gradient", gt=0)
-    head_common: int = key("most frequent tokens that the training loss always compares", ge=0)
-    head_sampled: int = key("other tokens in the training loss, drawn anew each step; 0: the whole vocabulary", ge=0)
+    weight_decay: float = key("weight decay of AdamW's matrices, including the embedding", ge=0, le=10)
+    muon_weight_decay: float = key("weight decay of Muon's matrices; a large one keeps heads uniform", ge=0, le=10)
+    warmup: float = key("share of the steps during which the learning rate rises", ge=0, le=1)
+    final_lr: float = key("final learning rate as a share of the peak", ge=0, le=1)
+    clip: float = key("maximum norm of the gradient", gt=0)
+    head_common: int = key("most frequent tokens that the training loss always includes", ge=0)
+    head_sampled: int = key("other tokens in the training loss, resampled each step; 0: the whole vocabulary", ge=0)
     autocast: Literal["auto", "all", "head", "none"] = key(
-        "bf16 for all | head (output layer and loss) | none; auto: none where bf16 is emulated"
+        "bf16 for all | head (output layer and loss) | none; auto: none if bf16 is emulated"
     )
     compile: Literal["auto", "all", "head", "none"] = key(
         "torch.compile for all | head | none; auto: head if it runs in bf16"
@@ -130,30 +130,30 @@ class Pretrain(Section):
     validate_every: int = key("steps between validations, each on the whole split", gt=0)
     patience: int = key("validations without improvement before training stops; 0: never", ge=0)
     checkpoint_every: int = key("steps between the checkpoints that an interrupted run resumes from", gt=0)
-    checkpoint_minutes: float = key("least time between two of them, in minutes; 0: none is left out", ge=0)
+    checkpoint_minutes: float = key("minimum minutes between two checkpoints; 0: no minimum", ge=0)
     snapshots: bool = key("keep weights at steps 0, 1, 2, 4, ... for the emergence analysis")
-    seed: int = key("of weights, batches and dropout", ge=0)
+    seed: int = key("seed of weights, batches and dropout", ge=0)
 
 
 class Attention(Section):
     """Test sentences: extract_attention, probe_heads"""
 
-    sentences: str = key("YAML or JSON file with the ten categories; edit it, or name your own")
-    style: Literal["plain", "wikitext"] = key("plain | wikitext (spaced punctuation, @-@ joins, as in that corpus)")
-    apart: bool = key("each category is a cluster job of its own; the bytes do not depend on it")
+    sentences: str = key("YAML or JSON file with the ten categories; edit it, or use your own")
+    style: Literal["plain", "wikitext"] = key("plain | wikitext (spaced punctuation and @-@ joins, as in that corpus)")
+    apart: bool = key("run each category as a separate cluster job; the bytes do not depend on it")
 
 
 class Heads(Section):
     """Classes of heads: classify_heads, state_findings"""
 
-    kappa: float = key("least chance-corrected mass of a diagonal or local head", ge=0, le=1)
-    content: float = key("least content share of a content-based head", ge=0, le=1)
-    broad: float = key("least broad share of a global head", ge=0, le=1)
+    kappa: float = key("minimum chance-corrected mass of a diagonal or local head", ge=0, le=1)
+    content: float = key("minimum content share of a content-based head", ge=0, le=1)
+    broad: float = key("minimum broad share of a global head", ge=0, le=1)
     sink: float = key("a head with less non-sink mass is a sink head", ge=0, le=1)
     window: int = key("offsets 1 to window count as local", ge=1, le=64)
     bootstraps: int = key("resamplings of sentences, within categories", ge=100, le=100_000)
     null_models: int = key("untrained models that get the same analysis", ge=3, le=100)
-    seed: int = key("of resampling and untrained models", ge=0)
+    seed: int = key("seed of resampling and untrained models", ge=0)
 
 
 class Clusters(Section):
@@ -161,17 +161,17 @@ class Clusters(Section):
 
     max_k: int = key("largest number of clusters to try", ge=2, le=50)
     bootstraps: int = key("resamplings that measure a cluster's stability", ge=1, le=100_000)
-    seed: int = key("of resampling and permutations", ge=0)
+    seed: int = key("seed of resampling and permutations", ge=0)
 
 
 class Mechanisms(Section):
     """Ablation, induction scores and probes: ablate_heads, score_mechanisms, probe_heads"""
 
-    windows: int = key("validation windows that heads are ablated on; below 6 no p can be < .05", ge=6, le=100_000)
-    mean_windows: int = key("training windows that a head's mean output is computed on", gt=0)
+    windows: int = key("validation windows on which heads are ablated; below 6 no p can be < .05", ge=6, le=100_000)
+    mean_windows: int = key("training windows on which a head's mean output is computed", gt=0)
     slices: int = key("cluster jobs that ablate heads; the bytes do not depend on it", ge=1, le=1000)
     null_models: int = key("untrained models that get the same scores and probes", ge=1, le=100)
-    seed: int = key("of sequences, resampling and untrained models", ge=0)
+    seed: int = key("seed of sequences, resampling and untrained models", ge=0)
 
 
 class Engine(Section):
@@ -184,11 +184,11 @@ class Engine(Section):
     )
     emulated: bool = key("also build and time precisions that this processor only emulates")
     compute_capabilities: list[Capability] = key(
-        f"GPUs that TensorRT-RTX compiles for without one: {' '.join(CAPABILITIES)}", min_length=1
+        f"GPUs for which TensorRT-RTX compiles without one: {' '.join(CAPABILITIES)}", min_length=1
     )
     max_batch: int = key("largest batch that engines accept", gt=0)
     calibration_rows: int = key("training rows that calibrate int8 and fp8", gt=0)
-    seed: int = key("of the calibration rows", ge=0)
+    seed: int = key("seed of the calibration rows", ge=0)
 
 
 class Benchmark(Section):
@@ -199,29 +199,29 @@ class Benchmark(Section):
     block_seconds: float = key("time that a backend runs in one round", gt=0, le=3600)
     warmup_seconds: float = key("time that a backend runs untimed before the first round", gt=0, le=3600)
     gate_rows: int = key("validation rows of the accuracy gate", gt=0)
-    noise_limit: float = key("a result is marked noisy if the baseline differs from itself by more", gt=0, le=1)
+    noise_limit: float = key("a result is noisy if the baseline differs from itself by more than this", gt=0, le=1)
     cold_start: bool = key("also start each backend in a new process")
-    seed: int = key("of the order and the inputs", ge=0)
+    seed: int = key("seed of the order and the inputs", ge=0)
 
 
 class Profile(Section):
     """Profile of training: nsys_capture"""
 
     tool: Literal["auto", "nsys", "torch.profiler"] = key("auto | nsys | torch.profiler")
-    steps: int = key("profiled training steps, after 3 of warm-up", ge=3, le=10_000)
+    steps: int = key("profiled training steps, after 3 warm-up steps", ge=3, le=10_000)
 
 
 class Report(Section):
     """The report: draw_figures, final_report"""
 
     title: str = key("title of the page")
-    sentences: int = key("sentences of each category in the page's explorer, as many as fit into it", ge=0)
+    sentences: int = key("sentences per category in the page's explorer, as many as fit", ge=0)
     examples: int = key("sentences per category shown as heat maps", ge=1, le=20)
-    figure_size: float = key("of figures, in multiples of the usual one; their text keeps its size", ge=0.5, le=2)
+    figure_size: float = key("scale of the figures; their text keeps its size", ge=0.5, le=2)
     palette: Literal["picollm", "colorblind", "deep", "muted"] = key(
-        "colours of the classes of heads: picollm (told apart by colour-blind readers) | one of seaborn's"
+        "colours of the classes of heads: picollm (safe for colour-blind readers) | one of seaborn's"
     )
-    seeds: str | None = key("a file of `picollm seeds`, whose spread is shown next to the classes' shares; null: none")
+    seeds: str | None = key("file of `picollm seeds`, whose spread is shown next to the classes' shares; null: none")
 
 
 class Config(Section):
@@ -258,13 +258,13 @@ class Config(Section):
 
 
 def check(values: Any, source: str = "config.yaml") -> dict[str, dict[str, Any]]:
-    """The validated sections. Raises PicollmError with one line: the key, its value and what is allowed."""
+    """Returns the validated sections. Raises PicollmError with one line: the key, its value and what is allowed."""
     if not isinstance(values, dict):
         raise PicollmError(f"{source}: must hold sections ({', '.join(Config.model_fields)}), each with its keys")
     try:
         return Config.model_validate(values).model_dump()
     except ValidationError as error:
-        # A misspelt key is also a missing one: say the first, which shows the typo.
+        # A misspelt key is also a missing one: report the first error, which shows the typo.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise PicollmError(f"{source}: {explain(first)}") from None
 
@@ -286,13 +286,13 @@ def explain(error: ErrorDetails) -> str:
 
 
 def keys_beside(section: list[str]) -> dict:
-    """The keys that are allowed at the top level, or inside a section."""
+    """Returns the keys allowed at the top level or inside a section."""
     of = cast(type[Section], Config.model_fields[section[0]].annotation) if section else Config
     return of.model_fields
 
 
 def load(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Read and check a config file. Raises PicollmError where it is missing, not YAML, or wrong."""
+    """Reads and checks a config file. Raises PicollmError if it is missing, not YAML, or wrong."""
     try:
         return check(read_yaml(path), str(path))
     except FileNotFoundError:
@@ -300,9 +300,9 @@ def load(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def variant(config: dict[str, dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
-    """The config with other values, as a file is named after: SECTION__KEY~VALUE, with commas between.
+    """Returns the config with the values in a file's name: comma-separated SECTION__KEY~VALUE.
 
-    Raises PicollmError as `check` does.
+    Raises PicollmError like `check`.
     """
     values = {section: dict(keys) for section, keys in config.items()}
     for part in name.split(","):
@@ -315,9 +315,9 @@ def variant(config: dict[str, dict[str, Any]], name: str) -> dict[str, dict[str,
 
 
 def refuse_overrides(given: dict[str, Any], path: str = "config.yaml") -> None:
-    """Raises PicollmError where Snakemake was given values by --config or --configfile.
+    """Raises PicollmError if Snakemake was given values by --config or --configfile.
 
-    Both tools record config.yaml's values, so a run with others would be filed under a wrong name.
+    Both tools record config.yaml's values, so a run with other values would be recorded under wrong ones.
     """
     if given:
         raise PicollmError(

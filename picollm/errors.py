@@ -1,12 +1,12 @@
-"""The one exception that is meant for a person: its text is the whole message, one line, no traceback."""
+"""The one exception meant for users: its text is the complete message, on one line, without a traceback."""
 
 
 class PicollmError(Exception):
-    """What is wrong, where, what is allowed and what to do, in one line."""
+    """One line with the fault, its place, what is allowed and what to do."""
 
     exit_code = 1
 
 
 def one_line(error: object) -> str:
-    """The text of somebody else's error without its line breaks."""
+    """Returns the text of a third-party error without line breaks."""
     return " ".join(str(error).split())

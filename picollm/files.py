@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and hashing them."""
+"""Writes files so that a reader never sees an incomplete one, and hashes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from picollm.errors import PicollmError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name in the same folder; renamed to `path` after fsync if the block succeeds, removed if it fails."""
+    """Yields a temporary name in the same folder: renamed to `path` after fsync on success, removed on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
@@ -32,7 +32,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename last: until then a power cut could bring the old name back."""
+    """Makes a rename durable: until then a power cut could restore the old name."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,12 +50,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Readable JSON with a final newline. NaN and infinity are refused: no reader agrees on them."""
+    """Writes readable JSON with a final newline. Refuses NaN and infinity, on which readers disagree."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: str | Path, columns: Collection[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """A header, then the rows."""
+    """Writes a header and the rows."""
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
@@ -64,7 +64,7 @@ def write_csv(path: str | Path, columns: Collection[str], rows: Iterable[Mapping
 
 
 def read_json(path: str | Path) -> Any:
-    """Of the type that its writer declares. Raises PicollmError where the file is missing or is not JSON."""
+    """Reads JSON; the type is that declared by its writer. Raises PicollmError if the file is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""This machine: what decides a speed, and what every benchmark, engine and profile says it was measured on."""
+"""Describes this machine: what determines its speed, recorded by every benchmark, engine and profile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def describe_hardware(*, device: str, threads: int) -> dict:
-    """JSON-ready: device in use, CPU, memory, GPU (null without one), threads, versions of what is installed."""
+    """JSON-ready description: device in use, CPU, memory, GPU (null without one), threads, package versions."""
     return {
         "device": device,
         "cpu": describe_cpu(),
@@ -36,7 +36,7 @@ def describe_hardware(*, device: str, threads: int) -> dict:
 
 
 def describe_cpu() -> dict:
-    """Model, cores this process may use, and the instruction sets that decide the speed of a matrix product."""
+    """CPU model, cores this process may use, and instruction sets that determine the speed of a matrix product."""
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
@@ -48,7 +48,7 @@ def describe_cpu() -> dict:
 
 
 def usable_cores() -> int:
-    """The CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -58,9 +58,9 @@ def cxx_compiler() -> str | None:
 
 
 def no_compiler(device_type: str) -> str | None:
-    """Why torch.compile can't work here, in words; None: nothing speaks against it.
+    """Reason why torch.compile can't work here, or None.
 
-    On a GPU Triton builds a small C program that starts each kernel, against Python.h.
+    On a GPU, Triton compiles a small C program against Python.h to launch each kernel.
     """
     if device_type != "cuda":
         return None if cxx_compiler() else "no C++ compiler"
@@ -73,13 +73,13 @@ def no_compiler(device_type: str) -> str | None:
 @cache
 def describe_gpu() -> dict | None:
     """The NVIDIA GPU that torch uses, or None."""
-    import torch  # heavy, and only this asks it
+    import torch  # imported here because it is heavy and nothing else needs it
 
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
     return {
-        "name": properties.name,  # of a MIG slice with its size: one slice is not another, nor the whole
+        "name": properties.name,  # includes a MIG slice's size: slices differ from each other and from the GPU
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_gib": round(properties.total_memory / 2**30, 1),
@@ -94,11 +94,11 @@ def driver_version() -> str | None:
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(output.split()), None)  # a line for each GPU, all alike
+    return next(iter(output.split()), None)  # one line per GPU, all equal
 
 
 def no_gpu_seen() -> str:
-    """Why torch sees no NVIDIA GPU, in words: it has no CUDA, the driver is too old, or there is none."""
+    """Reason why torch sees no NVIDIA GPU: it has no CUDA, the driver is too old, or there is none."""
     import torch
 
     if torch.version.cuda is None:
@@ -111,12 +111,12 @@ def no_gpu_seen() -> str:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver knows one, whatever torch makes of it; device files alone come with nsys."""
+    """True if the driver lists a GPU, even if torch can't use it; nsys alone also creates device files."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
 def installed(package: str) -> str | None:
-    """Its version, or None."""
+    """Version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -124,18 +124,18 @@ def installed(package: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    return {name: found for name in PACKAGES if (found := installed(name))}
+    return {name: version for name in PACKAGES if (version := installed(name))}
 
 
 class CpuMeter:
-    """What other processes took from this machine's CPU since the meter was made: a benchmark's disturbance."""
+    """Measures CPU use by other processes since the meter was created, which disturbs a benchmark."""
 
     def __init__(self) -> None:
         self.start = self.read()
 
     @staticmethod
     def read() -> tuple[float, float, float, float] | None:
-        """Seconds: clock, CPU time of all processes, of this one, and stolen by the hypervisor; None without /proc."""
+        """Seconds: clock; CPU time of all processes, of this one, stolen by the hypervisor. None without /proc."""
         try:
             jiffies = [int(x) for x in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
         except OSError:
@@ -144,7 +144,7 @@ class CpuMeter:
         return time.perf_counter(), user + nice + system + irq + softirq, sum(os.times()[:4]), steal
 
     def others(self) -> dict[str, float] | None:
-        """Mean number of cores that others kept busy, and that the hypervisor withheld."""
+        """Mean number of cores used by other processes and withheld by the hypervisor."""
         now = self.read()
         if now is None or self.start is None:
             return None
@@ -153,7 +153,7 @@ class CpuMeter:
 
 
 def in_words(hardware: dict) -> str:
-    """A description in one line, without versions."""
+    """Formats a description as one line, without versions."""
     cpu, gpu = hardware.get("cpu"), hardware.get("gpu")
     if not cpu:
         return f"{hardware.get('device')}; the machine is not recorded"

@@ -1,4 +1,4 @@
-"""The files that a configuration names: the corpus and a trained model. Both tools must see an edit of one."""
+"""Files named by a configuration: the corpus and a trained model. Both tools must detect an edit of one."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from picollm.model.folders import INDEX, is_foreign_folder, weight_files
 
 
 def corpus_source(corpus: dict[str, Any]) -> str | None:
-    """The file or folder of the `corpus` section that lies on this machine; None where there is none."""
+    """Returns the local file or folder of the `corpus` section, or None."""
     path = {"local": corpus["path"], "grammar": corpus["path"], "wikitext-103": corpus["hub"]}.get(corpus["source"])
     return path if path and (corpus["source"] != "wikitext-103" or Path(path).is_dir()) else None
 
 
 def corpus_dependencies(corpus: dict[str, Any]) -> list[str]:
-    """What DVC hashes of `corpus_source`: it, and each linked folder in it, as DVC follows no link on its way."""
+    """Returns the paths that DVC hashes: `corpus_source` and each linked folder in it, since DVC follows no links."""
     source = corpus_source(corpus)
     return [source, *map(str, linked_folders(Path(source)))] if source else []
 
 
 def corpus_files(corpus: dict[str, Any]) -> list[str]:
-    """The files that are read of `corpus_source`: both tools must see an edit of one.
+    """Returns the files that are read from `corpus_source`: both tools must detect an edit of one.
 
-    Raises PicollmError where a local corpus has none, or one has a name that the tools can't write down.
+    Raises PicollmError if a local corpus has none, or a file name can't be represented by the tools.
     """
     source = corpus_source(corpus)
     if source is None:
@@ -41,7 +41,7 @@ def corpus_files(corpus: dict[str, Any]) -> list[str]:
 
 
 def model_files(model: dict[str, Any]) -> list[str]:
-    """The files of model.checkpoint, for the same reason. Raises PicollmError where one is missing."""
+    """Returns the files of model.checkpoint, for the same reason. Raises PicollmError if one is missing."""
     if model["checkpoint"] is None:
         return []
     folder = Path(model["checkpoint"])
@@ -53,14 +53,14 @@ def model_files(model: dict[str, Any]) -> list[str]:
     for file in files:
         if not file.is_file():
             raise PicollmError(
-                f"model.checkpoint = {folder}: {file} is missing; name a folder on this machine that has it "
-                "(pytorch_model.bin is not read, nor is a name on a hub), or null to train a model"
+                f"model.checkpoint = {folder}: {file} is missing; give a folder on this machine that has it "
+                "(pytorch_model.bin and hub names are not supported), or null to train a model"
             )
     return refuse_names("model.checkpoint", [str(file) for file in files])
 
 
 def tokenizer_files(model: dict[str, Any]) -> list[str]:
-    """tokenizer.json and config.json of a checkpoint of another family: its text is written in its own tokens."""
+    """Returns tokenizer.json and config.json of another family's checkpoint, whose own tokenizer encodes the text."""
     folder = model["checkpoint"]
     if folder is None or not (Path(folder).is_dir() and is_foreign_folder(Path(folder))):
         return []
@@ -68,7 +68,7 @@ def tokenizer_files(model: dict[str, Any]) -> list[str]:
 
 
 def seed_files(report: dict[str, Any]) -> list[str]:
-    """The file of report.seeds. Raises PicollmError where it is missing."""
+    """Returns the file of report.seeds. Raises PicollmError if it is missing."""
     path = report["seeds"]
     if path and not Path(path).is_file():
         raise PicollmError(f"report.seeds = {path}: no such file; `picollm seeds 3` writes one, or set it to null")
@@ -76,12 +76,12 @@ def seed_files(report: dict[str, Any]) -> list[str]:
 
 
 def refuse_names(key: str, paths: list[str]) -> list[str]:
-    """The paths. Raises PicollmError for the first that has another meaning in dvc.yaml or in a rule, or none."""
+    """Returns the paths. Raises PicollmError for the first that is not UTF-8 or is special in dvc.yaml or a rule."""
     for path in paths:
         try:
             path.encode()
         except UnicodeEncodeError:
             raise PicollmError(f"{key}: the name {path!r} is not UTF-8: rename it") from None
-        if found := set(path) & set("{}$*?[]") or [c for c in path if not c.isprintable()]:
-            raise PicollmError(f"{key}: the name {path!r} holds {', '.join(map(repr, sorted(found)))}: rename it")
+        if forbidden := set(path) & set("{}$*?[]") or [c for c in path if not c.isprintable()]:
+            raise PicollmError(f"{key}: the name {path!r} holds {', '.join(map(repr, sorted(forbidden)))}: rename it")
     return paths

@@ -1,4 +1,4 @@
-"""What proves an artefact of many files: a manifest.json, written last, with {file, bytes, sha256} of each."""
+"""Manifests verify artefacts of many files: a manifest.json, written last, with {file, bytes, sha256} of each."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Entry(TypedDict):
 
 
 def describe(path: Path) -> Entry:
-    """The entry of one file, which lies beside the manifest."""
+    """Builds the entry of one file next to the manifest."""
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def entries(manifest: object) -> Iterator[Entry]:
-    """Every such entry of a manifest, at any depth."""
+    """Yields every such entry of a manifest, at any depth."""
     if isinstance(manifest, dict):
         if {"file", "bytes", "sha256"} <= manifest.keys():
             yield cast(Entry, manifest)
@@ -33,17 +33,17 @@ def entries(manifest: object) -> Iterator[Entry]:
 
 
 def prove(manifest_path: str | Path, entry: Entry, rule: str) -> Path:
-    """The entry's file, hashed. Raises PicollmError, naming the rule to run, where it is missing or has other bytes."""
+    """Checks an entry's file by its hash. Raises PicollmError naming the rule to run if it is missing or differs."""
     path = Path(manifest_path).parent / entry["file"]
     if not path.exists():
-        raise PicollmError(f"{path} is missing although {manifest_path} names it: run {rule} again")
+        raise PicollmError(f"{path} is missing although {manifest_path} lists it: run {rule} again")
     if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-        raise PicollmError(f"{path} is damaged (its sha256 is not the manifest's): run {rule} again")
+        raise PicollmError(f"{path} is damaged (its sha256 differs from the manifest's): run {rule} again")
     return path
 
 
 def clear(manifest_path: Path, *patterns: str) -> None:
-    """Remove an earlier manifest, then the files of an earlier run beside it, so that none is left unnamed."""
+    """Removes an earlier manifest, then the earlier run's files next to it, so that no file is left unlisted."""
     manifest_path.unlink(missing_ok=True)
     for pattern in (*patterns, ".*.partial"):
         for old in manifest_path.parent.glob(pattern):

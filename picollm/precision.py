@@ -1,6 +1,6 @@
-"""Which precision fits the processor: bfloat16 where it has the instructions, float32 where it would emulate them.
+"""Selects the precision for the processor: bfloat16 if it has the instructions, float32 if it would emulate them.
 
-Without them (AVX512-BF16, AMX or Arm's bf16) a bfloat16 product runs at a tenth to an eightieth of float32's rate.
+Without them (AVX512-BF16, AMX or Arm's bf16), a bfloat16 product runs at a tenth to an eightieth of float32's rate.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from picollm.hardware import describe_cpu
 log = logging.getLogger(__name__)
 
 BF16_ISA = ("avx512_bf16", "amx_bf16", "bf16")  # of picollm.hardware.ISA; the last one is Arm's
-# Measured: 0.3 to 0.6 with the instructions, 5 to 80 without. One that says that it has them is believed up to here.
+# Measured: 0.3 to 0.6 with the instructions, 5 to 80 without. A processor that reports them is trusted up to this cost.
 EMULATED = 1.5
-PRODUCT, REPEATS = (256, 112, 1024), 5  # of the matrices that are timed; milliseconds, even where it is emulated
+PRODUCT, REPEATS = (256, 112, 1024), 5  # shapes of the timed matrices; takes milliseconds, even if emulated
 
 
 @cache
 def bf16_cost() -> float:
-    """Seconds of a bfloat16 matrix product on this processor, over those of the same product in float32."""
+    """Ratio of the time of a bfloat16 matrix product on this processor to that of the same product in float32."""
     rows, inner, columns = PRODUCT
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -34,30 +34,30 @@ def bf16_cost() -> float:
             start = time.perf_counter()
             torch.mm(a, b.T)
             times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)  # the first one prepares, and a busy machine only adds
+        seconds[dtype] = min(times)  # the first call sets up, and load can only add time
     return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
-BF16_CAPABILITY = (8, 0)  # Ampere: the first NVIDIA GPUs whose tensor cores take bf16
+BF16_CAPABILITY = (8, 0)  # Ampere: the first NVIDIA GPUs with bf16 tensor cores
 
 
 @cache
 def has_bf16(device_type: str = "cpu", gpus: int = 1) -> bool:
-    """Whether the device multiplies bfloat16 itself; of several `gpus` of this machine, whether each one does.
+    """True if the device, or each of several `gpus` of this machine, multiplies bfloat16 natively.
 
-    torch's own question is answered with yes for older GPUs too, as it can emulate it. A processor must say so, torch's
-    kernels must agree (ATEN_CPU_CAPABILITY may forbid them), and so must the clock (ONEDNN_MAX_CPU_ISA, a virtual
-    machine). A processor that nothing is known of has none.
+    torch's own check also returns true for older GPUs, because it can emulate bf16. A processor must report the
+    instructions, torch's kernels must be allowed to use them (ATEN_CPU_CAPABILITY), and the measured time must agree
+    (ONEDNN_MAX_CPU_ISA, a virtual machine). An unknown processor has none.
     """
     if device_type == "cuda":
         here = range(min(gpus, torch.cuda.device_count()))
         return all(torch.cuda.get_device_capability(i) >= BF16_CAPABILITY for i in here)
-    said = set(describe_cpu()["isa"]) & set(BF16_ISA) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return bool(said) and bf16_cost() < EMULATED
+    reported = set(describe_cpu()["isa"]) & set(BF16_ISA) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(reported) and bf16_cost() < EMULATED
 
 
 def emulated_bf16(device_type: str = "cpu", gpus: int = 1) -> str | None:
-    """Why bfloat16 is no gain on this device, in words for a person; None: it has the instructions."""
+    """Reason why bfloat16 is no gain on this device, or None if it has the instructions."""
     if has_bf16(device_type, gpus):
         return None
     if device_type == "cuda":
@@ -66,22 +66,22 @@ def emulated_bf16(device_type: str = "cpu", gpus: int = 1) -> str | None:
 
 
 def fit(pretrain: Mapping, device: torch.device) -> tuple[dict, str]:
-    """The config's section `pretrain` without `auto`, and the reason of its precision in words.
+    """Returns the config's `pretrain` section with `auto` resolved, and the reason for its precision.
 
-    On a processor bfloat16 is for the vocabulary head alone: the casts of a narrow body cost more than they gain. And
-    torch.compile is for a bfloat16 head, whose casts it fuses: a float32 one is no faster for it (docs/training.md).
+    On a CPU, bfloat16 is used only for the vocabulary head: the casts of a narrow body cost more than they gain.
+    torch.compile is used for a bfloat16 head, whose casts it fuses; a float32 head gains nothing (docs/training.md).
     """
     emulated = emulated_bf16(device.type, pretrain["processes"])
-    autocast, reason = pretrain["autocast"], "as pretrain.autocast says"
+    autocast, reason = pretrain["autocast"], "as set in pretrain.autocast"
     if autocast == "auto":
         fast = "all" if device.type == "cuda" else "head"
         autocast, reason = ("none", emulated) if emulated else (fast, f"this {kind(device)} has bf16 instructions")
     elif autocast != "none" and emulated and device.type == "cuda":
-        # There torch.compile leaves out what is bf16 and says nothing of it, and eager bf16 is as slow as float32.
+        # There torch.compile silently skips the bf16 parts, and eager bf16 is as slow as float32.
         log.warning("pretrain.autocast = %s: %s; training in float32", autocast, emulated)
-        autocast, reason = "none", f"{emulated}, though pretrain.autocast says {autocast}"
+        autocast, reason = "none", f"{emulated}, although pretrain.autocast is {autocast}"
     elif autocast != "none" and emulated:
-        reason += f", though {emulated}"
+        reason += f", although {emulated}"
         log.warning("pretrain.autocast = %s: %s; auto or none is faster", autocast, emulated)
     compile = pretrain["compile"]
     if compile == "auto":
@@ -94,5 +94,5 @@ def kind(device: torch.device) -> str:
 
 
 def muon_dtype(device: torch.device) -> torch.dtype:
-    """Of Muon's iteration: on a processor float32, whose batched products of small matrices are as fast as bf16's."""
+    """Dtype of Muon's iteration: float32 on a CPU, where batched products of small matrices are as fast as in bf16."""
     return torch.bfloat16 if device.type == "cuda" and has_bf16("cuda") else torch.float32

@@ -1,9 +1,9 @@
-"""Presets, and the text of config.yaml and of its documentation, from picollm.config's descriptions.
+"""Writes presets, and generates config.yaml and its documentation from picollm.config's descriptions.
 
     picollm preset NAME      write config.yaml
     picollm config-docs      write docs/configuration.md and docs/config.schema.json (picollm.reference)
 
-presets/default.yaml holds every value; the others hold what differs from it.
+presets/default.yaml holds every value; the others hold only their differences from it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def preset(name: str) -> dict[str, dict[str, Any]]:
-    """All values of a preset, checked. Raises PicollmError where there is none of that name."""
+    """Loads and checks all values of a preset. Raises PicollmError if there is no preset of that name."""
     if name not in names():
         raise PicollmError(f"there is no preset {name!r}: choose one of {', '.join(names())}")
     default, own = (read_yaml(FOLDER / f"{which}.yaml") for which in ("default", name))
@@ -46,13 +46,13 @@ def preset(name: str) -> dict[str, dict[str, Any]]:
 
 
 def about(name: str) -> str:
-    """What the comment at the top of a preset says."""
+    """Returns the comment at the top of a preset."""
     lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return " ".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
 
 
 def config_yaml(values: Mapping[str, Mapping[str, Any]]) -> str:
-    """config.yaml with these values, each key commented with its description."""
+    """Formats config.yaml with these values, each key commented with its description."""
     return HEADER + "".join(f"\n{section_yaml(name, keys)}" for name, keys in values.items())
 
 
@@ -74,7 +74,7 @@ def section_of(name: str) -> type[Section]:
 
 
 def written(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Formats a value as YAML on one line."""
     text, writer = io.StringIO(), YAML()
     writer.default_flow_style, writer.width = True, 1000
     writer.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
@@ -83,9 +83,9 @@ def written(value: Any) -> str:
 
 
 def write_preset(name: str, path: Path, force: bool) -> list[str]:
-    """Write a preset's config.yaml; the keys that it changes, as "section.key: old -> new".
+    """Writes a preset's config.yaml; returns the changed keys as "section.key: old -> new".
 
-    Raises PicollmError where the file holds edits that neither a preset nor git has, unless `force`.
+    Raises PicollmError if the file has edits that neither a preset nor git has, unless `force`.
     """
     values = preset(name)
     old = path.read_text(encoding="utf-8") if path.exists() else config_yaml(values)
@@ -94,7 +94,7 @@ def write_preset(name: str, path: Path, force: bool) -> list[str]:
     except PicollmError:
         before = None
     if not force and before not in [preset(name) for name in names()] and old != committed(path):
-        raise PicollmError(f"{path} has edits that git does not hold: commit them, or add --force to lose them")
+        raise PicollmError(f"{path} has edits that git does not have: commit them, or add --force to discard them")
     write_text(path, config_yaml(values))
     changes = [
         f"{section}.{key}: {written(before[section][key])} -> {written(value)}"
@@ -106,19 +106,19 @@ def write_preset(name: str, path: Path, force: bool) -> list[str]:
 
 
 def committed(path: Path) -> str | None:
-    """The file as git's last commit has it; None outside of git."""
+    """Returns the file as in git's last commit; None outside git."""
     command = ["git", "show", f"HEAD:./{path.name}"]
     done = subprocess.run(command, cwd=path.absolute().parent, capture_output=True)
     return done.stdout.decode() if done.returncode == 0 else None
 
 
 def schema() -> str:
-    """The JSON schema that editors complete and check config.yaml with."""
+    """Returns the JSON schema with which editors complete and check config.yaml."""
     return json.dumps(Config.model_json_schema(), indent=1) + "\n"
 
 
 def documentation() -> str:
-    """docs/configuration.md: a table for each section, with the values of each preset where they differ."""
+    """Generates docs/configuration.md: a table per section, with the values of each preset that differ."""
     shown = ["default", *(name for name in names() if name != "default")]
     values = {name: preset(name) for name in shown}
     parts = [
@@ -144,7 +144,7 @@ def documentation() -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """Type and range of a key, in words."""
+    """Describes the type and range of a key."""
     limits = {Gt: "> {gt}", Ge: ">= {ge}", Lt: "< {lt}", Le: "<= {le}", MinLen: "at least {min_length}"}
     words = [limits[type(limit)].format_map(vars_of(limit)) for limit in field.metadata if type(limit) in limits]
     return " ".join([type_name(field.annotation), *words]).replace("|", "·")
@@ -167,7 +167,7 @@ def type_name(annotation: Any) -> str:
 
 
 def in_presets(values: Mapping[str, Any]) -> str:
-    """The default's value, and those of the presets that have another."""
+    """Formats the default's value and those of the presets that differ."""
     default = values["default"]
     others = [f"{name}: {written(value)}" for name, value in values.items() if value != default]
     return "; ".join([f"`{written(default)}`", *others]).replace("|", "·")

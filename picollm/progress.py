@@ -1,9 +1,9 @@
-"""How far a long computation is: a bar on a terminal, a line every half minute without one, a file for a run's display.
+"""Progress of long computations: a bar on a terminal, otherwise a line every half minute, or a run's status file.
 
     for batch in progress(batches, desc="accuracy gate", unit=" batches"): ...
 
-Inside a rule of a run, the job says where its status file is (`STATUS`); what is written there is drawn by the run's
-own process (picollm.pipeline.display), so that jobs that run side by side share one picture.
+Inside a rule of a run, the job sets the path of its status file (`STATUS`); the run's own process draws its contents
+(picollm.pipeline.display), so that parallel jobs share one display.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 STATUS = "PICOLLM_STATUS"  # path without suffix; each process of the job appends its number and .json
-PICTURE = "PICOLLM_PICTURE"  # set for the jobs of a run that draws one on a terminal
+PICTURE = "PICOLLM_PICTURE"  # set for the jobs of a run that draws its display on a terminal
 DRAW_SECONDS, LINE_SECONDS = 0.5, 30.0
 
 
 def status_file() -> Path | None:
-    """This process's own; None outside a run."""
+    """Path of this process's status file; None outside a run."""
     base = os.environ.get(STATUS)
     return Path(f"{base}.{os.getpid()}.json") if base else None
 
@@ -31,7 +31,7 @@ _said: dict = {}
 
 
 def report(**facts: object) -> None:
-    """Merge facts into this process's status file; nothing outside a run."""
+    """Merges facts into this process's status file; does nothing outside a run."""
     path = status_file()
     if path is None:
         return
@@ -40,12 +40,12 @@ def report(**facts: object) -> None:
     try:
         temporary.write_text(json.dumps(_said))
         temporary.replace(path)
-    except OSError:  # a full disk, a folder that is gone: a picture is not worth a run
+    except OSError:  # a full disk or a missing folder: the display must not stop a run
         pass
 
 
-class progress(tqdm):  # noqa: N801  named like the function that it is used as
-    """tqdm, of the same arguments, that finds out by itself where it is watched."""
+class progress(tqdm):  # noqa: N801  used like a function
+    """tqdm with the same arguments that chooses its output: a terminal, lines, or a status file."""
 
     def __init__(self, *arguments, disable: bool = False, **options) -> None:
         self.drawn = not status_file() and sys.stderr.isatty()
@@ -70,12 +70,12 @@ class progress(tqdm):  # noqa: N801  named like the function that it is used as
         if self.drawn:
             super().close()
             return
-        self.disable = True  # tqdm's own would write an empty line
+        self.disable = True  # tqdm's close would write an empty line
         report(bar=None)
 
 
 def describe(bar: dict) -> str:
-    """A bar's facts in words: share, count, rate, time left, and what the loop says of itself."""
+    """Formats a bar's facts as text: share, count, rate, time left, and the loop's own postfix."""
     n, total, units = bar["n"], bar["total"], bar["unit"].strip()
     rate = (n - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
     parts = [f"{n / total:.0%}, {n:,.0f} of {total:,.0f} {units}" if total else f"{n:,.0f} {units}"]
@@ -87,7 +87,7 @@ def describe(bar: dict) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For a person: 4 s, 2 min 10 s, 1 h 05 min."""
+    """Formats seconds as 4 s, 2 min 10 s, 1 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

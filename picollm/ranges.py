@@ -1,9 +1,9 @@
-"""Named ranges around code, for whichever profiler is watching: NVTX for Nsight Systems, record_function for torch.
+"""Named ranges around code for the active profiler: NVTX for Nsight Systems, record_function for torch.
 
     with ranges("data_wait"):
         batch = next(stream)
 
-Without a profiler a range does nothing: at six a step, tens of microseconds each would be what a GPU's host lacks.
+Without a profiler a range does nothing: at six per step, tens of microseconds each would slow down a GPU's host.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from functools import cache
 import torch
 from torch.profiler import record_function
 
-INJECTED = ("NSYS_PROFILING_SESSION_ID", "NVTX_INJECTION64_PATH")  # into the environment, by nsys since 2022
+INJECTED = ("NSYS_PROFILING_SESSION_ID", "NVTX_INJECTION64_PATH")  # set in the environment by nsys since 2022
 
 
 @cache
 def nvtx_marker() -> Callable[[str], AbstractContextManager]:
-    """torch's NVTX where torch has CUDA (it raises elsewhere), else the package `nvtx`, else nothing."""
+    """Returns torch's NVTX if torch has CUDA (it raises otherwise), else the package `nvtx`, else a no-op."""
     if torch.cuda.is_available():
         return torch.cuda.nvtx.range
     try:
@@ -33,12 +33,12 @@ def nvtx_marker() -> Callable[[str], AbstractContextManager]:
 
 @cache
 def under_nsys() -> bool:
-    """Whether Nsight Systems started this process: what it injects is in the environment."""
+    """True if Nsight Systems started this process, recognised by the variables that it injects."""
     return any(name in os.environ for name in INJECTED)
 
 
 def ranges(name: str) -> AbstractContextManager:
-    """One range, named `name`, on the calling thread; ranges nest."""
+    """Opens a range called `name` on the calling thread; ranges nest."""
     return both(name) if under_nsys() or torch.autograd._profiler_enabled() else nullcontext()
 
 

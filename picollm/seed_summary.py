@@ -1,6 +1,6 @@
-"""What `picollm seeds` found: mean and extremes over seeds, how far two agree, and whether it is of this configuration.
+"""Summary of `picollm seeds`: mean and extremes over seeds, agreement of two seeds, and the configuration it is for.
 
-Apart from picollm.seeds, which trains: the report reads this, and an edit of the training loop leaves it clean.
+It is separate from picollm.seeds, which trains, so that an edit of the training loop does not make the report stale.
 
 Shape suffixes: S seed, H head, L label.
 """
@@ -21,23 +21,23 @@ from picollm.errors import PicollmError
 from picollm.files import read_json, sha256
 
 FORMAT = 2
-SECTIONS = ("model", "pretrain", "compute", "attention", "heads")  # of the config, that decide what seeds find
-NO_MATTER = ("seed", "snapshots", "checkpoint_every", "loading")  # of these
+SECTIONS = ("model", "pretrain", "compute", "attention", "heads")  # config sections that determine the results of seeds
+NO_MATTER = ("seed", "snapshots", "checkpoint_every", "loading")  # keys of these sections that don't
 
 
 def recipe(config: Mapping[str, Mapping[str, Any]], manifest: str | Path) -> str:
-    """A hash of all that decides what seeds find but the seed itself; `manifest`: of the packed tokens."""
+    """Hashes everything that determines the results of seeds except the seed; `manifest` is the packed tokens'."""
     kept = {name: {k: v for k, v in config[name].items() if k not in NO_MATTER} for name in SECTIONS}
     files = [sha256(manifest), sha256(config["attention"]["sentences"])]
     return hashlib.sha256(json.dumps([kept, files], sort_keys=True).encode()).hexdigest()
 
 
 def summary(seeds: Sequence[int], losses: Sequence[float], labels_SH: NDArray[np.int64], of: str) -> dict:
-    """Mean and extremes of the loss and of each class's share; of pairs of seeds, the share of heads with one label.
+    """Mean and extremes of the loss and of each class's share; over pairs of seeds, the share of heads with one label.
 
-    `of`: what `recipe` gives.
+    `of` is the hash from `recipe`.
     """
-    from picollm.attention.labels import LABELS  # SciPy takes seconds, and the Snakefile reads SECTIONS
+    from picollm.attention.labels import LABELS  # imported here: SciPy takes seconds, and the Snakefile needs SECTIONS
 
     shares_SL = (labels_SH[:, :, None] == np.arange(len(LABELS))).mean(1)
     pairs = list(combinations(range(len(seeds)), 2))
@@ -59,27 +59,27 @@ def spread(values: Sequence[float] | NDArray) -> dict[str, float]:
 
 
 def told(row: Mapping[str, float], form: str) -> str:
-    """A spread to be read; `form` is that of one number."""
+    """Formats a spread as text; `form` is the format of one number."""
     return f"{row['mean']:{form}} ({row['least']:{form}} to {row['most']:{form}})"
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
-    """The summary, to be read."""
-    found = [f"{len(report['seeds'])} seeds: validation loss {told(report['validation_loss'], '.3f')}"]
+    """Formats the summary as lines of text."""
+    text = [f"{len(report['seeds'])} seeds: validation loss {told(report['validation_loss'], '.3f')}"]
     for label, row in report["shares"].items():
         if row["most"]:
-            found.append(f"{label:15} {told(row, '.0%')} of the heads")
+            text.append(f"{label:15} {told(row, '.0%')} of the heads")
     if report["agreement"] is not None:
-        found.append(
+        text.append(
             f"Of two seeds {report['agreement']:.0%} of the heads have the same class; by chance "
             f"{report['agreement_by_chance']:.0%}."
         )
-    return found
+    return text
 
 
 def for_report(path: str | Path, config: Mapping[str, Mapping[str, Any]], manifest: str | Path) -> dict:
-    """A file of `summary`, with `current`: whether it is of this configuration and these tokens."""
-    found = read_json(path)
-    if found.get("format") != FORMAT:
+    """Reads a file of `summary` and adds `current`: true if it is for this configuration and these tokens."""
+    report = read_json(path)
+    if report.get("format") != FORMAT:
         raise PicollmError(f"{path} is of another format: run `picollm seeds` again")
-    return found | {"file": str(path), "current": found["recipe"] == recipe(config, manifest)}
+    return report | {"file": str(path), "current": report["recipe"] == recipe(config, manifest)}

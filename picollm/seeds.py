@@ -1,7 +1,7 @@
-"""Several trainings that differ in their seed alone: what of the result is the recipe's, and what is chance.
+"""Trains several models that differ only in their seed, to separate the effects of the recipe from chance.
 
-Each is trained as the config says and its heads are labelled by the config's rule. Shares of classes are compared over
-seeds; which head is which is compared too, and agrees about as often as chance would have it.
+Each is trained and its heads are labelled according to the config. Shares of classes are compared over seeds; labels of
+individual heads are compared too, and agree about as often as by chance.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from picollm.seed_summary import recipe, summary
 
 
 def trainer_of(config: Mapping[str, Any], rows: NDArray, shape: ModelConfig, device: torch.device) -> Trainer:
-    """A training of the config's `pretrain` section on these rows."""
+    """Builds a trainer for the config's `pretrain` section on these rows."""
     return Trainer(shape, TrainingConfig(**fit(config["pretrain"], device)[0]), rows, device)
 
 
 def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.device) -> NDArray[np.int64]:
-    """Indices into LABELS of the model's heads, by the pipeline's rule and the config's sentences; one untrained model
-    of each kind is the null."""
+    """Labels the model's heads, as indices into LABELS, by the pipeline's rule on the config's sentences; the null is
+    one untrained model of each kind."""
     tokenizer = gpt2()
-    found = (
+    sentences = (
         (c, tokenise(sentence, tokenizer))
         for c, category in enumerate(
             load_sentences(config["attention"]["sentences"], config["attention"]["style"]).values()
         )
         for sentence in category.sentences
     )
-    sample = sample_of((c, tokens.ids, tokens.strings, tokens.gold) for c, tokens in found)
+    sample = sample_of((c, tokens.ids, tokens.strings, tokens.gold) for c, tokens in sentences)
     ids, number, section = sample.ids, sample.category, config["heads"]
     shared = {"keys": sample.keys, "window": section["window"], "device": device}
     values = {name: value[0] for name, value in values_of([model.eval()], ids, number, **shared).items()}
@@ -58,8 +58,8 @@ def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.devic
 
 
 def variant(config: Mapping[str, Any], manifest: str | Path, checkpoints: Checkpoints | None = None) -> dict:
-    """One training of the config on packed tokens, in this process: its best validation loss, and its heads' classes
-    as indices into LABELS. It goes on from `checkpoints`, and raises as `train` does."""
+    """Trains the config once on packed tokens, in this process: its best validation loss, and its heads' classes as
+    indices into LABELS. Resumes from `checkpoints`, and raises like `train`."""
     device = set_up(**config["compute"])
     train_rows, validation = (np.asarray(open_split(manifest, split)) for split in ("train", "validation"))
     context = train_rows.shape[1] - 1
@@ -77,15 +77,15 @@ def variant(config: Mapping[str, Any], manifest: str | Path, checkpoints: Checkp
 
 
 def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[int]) -> dict:
-    """Trainings of the config on packed tokens, one a seed: losses, classes, and how far they agree."""
-    found = [
+    """Trains the config on packed tokens once per seed: losses, classes, and their agreement."""
+    variants = [
         variant({**config, "pretrain": {**config["pretrain"], "seed": seed}}, manifest)
         for seed in progress(seeds, unit=" seeds")
     ]
-    return compare(list(seeds), found, recipe(config, manifest))
+    return compare(list(seeds), variants, recipe(config, manifest))
 
 
 def compare(seeds: Sequence[int], variants: Sequence[Mapping[str, Any]], of: str) -> dict:
-    """The summary of what `variant` found for each seed; `of`: what `recipe` gives."""
-    losses = [found["validation_loss"] for found in variants]
-    return summary(seeds, losses, np.array([found["labels"] for found in variants]), of)
+    """Summarises the results of `variant` for each seed; `of` is the hash from `recipe`."""
+    losses = [variant["validation_loss"] for variant in variants]
+    return summary(seeds, losses, np.array([variant["labels"] for variant in variants]), of)

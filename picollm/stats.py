@@ -1,4 +1,4 @@
-"""Statistics that several chapters share: bootstrap and sign-flip tests, false discovery rate, accuracy by cluster.
+"""Statistics shared by several chapters: bootstrap and sign-flip tests, false discovery rate, accuracy by cluster.
 
 Shape suffixes: I item, C cluster of items, H head (layers flattened), W window of text (or sentence), S sentence,
 R replicate.
@@ -23,14 +23,14 @@ SIGN_FLIPS = 2**14
 
 
 def number_or_none(value: float) -> float | None:
-    """Six decimals: beyond the last place that another thread count or BLAS may change. None for what is undefined."""
+    """Rounds to six decimals, above the last places that another thread count or BLAS may change; None if undefined."""
     return round(float(value), 6) if math.isfinite(value) else None
 
 
 def finite(value: float) -> float:
-    """`number_or_none` of what is defined wherever the model's numbers are finite. Raises PicollmError else."""
+    """Like `number_or_none` for a value that is defined for any finite model. Raises PicollmError otherwise."""
     if not math.isfinite(value):
-        raise PicollmError(f"a statistic came out as {value}: the model gives numbers that are not finite")
+        raise PicollmError(f"a statistic is {value}: the model gives numbers that are not finite")
     return round(float(value), 6)
 
 
@@ -41,7 +41,7 @@ class Interval(TypedDict):
 
 
 class Known(TypedDict):
-    """An interval of what is always defined."""
+    """An interval of a statistic that is always defined."""
 
     value: float
     low: float
@@ -49,7 +49,7 @@ class Known(TypedDict):
 
 
 class Effect(TypedDict):
-    """Of one head: more nats without it, with interval, p and q over the heads."""
+    """Effect of one head: rise in nats without it, with its interval, p, and q over the heads."""
 
     name: str
     delta: float
@@ -60,7 +60,7 @@ class Effect(TypedDict):
 
 
 class Accuracy(TypedDict):
-    """Of items in clusters, with its interval."""
+    """Accuracy over items in clusters, with its interval."""
 
     accuracy: float
     low: float
@@ -70,19 +70,19 @@ class Accuracy(TypedDict):
 
 
 def known(*columns: NDArray) -> list[Known]:
-    """Rows of the columns value, low and high."""
+    """Turns the columns value, low and high into rows."""
     rows = zip(*columns, strict=True)
     return [{"value": finite(value), "low": finite(low), "high": finite(high)} for value, low, high in rows]
 
 
 def cluster_means(values_XI: NDArray, cluster_I: NDArray) -> NDArray[np.float64]:
-    """[..., I] to [..., C], in order of the clusters' numbers."""
+    """Averages items by cluster, [..., I] to [..., C], in order of the clusters' numbers."""
     members_IC = cluster_I[:, None] == np.unique(cluster_I)
     return values_XI @ (members_IC / members_IC.sum(0))
 
 
 def accuracy(right_I: NDArray, cluster_I: NDArray) -> Accuracy:
-    """Mean over clusters of equal size, and its 95 % interval by Student's t: bootstraps of so few are too narrow."""
+    """Mean over clusters of equal size with its 95 % interval by Student's t: bootstraps of few are too narrow."""
     right_C = cluster_means(right_I, cluster_I)
     half = t.ppf(0.975, len(right_C) - 1) * right_C.std(ddof=1) / np.sqrt(len(right_C))
     low, high = np.clip((right_C.mean() - half, right_C.mean() + half), 0, 1)
@@ -97,7 +97,7 @@ def accuracy(right_I: NDArray, cluster_I: NDArray) -> Accuracy:
 
 def above(right_I: NDArray, rival_I: NDArray, cluster_I: NDArray) -> float:
     """One-sided p that the first is right more often than the rival on the same items, paired over clusters: Student's
-    t of the differences; where they are all the same, that of signs: 2 to the power of minus the clusters, or 1."""
+    t of the differences; if these are all equal, the sign test's p: 2 to the power of minus the clusters, or 1."""
     difference_C = cluster_means(right_I, cluster_I) - cluster_means(rival_I, cluster_I)
     if np.ptp(difference_C) < 1e-12:
         return 0.5 ** len(difference_C) if difference_C[0] > 0 else 1.0
@@ -105,12 +105,12 @@ def above(right_I: NDArray, rival_I: NDArray, cluster_I: NDArray) -> float:
 
 
 def preferred(margin: NDArray) -> NDArray[np.float64]:
-    """1 where the right answer has more, .5 where both have the same, and 0."""
+    """Returns 1 if the right answer has more, .5 if both have the same, else 0."""
     return np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
 
 
 def bootstrap_counts(category: NDArray, *, replicates: int, seed: int) -> NDArray:
-    """How often each sentence is drawn, [R, S], within its category. Rows are not drawn: those of a sentence depend."""
+    """Draws counts of each sentence, [R, S], within its category. A sentence's rows are dependent: not resampled."""
     generator = np.random.default_rng(seed)
     counts_RS = np.zeros((replicates, len(category)))
     for c in np.unique(category):
@@ -120,16 +120,16 @@ def bootstrap_counts(category: NDArray, *, replicates: int, seed: int) -> NDArra
 
 
 def interval(replicates: NDArray, level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Percentile interval over the first axis (Efron 1979), of the replicates in which the statistic is defined."""
+    """Percentile interval over the first axis (Efron 1979), using the replicates in which the statistic is defined."""
     tail = (1 - level) / 2
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice")  # NaN, then
+        warnings.filterwarnings("ignore", "All-NaN slice")  # the result is NaN
         low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
     return low, high
 
 
 def interval_columns(statistics: Mapping[str, Interval]) -> dict[str, float | None]:
-    """Statistics with `value`, `low` and `high` as one row of a table: `name`, `name_low`, `name_high`."""
+    """Turns statistics with `value`, `low` and `high` into one row of a table: `name`, `name_low`, `name_high`."""
     return {
         column: value
         for name, row in statistics.items()
@@ -138,7 +138,7 @@ def interval_columns(statistics: Mapping[str, Interval]) -> dict[str, float | No
 
 
 def false_discovery_rate(p: NDArray) -> NDArray:
-    """Adjusted p of Benjamini and Hochberg over those that are defined, of the same shape."""
+    """Adjusts p by Benjamini and Hochberg over the defined values; the shape is the same."""
     out = np.full_like(p, np.nan)
     defined = np.isfinite(p)
     if defined.any():
@@ -147,7 +147,7 @@ def false_discovery_rate(p: NDArray) -> NDArray:
 
 
 def percentile(values: NDArray, share: float, method: Literal["linear", "higher"] = "linear") -> float:
-    """The value that this share of the defined ones stays below; NaN where none is defined."""
+    """Returns the value below which this share of the defined values is; NaN if none is defined."""
     defined = values[np.isfinite(values)]
     return float(np.quantile(defined, share, method=method)) if defined.size else float("nan")
 
@@ -157,7 +157,7 @@ def percentile_99(values: NDArray) -> float:
 
 
 def per_head(more_HW: NDArray, names: Sequence[str], *, seed: int) -> list[Effect]:
-    """Each head's mean effect over windows (or sentences, or clusters), its 95 % interval, p, and q over the heads."""
+    """Computes each head's mean effect over windows (sentences, clusters), 95 % interval, p, and q over the heads."""
     p_H = sign_flip_p(more_HW, seed)
     columns = (more_HW.mean(1), *resampled(more_HW, seed), p_H, false_discovery_rate(p_H))
     return [
@@ -169,7 +169,7 @@ def per_head(more_HW: NDArray, names: Sequence[str], *, seed: int) -> list[Effec
 def resampled(more_HW: NDArray, seed: int, level: float = 0.95, of_W: NDArray | None = None) -> tuple[NDArray, NDArray]:
     """Bootstrap interval of the mean over at least two windows, or of the ratio of sums to those of `of_W`, [H] each.
 
-    Percentiles of few windows are too narrow; these lie as far out as Student's t lies beyond the normal distribution
+    Percentiles of few windows are too narrow; these are widened as Student's t is relative to the normal distribution
     (the expanded percentile interval, Hesterberg 2015, arXiv 1411.5279).
     """
     n = more_HW.shape[1]
@@ -181,9 +181,9 @@ def resampled(more_HW: NDArray, seed: int, level: float = 0.95, of_W: NDArray | 
 
 
 def sign_flip_p(more_HW: NDArray, seed: int) -> NDArray[np.float64]:
-    """Two-sided p of no effect, [H]: were there none, each window's difference could as well have the other sign.
+    """Two-sided p of no effect, [H]: without an effect, each window's difference is equally likely to have either sign.
 
-    All patterns of signs are tried where there are no more than SIGN_FLIPS; else as many are drawn (Ernst 2004).
+    All patterns of signs are tried if there are at most SIGN_FLIPS; otherwise that many are drawn (Ernst 2004).
     """
     test = permutation_test(
         (more_HW,), lambda drawn, axis: np.abs(drawn.sum(axis=axis)), permutation_type="samples", alternative="greater",

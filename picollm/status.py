@@ -1,4 +1,4 @@
-"""What `picollm` says without a command: what is there, what the next run would make, the last numbers, what next."""
+"""Status printed by `picollm` without a command: results, what the next run would make, last numbers, next commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from picollm.errors import PicollmError
 from picollm.report.summary import five_lines
 
-JOB = re.compile(r"^(\w+) +\d+$", re.M)  # of the table that --dry-run prints
+JOB = re.compile(r"^(\w+) +\d+$", re.M)  # a row of the table printed by --dry-run
 REPORT = Path("reports/final.html")
 
 
@@ -22,8 +22,8 @@ def status() -> str:
     if waiting:
         lines.append(f"The next run makes {len(waiting)} rule{'s' * (len(waiting) > 1)}: {', '.join(waiting)}.")
     elif made:
-        lines.append("All is up to date.")
-    with suppress(PicollmError):  # chapters that have not run
+        lines.append("Everything is up to date.")
+    with suppress(PicollmError):  # some chapters have not run yet
         lines += ["", *five_lines(Path("reports"))]
     return "\n".join([*lines, "", *next_commands(made, bool(waiting))])
 
@@ -36,18 +36,18 @@ def next_commands(made: bool, waiting: bool) -> list[str]:
 
 
 def next_run() -> list[str]:
-    """The rules that the next run would make, by Snakemake itself. Raises PicollmError with what it says."""
+    """Asks Snakemake for the rules of the next run. Raises PicollmError with its message."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--cores", "1", "--", str(REPORT)]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = done.stderr.splitlines()
+    output = done.stderr.splitlines()
     if done.returncode:
-        raise PicollmError(said[-1].removeprefix("picollm: ") if said else "snakemake --dry-run failed")
+        raise PicollmError(output[-1].removeprefix("picollm: ") if output else "snakemake --dry-run failed")
     return [name for name in dict.fromkeys(JOB.findall(done.stdout + done.stderr)) if name not in ("total", "all")]
 
 
 def menu() -> str | None:
-    """On a terminal: the original's choice. The command that was chosen, or None."""
-    print("\n1  train and analyse\n2  analyse a model of yours\n3  both\n")
+    """Shows the original's menu on a terminal; returns the chosen command, or None."""
+    print("\n1  train and analyse\n2  analyse your own model\n3  both\n")
     answer = input("Choose (Enter: nothing): ").strip()
     if answer == "1":
         return "make report"

@@ -1,13 +1,13 @@
-"""What the heads attend to.
+"""Attention of the heads.
 
-REQUIRED INPUTS: the trained model; the sentences that attention.sentences names.
+REQUIRED INPUTS: the trained model; the sentences of attention.sentences.
 OUTPUTS: data/attention/CATEGORY.npz, reports/heads.json and .csv, reports/clusters.json, data/clusters.npz,
 reports/findings.json.
 """
 
 
 rule extract_category:
-    """One category's maps, where attention.apart asks for a job of each."""
+    """One category's maps, in a separate job if attention.apart is set."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
@@ -85,7 +85,7 @@ rule classify_heads:
 
 
 rule cluster_heads:
-    """Distances between heads, their dendrogram, and how stable its clusters are."""
+    """Distances between heads, their dendrogram, and the stability of its clusters."""
     input:
         maps=[f"data/attention/{category}.npz" for category in CATEGORIES],
         heads="reports/heads.json",

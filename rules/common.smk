@@ -1,4 +1,4 @@
-"""What every rule file uses, the checked config, the code fingerprint, and errors of one line."""
+"""Helpers for every rule file: the checked config, the code fingerprint, and one-line errors."""
 
 import io
 import os
@@ -23,8 +23,8 @@ from picollm.report.chapters import CHAPTERS
 from picollm.seed_summary import SECTIONS as SEED_SECTIONS
 
 ROOT = Path(workflow.basedir)
-# Snakemake's flags, by its own names, of calls that run no rule. They need no proof of the data, and `picollm sync`
-# itself makes some of them.
+# Snakemake's flags, by their internal names, of calls that run no rule. They need no check of the data, and
+# `picollm sync` itself makes some of them.
 READERS = (
     "lint list_target_rules list_rules print_compilation containerize report reporter generate_unit_tests dag "
     "rulegraph filegraph d3dag unlock cleanup_metadata conda_cleanup_envs conda_create_envs_only list_conda_envs "
@@ -34,7 +34,7 @@ READERS = (
 
 
 def stop(error):
-    """One line and exit code 1; an exception would come out as a traceback or as Snakemake's several lines."""
+    """Prints one line and exits with code 1; an exception would give a traceback or several lines of Snakemake's."""
     print(f"picollm: {error}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)
@@ -61,47 +61,47 @@ SIZE = scheduled.size_of(CONFIG, CORPUS_FILES)
 
 
 def sections(*names):
-    """The `cfg` param of a rule, whole config sections in one dict, as Snakemake compares params without names."""
+    """The `cfg` param of a rule: config sections in one dict, because Snakemake compares params without names."""
     return {name: CONFIG[name] for name in names}
 
 
 def fingerprint(rule):
-    """The `code` param of a rule, the sha256 of its script and of every picollm module that it imports."""
-    found = FINGERPRINTS.get(rule) or code.fingerprint(code.rule_code(rule, ROOT), ROOT)
-    return FINGERPRINTS.setdefault(rule, found)
+    """The `code` param of a rule: the sha256 of its script and of every picollm module that it imports."""
+    value = FINGERPRINTS.get(rule) or code.fingerprint(code.rule_code(rule, ROOT), ROOT)
+    return FINGERPRINTS.setdefault(rule, value)
 
 
 def cpus(rule, here=None):
-    """Threads of a rule: on a cluster what it can use, here by default all, so that nothing else runs beside it."""
+    """Threads of a rule: on a cluster those it can use; locally all by default, so that nothing runs next to it."""
     if workflow.is_main_process and not watch.on_cluster(workflow):
         return here or workflow.cores
     return scheduled.threads_of(rule, CONFIG)
 
 
 def needs(rule):
-    """What a rule asks of a scheduler."""
+    """Resources that a rule requests from a scheduler."""
     return scheduled.resources(rule, CONFIG, SIZE)
 
 
 def stages():
-    """Snakemake's rules, in the words of picollm.pipeline.dvc_yaml."""
+    """Snakemake's rules as stages of picollm.pipeline.dvc_yaml."""
     return stages_of(workflow.rules, ROOT, CONFIG["corpus"])
 
 
-# Shares of a rule's work, each a job of its own where the configuration asks for that.
+# Shares of a rule's work, each a separate job if the configuration says so.
 SLICES = ".snakemake/picollm/slices/{slice}.ids"
 ABLATED = ".snakemake/picollm/ablated/{slice}.npz"
 EXTRACTED = ".snakemake/picollm/extracted/{category}.npz"
 
 
 def shares(pattern, section):
-    """The files that a rule puts together; none where it does the whole work itself."""
+    """The files that a rule combines; none if it does all the work itself."""
     count = CONFIG[section]["slices"]
     return expand(pattern, slice=range(count)) if count > 1 else []
 
 
 def seeds_of(wildcards):
-    """The trainings of so many seeds, from 1."""
+    """The trainings of the requested number of seeds, from 1."""
     return expand(
         "study/variants/pretrain__seed~{seed}.json",
         seed=range(1, int(wildcards.number) + 1),
@@ -110,7 +110,7 @@ def seeds_of(wildcards):
 
 def grid(wildcards):
     """The trainings of each row of the table."""
-    import pandas  # only here: a quarter of a second
+    import pandas  # imported here because it takes a quarter of a second
     from snakemake.utils import Paramspace
 
     table = pandas.read_csv("presets/sweep.csv", dtype=str)
@@ -119,7 +119,7 @@ def grid(wildcards):
 
 
 def variant(wildcards):
-    """The sections of a training, with the values that its file's name has."""
+    """The config sections of a training, with the values in its file's name."""
     try:
         values = picollm_config.variant(CONFIG, wildcards.variant)
     except PicollmError as error:
@@ -129,12 +129,12 @@ def variant(wildcards):
 
 
 def runs_rules():
-    """Whether this call of Snakemake runs rules, or says which it would.
+    """True if this call of Snakemake runs rules, or lists those it would run.
 
-    Its own parser knows every spelling, and what profiles say; where this command line did not call Snakemake, yes.
+    Its own parser knows every spelling and reads profiles. True also if this command line did not call Snakemake.
     """
     try:
-        with redirect_stderr(io.StringIO()):  # the profile was named before
+        with redirect_stderr(io.StringIO()):  # the profile was already reported
             _, flags = parse_args(sys.argv[1:])
     except (Exception, SystemExit):
         return True
@@ -143,9 +143,9 @@ def runs_rules():
 
 
 def guard():
-    """Before a run: nobody else at work, and data, dvc.lock and Snakemake's records at one state; else `picollm sync`.
+    """Takes the run's lock, and runs `picollm sync` unless data, dvc.lock and Snakemake's records agree.
 
-    Inside a DVC stage DVC has decided already; jobs and the calls that sync makes itself ask nothing either.
+    It does nothing in jobs and in sync's own calls, and no sync inside a DVC stage, where DVC has already decided.
     """
     if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
         return
@@ -154,7 +154,7 @@ def guard():
     dry = workflow.output_settings.dryrun
     if not dry:
         workflow.globals["run_lock"] = locks.hold(ROOT)  # until this process ends
-        # Jobs import this checkout's picollm, even where another clone's is the installed one.
+        # Jobs import this checkout's picollm, even if another clone's is installed.
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ.update(PYTHONPATH=os.pathsep.join(paths))
         give(ROOT, CONFIG, FINGERPRINTS)
@@ -164,26 +164,26 @@ def guard():
 
 
 def picollm(*arguments, check=False):
-    """Run the picollm command; with `check` its failure ends this run, its one line having been said."""
+    """Runs the picollm command; with `check`, its failure ends this run after the command has printed its one line."""
     done = subprocess.run([sys.executable, "-m", "picollm.cli", *arguments], cwd=ROOT)
     if check and done.returncode:
         os._exit(done.returncode)
 
 
 def track():
-    """Record finished stages in DVC; inside a DVC stage DVC does it itself."""
+    """Records finished stages in DVC; inside a DVC stage, DVC does it itself."""
     if not {"DVC_STAGE", "PICOLLM_UNGUARDED"} & os.environ.keys():
         picollm("track")
 
 
 def begin():
-    """The picture of the run, now that its jobs are known."""
+    """Starts the run's display, now that its jobs are known."""
     if DISPLAY is not None:
         watch.begin(DISPLAY, workflow, CONFIG, ROOT)
 
 
 def end():
-    """Back to plain messages."""
+    """Stops the display and returns to plain messages."""
     if DISPLAY is not None:
         DISPLAY.stop()
 

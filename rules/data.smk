@@ -1,12 +1,12 @@
 """Text to packed tokens.
 
 REQUIRED INPUTS: none for the embedded sample; corpus.path for a local corpus.
-OUTPUTS: data/corpus/{train,validation,test}.parquet, data/tokens/manifest.json and the shards that it names.
+OUTPUTS: data/corpus/{train,validation,test}.parquet, data/tokens/manifest.json and the shards that it lists.
 """
 
 
 rule prepare_corpus:
-    """One row per article, from the corpus that config.yaml names."""
+    """One row per article, from the corpus of config.yaml."""
     input:
         local=CORPUS_FILES,
     output:
@@ -29,7 +29,7 @@ rule prepare_corpus:
 
 
 rule tokenize_slice:
-    """One share of the training split's ids, where tokens.slices asks for more than one job."""
+    """One share of the training split's ids, if tokens.slices is more than one job."""
     input:
         train="data/corpus/train.parquet",
         tokenizer=TOKENIZER_FILES,

@@ -1,4 +1,4 @@
-"""Engine, benchmark, profile. These are measurements: nothing else runs beside them.
+"""Engine, benchmark, profile. These are measurements: nothing else runs at the same time.
 
 REQUIRED INPUTS: the trained model, packed tokens.
 OUTPUTS: data/engine/, reports/benchmark.json and .csv, data/profile/, reports/profile.json.
@@ -6,7 +6,7 @@ OUTPUTS: data/engine/, reports/benchmark.json and .csv, data/profile/, reports/p
 
 
 rule trt_compile:
-    """Every configured backend's artefact: TensorRT's for this machine's GPU, or ahead of time for the configured ones."""
+    """Every configured backend's artefact: TensorRT's for this machine's GPU, or ahead of time for configured GPUs."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
@@ -19,7 +19,7 @@ rule trt_compile:
         "logs/benchmarks/trt_compile.tsv"
     conda:
         "envs/picollm.yaml"
-    threads: cpus("trt_compile")  # compilers time kernels while they choose
+    threads: cpus("trt_compile")  # compilers choose kernels by timing them
     resources:
         **needs("trt_compile"),
     params:
@@ -59,7 +59,7 @@ rule trt_benchmark:
 
 
 rule nsys_capture:
-    """A profile of the training loop: nsys where it is installed, torch.profiler elsewhere."""
+    """A profile of the training loop, by nsys if it is installed, otherwise by torch.profiler."""
     input:
         config="data/model/config.json",
         tokens="data/tokens/manifest.json",

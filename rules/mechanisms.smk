@@ -1,4 +1,4 @@
-"""What the heads cause.
+"""Causal effects of the heads.
 
 REQUIRED INPUTS: the trained model and its snapshots, the packed tokens, data/attention/, reports/heads.json and
 reports/clusters.json.
@@ -7,7 +7,7 @@ OUTPUTS: reports/mechanisms.json, reports/emergence.json, reports/ablation.json,
 
 
 rule score_mechanisms:
-    """Previous-token, duplicate and induction scores on repeated random tokens, and when they came."""
+    """Previous-token, duplicate and induction scores on repeated random tokens, and their emergence in training."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
@@ -36,7 +36,7 @@ rule score_mechanisms:
 
 
 rule ablate_slice:
-    """One share of the windows that heads are ablated on, where mechanisms.slices asks for more than one job."""
+    """One share of the windows on which heads are ablated, if mechanisms.slices is more than one job."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
@@ -61,7 +61,7 @@ rule ablate_slice:
 
 
 rule ablate_heads:
-    """What the loss loses without each head."""
+    """The rise in loss without each head."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",
@@ -113,7 +113,7 @@ rule probe_heads:
 
 
 rule full_study:
-    """What `make study` asks for: every kind of ablation, groups, categories, pairs."""
+    """The target of `make study`: every kind of ablation, groups, categories, pairs."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",

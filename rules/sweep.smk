@@ -1,4 +1,4 @@
-"""Many trainings, one a job: seeds, and a grid of parameters.
+"""Many trainings, one per job: seeds, and a grid of parameters.
 
 REQUIRED INPUTS: the packed tokens; for the grid presets/sweep.csv, a column SECTION__KEY for each parameter.
 OUTPUTS: study/variants/KEY~VALUE,....json, study/seeds-NUMBER.json, study/sweep.csv. None is a stage of DVC.
@@ -6,7 +6,7 @@ OUTPUTS: study/variants/KEY~VALUE,....json, study/seeds-NUMBER.json, study/sweep
 
 
 rule train_variant:
-    """One training that differs from config.yaml by the values in its name: its loss, and its heads' classes."""
+    """One training of config.yaml with the values in its name: its loss, and its heads' classes."""
     input:
         tokens="data/tokens/manifest.json",
         sentences=CONFIG["attention"]["sentences"],
@@ -29,7 +29,7 @@ rule train_variant:
 
 
 rule compare_seeds:
-    """What of several seeds' trainings is the recipe's, and what is chance."""
+    """The trainings of several seeds compared: effects of the recipe, and chance."""
     input:
         variants=seeds_of,
         tokens="data/tokens/manifest.json",

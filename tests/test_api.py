@@ -90,9 +90,9 @@ def test_what_can_not_be_done_is_one_line(folder):
     model = picollm.load_model(folder)
     assert "the model's context is 32" in refusal(picollm.maps, model, "word " * 60)
     assert "has one token" in refusal(picollm.maps, model, "word")
-    assert "two sentences or more" in refusal(picollm.ablate, model, TEXTS[:1])
+    assert "at least two sentences" in refusal(picollm.ablate, model, TEXTS[:1])
     assert "the model's context is 32" in refusal(picollm.ablate, model, [TEXTS[0], "word " * 60])
-    assert "one text or more" in refusal(picollm.label_heads, model, [])
+    assert "at least one text" in refusal(picollm.label_heads, model, [])
 
 
 def test_the_example_of_your_own_maps():

@@ -144,8 +144,8 @@ def test_numbers_are_yaml_1_2(tmp_path, written, value):
         ("  lr: 0.02 ", "  lr: 12:30 ", ["pretrain.lr = '12:30' (str)"]),
         ("  clip: 1.0 ", "  clip: .inf ", ["pretrain.clip = inf", "finite"]),
         ("  clip: 1.0 ", "  clip: .nan ", ["pretrain.clip = nan", "finite"]),
-        ("  lr: 0.02 ", "  lr: 0.02\n  lr: 0.03 ", ["line ", "the key lr stands here twice"]),
-        ("model: ", "tokens: ", ["the key tokens stands here twice"]),
+        ("  lr: 0.02 ", "  lr: 0.02\n  lr: 0.03 ", ["line ", "duplicate key lr"]),
+        ("model: ", "tokens: ", ["duplicate key tokens"]),
         ("  batch_rows: ", "  seed: 010\n  batch_rows: ", ["010", "without the leading 0"]),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_checkpoint_in_another_form_says_which_is_read(tmp_path, there):
         (folder / "config.json").write_text("{}")
         (folder / ("model-00001-of-00002.safetensors" if there == "sharded" else "pytorch_model.bin")).touch()
     text = refusal(inputs.model_files, document()["model"] | {"checkpoint": str(folder)})
-    assert "model.safetensors is missing" in text and "pytorch_model.bin is not read, nor is a name on a hub" in text
+    assert "model.safetensors is missing" in text and "pytorch_model.bin and hub names are not supported" in text
 
 
 def keywords(function):

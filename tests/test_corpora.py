@@ -196,7 +196,7 @@ def test_plain_text_files_are_articles_named_after_the_file_and_line_ends_do_not
     assert list(folder.articles("validation")) == [Article("a", "Café\x85.\n")]
     assert list(folder.articles("test")) == [Article("c", "Last\n")]
     (remark,) = folder.remarks.lines()
-    assert "no heading" in remark and "a.txt" in remark and "c.txt: one article a file" in remark
+    assert "no heading" in remark and "a.txt" in remark and "one article per file" in remark and "c.txt" in remark
 
 
 def test_a_file_with_headings_says_nothing(tmp_path, caplog):
@@ -242,7 +242,7 @@ def broken(tmp_path, kind):
     ("kind", "words"),
     [
         ("missing", ["nowhere does not exist", "corpus.path"]),
-        ("empty folder", ["holds none of what is read", "wiki.{train,valid,test}"]),
+        ("empty folder", ["holds no file that can be read", "wiki.{train,valid,test}"]),
         ("one split", ["no train split", "wiki.train.tokens"]),
         ("two versions", ["several texts for train", "/wiki.train.raw, ", "/wiki.train.tokens)"]),
         ("two folders", ["several texts for train", "/a, ", "/b)"]),
@@ -263,13 +263,13 @@ def test_a_bad_local_folder_is_one_line(tmp_path, kind, words):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("truncated", ["corpus.zip is no whole zip archive", "fetch it again"]),
-        ("no zip", ["corpus.zip is no whole zip archive"]),
+        ("truncated", ["corpus.zip is not a complete zip archive", "fetch it again"]),
+        ("no zip", ["corpus.zip is not a complete zip archive"]),
         ("flipped", ["wiki.train.tokens can't be unpacked"]),
         ("traversal", ["names a file outside itself", "../evil.txt"]),
         ("absolute", ["names a file outside itself", "/etc/evil.txt"]),
         ("encrypted", ["wiki.train.tokens is encrypted"]),
-        ("empty", ["holds none of what is read"]),
+        ("empty", ["holds no file that can be read"]),
     ],
 )
 def test_a_bad_archive_is_one_line_and_nothing_is_unpacked(tmp_path, kind, words):

@@ -287,7 +287,7 @@ def test_the_public_control_runs_to_its_end_on_random_weights(tmp_path, capsys):
     scores = scores_of(model, 1, CPU)
     assert all(abs(values).max() < 0.05 for values in scores.values()), "random weights have no such heads"
     assert "0 induction" in emergence_line("step0", model, 1, CPU)
-    assert "nothing is known here of 'bert'" in refusal(lines, "bert", model, 1, CPU)
+    assert "no known heads for 'bert'" in refusal(lines, "bert", model, 1, CPU)
     small = ForeignModel(theirs("gpt2"))
     assert "has no head L5H1" in refusal(lines, "gpt2", small, 1, CPU)
 

@@ -103,7 +103,7 @@ def test_sentences_of_the_grammar_are_marked():
         ('sizes: S\nwords: {a: [x]}\npassages: {passage: ["{a.one}"]}', "asks for the form 'one'; of a, 'x' has none"),
         ('sizes: S\nwords: {a: [x]}\npassages: {passage: ["a } b"]}', "a } that belongs to no symbol"),
         ("sizes: S\nwords: {a: [x]}\npassages: {passage: [1801]}", "1801 is not text; put it in quotes"),
-        ('sizes: S\nwords: {a: [x]}\npassages: {passage: ["{b}"], b: ["{passage}"]}', "passage holds itself"),
+        ('sizes: S\nwords: {a: [x]}\npassages: {passage: ["{b}"], b: ["{passage}"]}', "passage contains itself"),
         (
             'sizes: S\nwords: {a: [x, y]}\npassages: {passage: ["{a#1} {a#2} {a}"]}',
             "3 different items of a",

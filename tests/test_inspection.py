@@ -39,7 +39,7 @@ def test_a_manifest_its_folder_a_shard_document_ends_and_a_corpus_are_shown(toke
 def test_what_cannot_be_shown_is_one_line(tokens, tmp_path):
     assert "does not exist" in refusal(lambda: inspect(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").write_text("x")
-    assert "none of what can be shown" in refusal(lambda: inspect(tmp_path / "notes.txt"))
+    assert "can't be shown" in refusal(lambda: inspect(tmp_path / "notes.txt"))
     shard = tokens / "train-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:200])
     assert "is damaged" in refusal(lambda: inspect(shard))
@@ -106,7 +106,7 @@ def put(row, column, token):
     [
         (put(1, 5, 50257), "not in the vocabulary"),
         (put(0, 0, 7), "does not begin with the last token"),
-        (put(1, 5, 50256), "document ends are not where"),
+        (put(1, 5, 50256), "document ends are not at the rows"),
     ],
 )
 def test_rows_that_contradict_themselves_are_found_although_every_hash_is_right(tokens, change, words):
@@ -115,7 +115,7 @@ def test_rows_that_contradict_themselves_are_found_although_every_hash_is_right(
     assert any(words in problem and problem.startswith("train: ") for problem in problems), problems
 
 
-@pytest.mark.parametrize(("key", "words"), [("rows", "other numbers of rows"), ("tokens", "do not add up")])
+@pytest.mark.parametrize(("key", "words"), [("rows", "numbers of rows differ"), ("tokens", "do not add up")])
 def test_counts_that_contradict_the_files_are_found(tokens, key, words):
     manifest = json.loads((tokens / "manifest.json").read_text())
     manifest["splits"]["train"][key] += 1
@@ -130,4 +130,4 @@ def test_document_ends_that_are_not_one_for_each_article_are_found(tokens):
     manifest["splits"]["train"]["doc_ends"] = write_column(path, "doc_ends", ends, {"split": "train"})
     assert manifest["splits"]["train"]["doc_ends"] == {"rows": 2, **describe(path)}
     (tokens / "manifest.json").write_text(json.dumps(manifest))
-    assert any("not one for each article" in problem for problem in verify(tokens / "manifest.json")[0])
+    assert any("not one document end for each article" in problem for problem in verify(tokens / "manifest.json")[0])

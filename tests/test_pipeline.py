@@ -228,7 +228,7 @@ def test_a_shard_that_was_changed_is_restored_before_the_run(project):
 
 def test_without_a_command_it_says_where_things_stand(project):
     text = project.picollm()
-    assert "All is up to date." in text and "picollm open" in text and "Data: " in text
+    assert "Everything is up to date." in text and "picollm open" in text and "Data: " in text
     project.set("report", title="Another")
     text = project.picollm("status")
     assert "The next run makes" in text and "final_report" in text and "make report" in text

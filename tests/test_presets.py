@@ -64,7 +64,7 @@ def test_a_preset_replaces_another_or_what_git_has_but_no_edits(tmp_path):
     assert "model.d_model: 28 -> 224" in changes and load(path) == presets.preset("cpu-study")
     edited = path.read_text().replace("d_model: 224", "d_model: 448")
     path.write_text(edited)
-    assert "has edits that git does not hold" in refusal(presets.write_preset, "smoke", path, force=False)
+    assert "has edits that git does not have" in refusal(presets.write_preset, "smoke", path, force=False)
     assert path.read_text() == edited
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")

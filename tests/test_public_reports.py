@@ -60,7 +60,7 @@ def test_small_floats_mean_the_same_to_all(tmp_path):
 @pytest.mark.parametrize(
     ("line", "instead", "words"),
     [
-        ("\nmodel:", "\ntokens:", "the key tokens stands here twice"),
+        ("\nmodel:", "\ntokens:", "duplicate key tokens"),
         ("  seed: 1", "  seed: 010", "write it without the leading 0"),
         ("  clip: 1.0", "  clip: .inf", "pretrain.clip = inf"),
     ],
@@ -78,7 +78,7 @@ def test_a_fault_of_the_sentences_is_found_before_training(fresh):
     fresh.set("attention", sentences="own.yaml")
     fresh.picollm("dvc-yaml", ok=None)
     line = said(fresh.snakemake("-n", ok=False))
-    assert "own.yaml, line 4" in line and "the key simple stands here twice" in line
+    assert "own.yaml, line 4" in line and "duplicate key simple" in line
 
 
 def test_a_frozen_stage_is_not_dropped_silently(fresh):

@@ -126,9 +126,9 @@ def simple(line):
         (simple("(Ann)_hero won."), "simple, sentence 1 marks (Ann) as 'hero'; the roles are pronoun"),
         (simple("(Ann)_antecedent won."), "simple, sentence 1 marks a span as antecedent and none as pronoun"),
         (simple("(A)_verb (b)_verb (c)_subject"), "simple, sentence 1 marks two spans as verb"),
-        (simple("()_pronoun went."), "simple, sentence 1 has a mark that can't be read, at ')_pronoun'"),
+        (simple("()_pronoun went."), "simple, sentence 1 has a mark that can't be read at ')_pronoun'"),
         (simple("He (is (not)_negation)_scope here."), "simple, sentence 1 marks a span as negation"),
-        (simple("There was (no)-negation rain."), "simple, sentence 1 has a mark that can't be read, at ')-negation'"),
+        (simple("There was (no)-negation rain."), "simple, sentence 1 has a mark that can't be read at ')-negation'"),
         ("- just a list", "ten categories"),
         ("simple: [", "not YAML"),
     ],
@@ -148,7 +148,7 @@ def test_missing_file(tmp_path):
 def test_a_category_that_stands_twice_is_refused_by_name(tmp_path):
     text = yaml.safe_dump(document(), allow_unicode=True)
     path = write(tmp_path, text + "simple:\n  title: Again\n  sentences: [Once more .]\n")
-    assert "the key simple stands here twice" in refusal(load_sentences, path)
+    assert "duplicate key simple" in refusal(load_sentences, path)
 
 
 def test_json_with_an_emoji_is_read_and_half_of_one_refused(tmp_path):

@@ -1,6 +1,6 @@
-"""ablate_heads: what the loss loses without each head, by mean ablation on the validation split.
+"""ablate_heads: the rise in loss without each head, by mean ablation on the validation split.
 
-ablate_slice, the same code in several jobs: one share of the windows.
+ablate_slice: the same code in several jobs, each for one share of the windows.
 """
 
 import io
@@ -31,4 +31,4 @@ with job() as rule:
         write_json(rule.outputs.report, report)
         numbers = metrics(report)
         write_json(rule.outputs.metrics, numbers)
-        rule.found(f"without {numbers['heads_that_matter']} of the heads, each by itself, the loss rises")
+        rule.found(f"the loss rises without {numbers['heads_that_matter']} of the heads, each ablated alone")

@@ -1,4 +1,4 @@
-"""What each head does: chance-corrected statistics, bootstrap intervals, labels, and the same for untrained models."""
+"""Classifies heads: chance-corrected statistics, bootstrap intervals, labels, and the same for untrained models."""
 
 from picollm.attention.extraction import THREADS
 from picollm.attention.heads import classify_heads, heads_csv, metrics

@@ -1,4 +1,4 @@
-"""Which heads attend alike: the distance matrix, its dendrogram, and the clusters with their evidence."""
+"""Clusters heads that attend alike: the distance matrix, its dendrogram, and the clusters with their evidence."""
 
 from picollm.attention.clusters import cluster_heads, metrics, write_arrays
 from picollm.attention.maps import load_categories

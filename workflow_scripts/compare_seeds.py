@@ -1,4 +1,4 @@
-"""What of several seeds' trainings is the recipe's, and what is chance."""
+"""Compares the trainings of several seeds, to separate the effects of the recipe from chance."""
 
 from picollm.files import read_json, write_json
 from picollm.pipeline.job import job

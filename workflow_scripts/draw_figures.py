@@ -1,4 +1,4 @@
-"""draw_figures: every chapter's data -> the report's pictures, and the manifest that names them with their captions."""
+"""draw_figures: every chapter's data -> the report's figures, and the manifest that lists them with their captions."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Attention weights of the trained model on every sentence of the ten categories: one .npz per category.
+"""Extracts the trained model's attention weights on every sentence of the ten categories: one .npz per category.
 
-extract_category, the same code in a job of each: one category.
+extract_category: the same code in one job per category.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The full study of what heads cause; a killed one goes on from its finished parts."""
+"""Runs the full study of causal effects of heads; an interrupted study resumes from its finished parts."""
 
 from pathlib import Path
 

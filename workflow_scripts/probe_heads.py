@@ -1,4 +1,4 @@
-"""The linguistic probes of the trained model, beside n-grams and untrained models."""
+"""Runs the linguistic probes on the trained model, n-grams and untrained models."""
 
 from picollm.attention.extraction import THREADS
 from picollm.data.tokenizers import tokenizer_of

@@ -1,4 +1,4 @@
-"""Mechanistic scores of the trained model's heads, and of the snapshots of its training."""
+"""Computes mechanistic scores of the trained model's heads and of the snapshots of its training."""
 
 from picollm.attention.extraction import THREADS
 from picollm.attention.labels import thresholds_of

@@ -1,4 +1,4 @@
-"""The original's claims about its heads, one by one: held, did not hold, can't be tested here, or not comparable."""
+"""Judges the original's claims about its heads: held, did not hold, can't be tested here, or not comparable."""
 
 from picollm.files import read_json, write_json
 from picollm.pipeline.job import job

@@ -1,4 +1,4 @@
-"""The grid of presets/sweep.csv as one table: parameters, loss, and how many heads are of each class."""
+"""Collects the grid of presets/sweep.csv in one table: parameters, loss, and the number of heads of each class."""
 
 import csv
 
@@ -10,9 +10,9 @@ with job() as rule:
     with open(rule.inputs.table, newline="") as file:
         rows = list(csv.DictReader(file))
     for row, path in zip(rows, rule.inputs.variants, strict=True):
-        found = read_json(path)
-        row["validation_loss"] = found["validation_loss"]
-        row |= {label: found["labels"].count(k) for k, label in enumerate(LABELS)}
+        variant = read_json(path)
+        row["validation_loss"] = variant["validation_loss"]
+        row |= {label: variant["labels"].count(k) for k, label in enumerate(LABELS)}
     write_csv(rule.outputs.table, list(rows[0]), rows)
     best = min(rows, key=lambda row: row["validation_loss"])
     rule.found(f"{len(rows)} trainings, the best {best['validation_loss']:.3f} nats")

@@ -1,6 +1,6 @@
-"""tokenize_pack: articles -> Arrow shards of token rows, and the manifest that proves them.
+"""tokenize_pack: articles -> Arrow shards of token rows, and the manifest that verifies them.
 
-tokenize_slice, the same code in several jobs: one share of the training articles -> its ids.
+tokenize_slice: the same code in several jobs, each for one share of the training articles -> its ids.
 """
 
 import logging

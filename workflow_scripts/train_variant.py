@@ -1,4 +1,4 @@
-"""One training that differs from config.yaml by the values in its name: its loss, and its heads' classes."""
+"""Trains a variant of config.yaml with the values in its name; writes its loss and its heads' classes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""trt_compile: the trained model -> every configured backend's artefacts, and what they are good for."""
+"""trt_compile: the trained model -> every configured backend's artefacts, and the manifest that describes them."""
 
 from pathlib import Path
 

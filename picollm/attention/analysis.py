@@ -1,4 +1,4 @@
-"""Heads analysed outside of the pipeline: of a model and sentences, or of attention maps of one's own."""
+"""Head analysis outside the pipeline, from a model and sentences or from user-supplied attention maps."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 
 
 def open_any(name: str, revision: str | None = None) -> tuple[Examined, Tokenizer | None]:
-    """A folder that this project writes or reads, or any decoder of transformers by folder or name, and its tokenizer.
+    """Opens a folder this project can read, or any transformers decoder by folder or name, with its tokenizer.
 
-    Raises PicollmError for what can't be examined.
+    Raises PicollmError for a model that can't be examined.
     """
     folder = Path(name)
     if not is_foreign_folder(folder):
@@ -47,21 +47,21 @@ def open_any(name: str, revision: str | None = None) -> tuple[Examined, Tokenize
 def causes_of(
     model: Examined, tokenizer: Tokenizer | None, folder: Path, device: torch.device, *, ablate: bool
 ) -> list[str]:
-    """Writes mechanisms.csv, and with `ablate` ablation.csv of the sentences in folder/attention; lines to be read."""
-    found = causes.induction(model, (tokenizer or gpt2()).start, device)
-    write_csv(folder / "mechanisms.csv", found[0], found)
-    named = [row["name"] for row in found if row["induction_head"]]
-    told = [f"Induction heads, by score and copying: {', '.join(named) or 'none'}."]
+    """Writes mechanisms.csv and, with `ablate`, ablation.csv for folder/attention; returns summary lines to print."""
+    rows = causes.induction(model, (tokenizer or gpt2()).start, device)
+    write_csv(folder / "mechanisms.csv", rows[0], rows)
+    named = [row["name"] for row in rows if row["induction_head"]]
+    lines = [f"Induction heads, by score and copying: {', '.join(named) or 'none'}."]
     if not ablate:
-        return told
+        return lines
     ids = [sequence for path in sorted((folder / "attention").glob("*.npz")) for sequence in load_attention(path).ids]
-    lost = causes.ablated(model, ids, device)
-    write_csv(folder / "ablation.csv", lost[0], lost)
-    top, needed = max(lost, key=lambda row: row["delta"]), sum(row["q"] < SIGNIFICANT for row in lost)
+    effects = causes.ablated(model, ids, device)
+    write_csv(folder / "ablation.csv", effects[0], effects)
+    top, needed = max(effects, key=lambda row: row["delta"]), sum(row["q"] < SIGNIFICANT for row in effects)
     return [
-        *told,
-        f"Ablation: without {top['name']} the sentences lose {top['delta']:.3f} nats a token, the most of all; "
-        f"{needed} of the heads matter alone.",
+        *lines,
+        f"Ablation: removing {top['name']} costs the most, {top['delta']:.3f} nats per token; "
+        f"{needed} of the heads matter individually.",
     ]
 
 
@@ -73,10 +73,10 @@ def analyse_maps(
     model: Examined | None = None,
     device: torch.device = CPU,
 ) -> tuple[HeadsReport, ClustersReport, dict[str, NDArray]]:
-    """The contents of heads.json, clusters.json and clusters.npz; `heads` and `clusters` are the config's sections.
+    """Returns the contents of heads.json, clusters.json and clusters.npz; `heads` and `clusters` are config sections.
 
-    The maps may be of anything that attends (`picollm.attention.maps.from_arrays`); those of a `model` are also held
-    against untrained ones of its shape.
+    The maps may come from anything that attends (`picollm.attention.maps.from_arrays`); if `model` is given, its heads
+    are also compared with those of untrained models of the same shape.
     """
     heads_report = classify_heads(categories, model, heads, device)
     return heads_report, *cluster_heads(categories, heads_report["heads"], clusters)
@@ -92,11 +92,11 @@ def analyse_model(
     tokenizer: Tokenizer | None = None,
     **sections: Mapping,
 ) -> tuple[HeadsReport, ClustersReport, dict[str, NDArray]]:
-    """Writes attention/CATEGORY.npz, heads.json, heads.csv, clusters.json and clusters.npz into the folder, and returns
-    what `analyse_maps` does, which takes the `sections`."""
-    found = any_sentences(sentences, style)
-    paths = {name: folder / "attention" / f"{name}.npz" for name in found}
-    extract_attention(model, found, paths, device, tokenizer)
+    """Writes attention/CATEGORY.npz, heads.json, heads.csv, clusters.json and clusters.npz into the folder; returns the
+    result of `analyse_maps`, to which `sections` are passed."""
+    categories = any_sentences(sentences, style)
+    paths = {name: folder / "attention" / f"{name}.npz" for name in categories}
+    extract_attention(model, categories, paths, device, tokenizer)
     maps = load_categories(list(paths.values()))
     heads_report, clusters_report, arrays = analyse_maps(maps, model=model, device=device, **sections)
     write_json(folder / "heads.json", heads_report)

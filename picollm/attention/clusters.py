@@ -1,4 +1,4 @@
-"""reports/clusters.json: which heads attend alike, by picollm.attention.distances, and how stable the clusters are.
+"""Builds reports/clusters.json: clusters of heads with similar attention (picollm.attention.distances) and stability.
 
 Shape suffixes: S sentence, H head (layers flattened), D principal coordinate, R replicate.
 """
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from picollm.attention.heads import Head
 
 FORMAT = 3
-METHODS = ("average", "single", "complete", "ward")  # the first is the one in use
+METHODS = ("average", "single", "complete", "ward")  # the first is used; the others are for comparison
 DISTANCE = "sqrt of the mean Jensen-Shannon divergence, in bits, of non-sink attention rows; macro-mean over categories"
 PERMUTATIONS = 999
-FAITHFUL = 0.75  # cophenetic correlation from which the dendrogram is taken to show the distances
-STABLE = 0.75  # mean bootstrap Jaccard index (Hennig 2007), corrected for chance, from which a cluster is
+FAITHFUL = 0.75  # cophenetic correlation at which the dendrogram counts as showing the distances faithfully
+STABLE = 0.75  # mean bootstrap Jaccard index (Hennig 2007), corrected for chance, at which a cluster counts as stable
 
 
 class ByLayer(TypedDict):
@@ -50,7 +50,7 @@ class ByLayer(TypedDict):
 
 
 class Agreement(TypedDict):
-    """Of the clusters with another partition of the heads."""
+    """Agreement of the clusters with another partition of the heads."""
 
     adjusted_rand: float
     low: float
@@ -91,7 +91,7 @@ class HeadCluster(TypedDict):
 
 
 class ClustersReport(TypedDict):
-    """clusters.json."""
+    """Contents of clusters.json."""
 
     format: int
     distance: str
@@ -110,7 +110,7 @@ class ClustersReport(TypedDict):
     with_sink: WithSink
     by_layer: ByLayer | None
     coordinates_show: float
-    agreement: dict[str, Agreement]  # of `labels` and `layers`
+    agreement: dict[str, Agreement]  # keys `labels` and `layers`
     clusters: list[Cluster]
     order: list[str]
     heads: list[HeadCluster]
@@ -119,7 +119,7 @@ class ClustersReport(TypedDict):
 def cluster_heads(
     categories: Sequence[CategoryMaps], heads: Sequence[Head], cfg: Mapping
 ) -> tuple[ClustersReport, dict[str, NDArray]]:
-    """`describe_clusters` of the maps, by the config's `clusters` section."""
+    """Runs `describe_clusters` on the maps, with the settings of the config's `clusters` section."""
     number = numbering(categories)
     return describe_clusters(
         sentence_divergences(every_map(categories), number),
@@ -134,15 +134,15 @@ def cluster_heads(
 def describe_clusters(
     divergences: Divergences, whole: Divergences, *, heads: Sequence[Head], max_k: int, bootstraps: int, seed: int
 ) -> tuple[ClustersReport, dict[str, NDArray]]:
-    """The content of clusters.json, and the arrays of clusters.npz: distance and whole_distance [H, H], linkage
+    """Returns the contents of clusters.json and the arrays of clusters.npz: distance and whole_distance [H, H], linkage
     [H - 1, 4], order [H], coordinates [H, 2].
 
-    `whole` are the divergences of rows with their sink; `heads` is the list of the same name in heads.json. Raises
-    PicollmError where it is of another model.
+    `whole` holds the divergences of rows including the sink; `heads` is the list of that name in heads.json. Raises
+    PicollmError if it belongs to another model.
     """
     (distance_HH,), (whole_HH,) = distances(divergences), distances(whole)
     if len(heads) != len(distance_HH):
-        raise PicollmError(f"labels of {len(heads)} heads, maps of {len(distance_HH)}: run classify_heads again")
+        raise PicollmError(f"{len(heads)} heads have labels, {len(distance_HH)} have maps: run classify_heads again")
     trees = {method: tree(distance_HH, method) for method in METHODS}
     linkage_matrix = trees[METHODS[0]]
     cophenetic = {method: cophenetic_correlation(distance_HH, matrix) for method, matrix in trees.items()}
@@ -203,7 +203,7 @@ def _noise(divergences: Divergences) -> Noise:
 
 
 def _with_sink(distance_P: NDArray, whole_P: NDArray) -> WithSink:
-    """Of the pairs of heads, P, the distances of whole rows, and whether they order the pairs alike."""
+    """Mean distance of the pairs of heads, P, with the sink included, and its rank correlation with the one without."""
     correlation = spearmanr(distance_P, whole_P).statistic
     return {"mean_distance": finite(whole_P.mean()), "rank_correlation": number_or_none(correlation)}
 
@@ -238,7 +238,7 @@ def _cluster(
 
 
 def metrics(report: ClustersReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`; an undefined one counts as 0."""
+    """Returns flat scalars with stable names for `dvc metrics diff`; an undefined one is reported as 0."""
     agreement, there, layers = report["agreement"], report["structure"]["found"], report["by_layer"]
     stabilities = [c["stability"] for c in report["clusters"]]
     return {
@@ -260,12 +260,12 @@ def metrics(report: ClustersReport) -> dict[str, float]:
 
 
 def tree(distance_HH: NDArray, method: str = METHODS[0]) -> NDArray:
-    """SciPy's linkage matrix [H - 1, 4], leaves in the order that puts the most similar heads side by side."""
+    """Builds SciPy's linkage matrix [H - 1, 4], with leaves ordered so that the most similar heads are adjacent."""
     return linkage(squareform(distance_HH, checks=False), method=method, optimal_ordering=True)
 
 
 def cophenetic_correlation(distance_HH: NDArray, linkage_matrix: NDArray) -> float:
-    """Pearson correlation of the tree's merge heights with the distances; NaN where either is constant."""
+    """Pearson correlation of the tree's merge heights with the distances; NaN if either is constant."""
     condensed = squareform(distance_HH, checks=False)
     heights = cophenet(linkage_matrix)
     if np.ptp(condensed) == 0 or np.ptp(heights) == 0:
@@ -274,14 +274,14 @@ def cophenetic_correlation(distance_HH: NDArray, linkage_matrix: NDArray) -> flo
 
 
 def cut(linkage_matrix: NDArray, k: int) -> NDArray[np.int64]:
-    """The cluster of each head, 1 to k from left to right in the dendrogram."""
-    found = cut_tree(linkage_matrix, n_clusters=k)[:, 0]
-    left_to_right = list(dict.fromkeys(found[leaves_list(linkage_matrix)]))
-    return np.array([left_to_right.index(c) + 1 for c in found])
+    """Returns the cluster of each head, numbered 1 to k from left to right in the dendrogram."""
+    clusters = cut_tree(linkage_matrix, n_clusters=k)[:, 0]
+    left_to_right = list(dict.fromkeys(clusters[leaves_list(linkage_matrix)]))
+    return np.array([left_to_right.index(c) + 1 for c in clusters])
 
 
 def silhouette(distance_HH: NDArray, clusters_H: NDArray) -> float:
-    """Mean silhouette (Rousseeuw 1987) from distances; 0 for a head alone in its cluster."""
+    """Mean silhouette (Rousseeuw 1987) computed from distances; a head alone in its cluster scores 0."""
     names, sizes = np.unique(clusters_H, return_counts=True)
     sums = np.stack([distance_HH[:, clusters_H == c].sum(1) for c in names], axis=1)
     own = clusters_H[:, None] == names
@@ -294,8 +294,8 @@ def silhouette(distance_HH: NDArray, clusters_H: NDArray) -> float:
 
 
 def stability(clusters_H: NDArray, resampled_RH: NDArray, *, seed: int) -> dict[int, tuple[float, float]]:
-    """Of each cluster, the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig 2007); and
-    the same where the heads of the resampled clusters change places: a cluster of nearly all heads has it near 1."""
+    """For each cluster, the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig 2007), and
+    the same with the heads of the resampled clusters permuted: near 1 for a cluster of nearly all heads."""
     names = np.unique(clusters_H)
     member = clusters_H == names[:, None]
     generator = np.random.default_rng(seed)
@@ -310,9 +310,9 @@ def stability(clusters_H: NDArray, resampled_RH: NDArray, *, seed: int) -> dict[
 
 
 def by_layer(distance_HH: NDArray, drawn_RHH: NDArray, layer_H: NDArray, *, seed: int) -> ByLayer | None:
-    """Are heads of one layer closer to each other than to heads of other layers? The ratio of the mean distances, its
-    interval over bootstraps of the sentences, and p by permutation of the heads (Mantel 1967); None for one layer, for
-    layers of one head, and where heads of several layers are all at distance 0."""
+    """Tests if heads of one layer are closer to each other than to heads of other layers: the ratio of mean distances,
+    its interval over bootstraps of the sentences, and p by permutation of the heads (Mantel 1967). None for one layer,
+    for layers of one head, and if all heads of different layers are at distance 0."""
     first, second = np.triu_indices(len(layer_H), 1)
     same = layer_H[first] == layer_H[second]
     if same.all() or not same.any() or not distance_HH[first, second][~same].any():
@@ -336,7 +336,7 @@ def by_layer(distance_HH: NDArray, drawn_RHH: NDArray, layer_H: NDArray, *, seed
 
 
 def adjusted_rand(a: NDArray, b: NDArray) -> float:
-    """Agreement of two partitions, 0 by chance and 1 when equal (Hubert & Arabie 1985)."""
+    """Adjusted Rand index of two partitions: 0 by chance, 1 when equal (Hubert & Arabie 1985)."""
     _, a = np.unique(a, return_inverse=True)
     _, b = np.unique(b, return_inverse=True)
     table = np.zeros((a.max() + 1, b.max() + 1))
@@ -351,24 +351,24 @@ def adjusted_rand(a: NDArray, b: NDArray) -> float:
 
 
 def rand_test(a: NDArray, b: NDArray, *, permutations: int, seed: int) -> tuple[float, float]:
-    """The adjusted Rand index and the share of relabellings, the observed one among them, that reach it."""
+    """Returns the adjusted Rand index and the share of relabellings, including the observed one, that reach it."""
     generator, observed = np.random.default_rng(seed), adjusted_rand(a, b)
     reached = sum(adjusted_rand(generator.permutation(a), b) >= observed - 1e-12 for _ in range(permutations))
     return observed, (1 + reached) / (1 + permutations)
 
 
 def best_cut(distance_HH: NDArray, max_k: int) -> tuple[NDArray[np.int64], float]:
-    """The cut with the largest silhouette, and that."""
+    """Returns the cut with the largest silhouette, and that silhouette."""
     linkage_matrix = linkage(squareform(distance_HH, checks=False), method=METHODS[0])
     k, scores = best_k(distance_HH, linkage_matrix, max_k)
     return cut(linkage_matrix, k), scores[k]
 
 
 def best_k(distance_HH: NDArray, linkage_matrix: NDArray, max_k: int) -> tuple[int, dict[int, float]]:
-    """The number of clusters with the largest silhouette, and the silhouette of each one tried. Needs three heads."""
+    """Returns the number of clusters with the largest silhouette, and all silhouettes. Needs at least three heads."""
     if len(distance_HH) < 3:
         raise PicollmError(f"a model of {len(distance_HH)} attention heads cannot be clustered: it needs at least 3")
     tried = range(2, min(max_k, len(distance_HH) - 1) + 1)
-    cuts_KH = cut_tree(linkage_matrix, n_clusters=list(tried)).T  # all in one pass, which is the slow part
+    cuts_KH = cut_tree(linkage_matrix, n_clusters=list(tried)).T  # one pass for all cuts: this is the slow part
     scores = {k: silhouette(distance_HH, clusters_H) for k, clusters_H in zip(tried, cuts_KH, strict=True)}
     return max(scores, key=lambda k: scores[k]), scores

@@ -1,7 +1,7 @@
-"""Controls of the labels: shuffled rows, untrained models, no separator, other thresholds, permuted categories.
+"""Controls for the labels: shuffled rows, untrained models, no separator, other thresholds, permuted categories.
 
-Untrained models attend uniformly, since their logits are near 0. So a second kind has its queries scaled until each
-layer is as peaked as the trained model's: what such heads do, random projections of random embeddings do.
+Untrained models attend uniformly because their logits are near 0. A second kind therefore has its queries scaled until
+each layer is as peaked as the trained model's: it shows what random projections of random embeddings give.
 
 Shape suffixes: S sentence, H head of a layer (or layers flattened), Q query, K key, L layer, R permutation.
 """
@@ -36,25 +36,25 @@ from picollm.model.foreign import Examined
 from picollm.progress import progress
 from picollm.stats import SIGNIFICANT, false_discovery_rate, finite, number_or_none
 
-WINDOWS = (2, 4, 8)  # of the local offsets, for the sensitivity
+WINDOWS = (2, 4, 8)  # windows of local offsets tried in the sensitivity analysis
 M = TypeVar("M", bound=Examined)
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)
 LENGTH_BANDS = 4
-PERMUTATIONS = 40  # for each pair of a head and a category: the least p, times the pairs, must stay below .05
+PERMUTATIONS = 40  # per pair of head and category: the smallest possible p times the number of pairs must be below .05
 AT_ONCE = 500
-FITTED = 32  # sentences that the scale of a layer is fitted on
-SCALES = (1e-4, 1e8)  # of a layer's logits, between which one is as peaked as the trained layer
+FITTED = 32  # sentences used to fit the scale of a layer
+SCALES = (1e-4, 1e8)  # bracket for the scale of a layer's logits that makes it as peaked as the trained layer
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What other models give on the same sentences. Maps of one's own may come without: then there is nothing to hold
-    them against but their shuffled rows."""
+    """Statistics of the control models on the same sentences. User-supplied maps may have none; then their own shuffled
+    rows are the only comparison."""
 
     null: Mapping[str, NDArray]  # each statistic of untrained models, [models, H]
-    peaked: Mapping[str, NDArray]  # of untrained models that are as peaked as this one
-    effects: Sequence[Mapping[str, NDArray]]  # of picollm.attention.relations, of each of these
-    bare: Mapping[str, NDArray] | None  # of the model without the separator, [H]
+    peaked: Mapping[str, NDArray]  # the same of untrained models that are as peaked as this one
+    effects: Sequence[Mapping[str, NDArray]]  # picollm.attention.relations' effects for each of the peaked models
+    bare: Mapping[str, NDArray] | None  # statistics of the model without the separator, [H]
 
 
 def no_controls(heads: int) -> Controls:
@@ -66,30 +66,30 @@ def controls_of(
     model: Examined, categories: Sequence[CategoryMaps], broad_H: NDArray, keys: Sequence[NDArray], cfg: Mapping,
     device: torch.device,
 ) -> Controls:  # fmt: skip
-    """By the config's `heads` section; `broad_H` is the model's own, `keys` as `sentence_sums` takes them. One model
-    is in memory at a time."""
+    """Computes the controls with the config's `heads` section; `broad_H` is the model's own broad share, `keys` are as
+    in `sentence_sums`. One model is in memory at a time."""
     ids, number = [sequence for category in categories for sequence in category.ids], numbering(categories)
     untrained = {"models": cfg["null_models"], "seed": cfg["seed"]}
     shared = {"keys": keys, "window": cfg["window"], "device": device}
     which, golds = marked_sentences(categories)
-    found: list[dict[str, NDArray]] = []
+    peaked_effects: list[dict[str, NDArray]] = []
 
     def compared() -> Iterator[Examined]:
         for other in peaked_models(model, broad_H, ids, device=device, **untrained):
-            yield other  # its statistics are taken here
+            yield other  # the consumer computes its statistics before this resumes
             if which:
-                found.append(effects(list(attention_maps(other, [ids[k] for k in which], device)), golds))
+                peaked_effects.append(effects(list(attention_maps(other, [ids[k] for k in which], device)), golds))
 
     return Controls(
         null=values_of(untrained_models(model, **untrained), ids, number, **shared),
         peaked=values_of(compared(), ids, number, **shared),
-        effects=found,
+        effects=peaked_effects,
         bare=without_separator(model, ids, number, **shared),
     )
 
 
 def shuffled(maps: Iterable[NDArray], seed: int) -> Iterator[NDArray]:
-    """The maps with the weights of each row dealt anew to its keys 1 ... i: sink and entropy stay, places don't."""
+    """Yields the maps with each row's weights permuted over its keys 1 ... i: keeps sink and entropy, not positions."""
     generator = np.random.default_rng(seed)
     for weights in maps:
         place = generator.random(weights.shape, dtype=np.float32)
@@ -105,13 +105,13 @@ class OtherThreshold(TypedDict):
 
 
 def by_threshold(values: Mapping[str, NDArray], thresholds: Thresholds) -> list[OtherThreshold]:
-    """The heads by label where one threshold is a multiple of the one in force and the others stay."""
-    found: list[OtherThreshold] = []
+    """Counts heads by label with one threshold at a time scaled by FACTORS and the others unchanged."""
+    rows: list[OtherThreshold] = []
     for name in ("kappa", "content", "broad", "sink"):
         for value in dict.fromkeys(min(1.0, getattr(thresholds, name) * factor) for factor in FACTORS):
             labels = assign(values, replace(thresholds, **cast(Any, {name: value})))
-            found.append({"threshold": name, "value": round(value, 6), "labels": counts(labels).tolist()})
-    return found
+            rows.append({"threshold": name, "value": round(value, 6), "labels": counts(labels).tolist()})
+    return rows
 
 
 class OtherWindow(TypedDict):
@@ -122,20 +122,20 @@ class OtherWindow(TypedDict):
 def by_window(
     categories: Sequence[CategoryMaps], values: Mapping[str, NDArray], thresholds: Thresholds
 ) -> list[OtherWindow]:
-    found: list[OtherWindow] = []
+    rows: list[OtherWindow] = []
     for window in WINDOWS:
         local = local_kappa(every_map(categories), numbering(categories), window=window)
         labels = assign({**values, "kappa_local": local}, thresholds)
-        found.append({"window": window, "labels": counts(labels).tolist()})
-    return found
+        rows.append({"window": window, "labels": counts(labels).tolist()})
+    return rows
 
 
 def category_effects(sums: Sums, lengths: Sequence[int], *, seed: int) -> dict[str, NDArray]:
-    """Whether a head is broader or narrower on one category's sentences: `difference` and `q`, both [C, H].
+    """Tests if a head is broader or narrower on one category's sentences: `difference` and `q`, both [C, H].
 
-    The broad share of the category less what it is on average where categories are permuted among sentences of like
-    length (quartiles); p from these permutations, then Benjamini-Hochberg over all heads and categories (1995). NaN
-    where a head has no non-sink attention.
+    `difference` is the broad share of the category minus its mean when categories are permuted among sentences of
+    similar length (quartiles); p comes from these permutations, then Benjamini-Hochberg over all heads and categories
+    (1995). NaN if a head has no non-sink attention.
     """
     k = NAMES.index("broad")
     numerator_SH, denominator_SH = sums.numerator[:, k], sums.denominator[:, k]
@@ -144,7 +144,7 @@ def category_effects(sums: Sums, lengths: Sequence[int], *, seed: int) -> dict[s
     generator = np.random.default_rng(seed)
 
     def shares(member_RCS: NDArray) -> NDArray:
-        """Of the categories' sentences, [R, C, H]."""
+        """Broad share in each category's sentences, [R, C, H]."""
         numerator, denominator = member_RCS @ numerator_SH, member_RCS @ denominator_SH
         return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
@@ -175,22 +175,22 @@ class CategoryEffects(TypedDict):
     significant: list[CategoryEffect]
 
 
-def effects_report(found: Mapping[str, NDArray], categories: Sequence[CategoryMaps], n_heads: int) -> CategoryEffects:
+def effects_report(effects: Mapping[str, NDArray], categories: Sequence[CategoryMaps], n_heads: int) -> CategoryEffects:
     significant: list[CategoryEffect] = [
         {
             "category": categories[c].category,
             "head": name_of(h, n_heads),
-            "difference": finite(found["difference"][c, h]),
-            "q": finite(found["q"][c, h]),
+            "difference": finite(effects["difference"][c, h]),
+            "q": finite(effects["q"][c, h]),
         }
-        for c, h in np.argwhere(found["q"] < SIGNIFICANT)
+        for c, h in np.argwhere(effects["q"] < SIGNIFICANT)
     ]
     significant.sort(key=lambda row: -abs(row["difference"]))
-    return {"tested": int(np.isfinite(found["q"]).sum()), "significant": significant}
+    return {"tested": int(np.isfinite(effects["q"]).sum()), "significant": significant}
 
 
 def untrained_models(model: M, *, models: int, seed: int) -> Iterator[M]:
-    """Freshly initialised models of the same shape; the global random state stays as it was."""
+    """Yields freshly initialised models of the same shape; leaves the global random state unchanged."""
     for state in np.random.SeedSequence(seed).generate_state(models):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(state))
@@ -200,15 +200,15 @@ def untrained_models(model: M, *, models: int, seed: int) -> Iterator[M]:
 
 @torch.no_grad()
 def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device) -> Examined:
-    """The model itself, its queries scaled so that each layer's heads together have this broad share on `ids`."""
-    ids_ST = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)  # padded behind, which changes nothing before
+    """Scales the model's queries in place so that each layer's heads together have this broad share on `ids`."""
+    ids_ST = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)  # right padding does not affect the ids before
     for s, sequence in enumerate(ids):
         ids_ST[s, : len(sequence)] = torch.tensor(sequence)
     length_S = torch.tensor([len(sequence) for sequence in ids], device=device)
     model = model.to(device=device)
     x, *rest = model.start(ids_ST.to(device))
     for layer, (block, broad) in enumerate(zip(model.layers, broad_L, strict=True)):
-        logits_SHQK = block.explicit(x, *rest)[1].double().log()  # but for a constant of each row, lost in softmax
+        logits_SHQK = block.explicit(x, *rest)[1].double().log()  # up to a constant per row: softmax ignores it
 
         def excess(log_scale: float, logits: Tensor = logits_SHQK, broad: float = broad) -> float:
             return broad_share(logits * math.exp(log_scale), length_S) - broad
@@ -222,7 +222,7 @@ def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int
 
 
 def broad_share(logits_SHQK: Tensor, length_S: Tensor) -> float:
-    """`broad` of picollm.attention.measures, of all sentences and heads of a layer together."""
+    """Computes `broad` of picollm.attention.measures over all sentences and heads of a layer together."""
     T = logits_SHQK.shape[-1]
     i = torch.arange(T, device=logits_SHQK.device)
     weights = logits_SHQK.masked_fill(i > i[:, None], float("-inf")).softmax(-1)[..., 2:, 1:]
@@ -241,7 +241,7 @@ def values_of(
     window: int,
     device: torch.device,
 ) -> dict[str, NDArray[np.float64]]:
-    """Each statistic of every head of some models, [models, H]."""
+    """Computes each statistic of every head of several models, [models, H]."""
     rows = [
         macro_mean(sentence_sums(attention_maps(model, ids, device), category, window=window, keys=keys))
         for model in progress(models, unit=" untrained models")
@@ -252,12 +252,12 @@ def values_of(
 def peaked_models(
     like: Examined, broad_H: NDArray, ids: Sequence[Sequence[int]], *, models: int, seed: int, device: torch.device
 ) -> Iterator[Examined]:
-    """Untrained models as peaked, layer by layer, as the one whose heads have these broad shares on the sentences."""
+    """Yields untrained models as peaked, layer by layer, as a model whose heads have these broad shares on `ids`."""
     broad_LH = broad_H.reshape(like.config.n_layers, like.config.n_heads)
     broad_L = [float(np.nanmean(row)) if np.isfinite(row).any() else 1.0 for row in broad_LH]
-    some = ids[:: max(1, len(ids) // FITTED)]
+    sample = ids[:: max(1, len(ids) // FITTED)]
     for model in untrained_models(like, models=models, seed=seed):
-        yield peaked(model, broad_L, some, device)
+        yield peaked(model, broad_L, sample, device)
 
 
 def without_separator(
@@ -269,7 +269,7 @@ def without_separator(
     window: int,
     device: torch.device,
 ) -> dict[str, NDArray[np.float64]]:
-    """Each statistic, [H], with the sentence's first token in the separator's place: position 0, the sink."""
+    """Computes each statistic, [H], with the separator removed, so that the first token is at position 0, the sink."""
     inner = None if keys is None else [without_first(sets_NQK) for sets_NQK in keys]
     maps = attention_maps(model, [sequence[1:] for sequence in ids], device)
     return first_replicate(macro_mean(sentence_sums(maps, category, window=window, keys=inner)))
@@ -282,7 +282,7 @@ def without_first(sets_NQK: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 class Null(TypedDict):
-    """Untrained models: of each statistic its 99th percentile, and the heads by label."""
+    """Untrained models: the 99th percentile of each statistic, and the number of heads with each label."""
 
     heads: int
     mean_broad: float | None
@@ -315,7 +315,7 @@ class Separator(TypedDict):
 def separator_report(
     values: Mapping[str, NDArray], labels_H: NDArray, bare: Mapping[str, NDArray] | None, thresholds: Thresholds
 ) -> Separator | None:
-    """What becomes of the labels where the sentence's first token stands in the separator's place."""
+    """Compares the labels with those obtained when the sentence's first token takes the separator's place."""
     if bare is None:
         return None
     labels = assign(bare, thresholds)

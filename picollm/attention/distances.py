@@ -1,6 +1,6 @@
-"""Distances between heads: the root of the mean Jensen-Shannon divergence of their rows, and what it is worth.
+"""Distances between heads: the root of the mean Jensen-Shannon divergence of their rows, and its reliability.
 
-Rows i >= 2 of non-sink attention are compared, in the notation of picollm.attention.measures.
+The rows i >= 2 of non-sink attention are compared, in the notation of picollm.attention.measures.
 
 Shape suffixes: S sentence, H and G head (layers flattened), I analysed row, E entry (row, key) of the lower triangle,
 R replicate.
@@ -19,14 +19,14 @@ from scipy.special import xlogy
 from picollm.attention.maps import flat
 from picollm.stats import bootstrap_counts
 
-MOST = 100  # groups of a category
+MOST = 100  # groups per category
 
 
 @dataclass(frozen=True)
 class Divergences:
-    """Per sentence the weighted sum of row JSDs in bits and the sum of weights, [S, H, H]; categories [S], from 0.
+    """Weighted sum of row JSDs in bits and sum of weights for each sentence, [S, H, H]; categories [S], from 0.
 
-    Of a category with more than MOST sentences S counts groups of neighbours, so that memory has a bound.
+    In a category with more than MOST sentences, S counts groups of neighbouring sentences, which bounds memory.
     """
 
     numerator: NDArray[np.float64]
@@ -35,9 +35,9 @@ class Divergences:
 
 
 def sentence_divergences(maps: Iterable[NDArray], category: Sequence[int], *, sink: bool = False) -> Divergences:
-    """A row weighs min(w of one head, w of the other): rows that one of them parks on the sink say little.
+    """Weights a row by min(w of one head, w of the other): a row that either head parks on the sink carries little.
 
-    With `sink` whole rows are compared, the sink's column included, and all weigh the same.
+    With `sink`, complete rows are compared, including the sink's column, and all have equal weight.
     """
     group_S, category_G = groups(category)
     sums: NDArray[np.float64] | None = None
@@ -46,12 +46,12 @@ def sentence_divergences(maps: Iterable[NDArray], category: Sequence[int], *, si
         if sums is None:
             sums = np.zeros((len(category_G), *part.shape))
         sums[group] += part
-    assert sums is not None, "maps of no sentence"
+    assert sums is not None, "no maps were given"
     return Divergences(sums[:, 0], sums[:, 1], category_G)
 
 
 def groups(category: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The group of each sentence, and the category of each group: a sentence each, or MOST groups a category."""
+    """Returns each sentence's group and each group's category: one sentence per group, or MOST groups per category."""
     number_S = np.asarray(category, dtype=np.int64)
     group_S, sizes = np.empty_like(number_S), {}
     for c in np.unique(number_S):
@@ -76,7 +76,7 @@ def _divergence(A_HQK: NDArray, sink: bool) -> tuple[NDArray, NDArray]:
     w_HE = w_HI[:, row_E - 2]
     p_HE = np.divide(A_HE, w_HE, out=np.zeros_like(A_HE), where=w_HE > 0)
     entropy_HI = row_entropy(p_HE, starts)
-    for h in range(n_heads):  # one head against the later ones: the largest array is [H, E], a few hundred kB
+    for h in range(n_heads):  # one head against the later ones, so the largest array is [H, E], a few hundred kB
         weight_GI = np.minimum(w_HI[h], w_HI[h + 1 :])
         mixture_GI = row_entropy((p_HE[h] + p_HE[h + 1 :]) / 2, starts)
         jsd_GI = np.clip(mixture_GI - (entropy_HI[h] + entropy_HI[h + 1 :]) / 2, 0, 1)
@@ -85,15 +85,15 @@ def _divergence(A_HQK: NDArray, sink: bool) -> tuple[NDArray, NDArray]:
 
 
 def row_entropy(p_HE: NDArray, starts: NDArray) -> NDArray:
-    """Entropy in bits of each row of flattened rows that start at `starts`, [H, I]; 0 log 0 = 0."""
+    """Computes the entropy in bits, [H, I], of flattened rows that start at `starts`; 0 log 0 = 0."""
     return -np.add.reduceat(xlogy(p_HE, p_HE), starts, axis=1) / np.log(2)
 
 
 def distances(divergences: Divergences, counts_RS: NDArray | None = None) -> Iterator[NDArray]:
-    """sqrt of the macro-mean over categories of the mean row JSD, [H, H] in [0, 1], for each replicate (default: one).
+    """Yields sqrt of the macro-mean over categories of the mean row JSD, [H, H] in [0, 1], per replicate (default 1).
 
-    Two heads without any non-sink attention in common rows cannot be compared and are at distance 1. sqrt(JSD) is a
-    metric (Endres & Schindelin 2003); with weights that depend on the pair the mean is one only nearly.
+    Two heads without non-sink attention in any common row can't be compared and get distance 1. sqrt(JSD) is a metric
+    (Endres & Schindelin 2003); with weights that depend on the pair, the mean is only approximately one.
     """
     if counts_RS is None:
         counts_RS = np.ones((1, len(divergences.category)))
@@ -113,15 +113,15 @@ def distances(divergences: Divergences, counts_RS: NDArray | None = None) -> Ite
 
 
 def resampled_distances(divergences: Divergences, *, replicates: int, seed: int) -> NDArray[np.float64]:
-    """The distances from bootstraps of the sentences within categories, [R, H, H]."""
+    """Computes the distances for bootstraps of the sentences within categories, [R, H, H]."""
     counts_RS = bootstrap_counts(divergences.category, replicates=replicates, seed=seed)
     return np.stack(list(distances(divergences, counts_RS)))
 
 
 def split_half(divergences: Divergences) -> tuple[float, float]:
-    """Distances from every second sentence against those from the others: mean absolute difference, correlation.
+    """Mean absolute difference and correlation between the distances from every second sentence and from the others.
 
-    The first is the noise floor: two distances that differ by less are not told apart.
+    The first is the noise floor: distances that differ by less can't be distinguished.
     """
     half = np.arange(len(divergences.category)) % 2
     first, second = (squareform(d, checks=False) for d in distances(divergences, np.stack([half == 0, half == 1])))
@@ -131,12 +131,12 @@ def split_half(divergences: Divergences) -> tuple[float, float]:
 
 
 def principal_coordinates(distance_HH: NDArray, dimensions: int = 2) -> tuple[NDArray, float]:
-    """Classical scaling (Torgerson 1952): [H, dimensions], and the share of the positive eigenvalues that it shows."""
+    """Classical scaling (Torgerson 1952): [H, dimensions], and its share of the sum of positive eigenvalues."""
     n = len(distance_HH)
     centre = np.eye(n) - 1 / n
     values, vectors = np.linalg.eigh(-centre @ distance_HH**2 @ centre / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
-    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(0), np.arange(n)] < 0, -1, 1)  # a sign is arbitrary
+    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(0), np.arange(n)] < 0, -1, 1)  # fix the sign
     positive = np.maximum(values, 0)
     shown = vectors[:, :dimensions] * np.sqrt(positive[:dimensions])
     return shown, float(positive[:dimensions].sum() / positive.sum()) if positive.sum() > 0 else 0.0

@@ -1,6 +1,6 @@
-"""Attention weights of a model on sentences, written as one .npz per category (its layout: maps.py).
+"""Extracts a model's attention weights on sentences and writes one .npz per category (layout: maps.py).
 
-Position 0 is always the token that stands before a text, GPT-2's <|endoftext|>, since in training a text follows one.
+Position 0 is always the token that precedes a text, GPT-2's <|endoftext|>, because every training text follows one.
 
 Shape suffixes: L layer, H head, Q query, K key.
 """
@@ -25,15 +25,15 @@ from picollm.files import atomic_path
 from picollm.model.foreign import Examined, ForeignModel
 from picollm.progress import progress
 
-# Of torch, whatever compute.threads says: on sentences this short a second thread gains nothing, and on a busy virtual
-# machine of two cores it made each map 80 times slower (7 ms against 570).
+# Threads of torch, regardless of compute.threads: on sentences this short a second thread gains nothing, and on a busy
+# virtual machine with two cores it made each map 80 times slower (570 ms instead of 7).
 THREADS = 1
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One sentence as the model reads it. `spans` are the characters [start, end) of each token, (0, 0) if none;
-    `gold` maps the role of a mark to its positions [first, end)."""
+    """One sentence as the model reads it. `spans` holds the characters [start, end) of each token, (0, 0) if none;
+    `gold` maps a mark's role to its positions [first, end)."""
 
     text: str
     ids: list[int]
@@ -49,27 +49,27 @@ def extract_attention(
     device: torch.device,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """The file of each category in `paths`, of its sentences, by GPT-2's tokenizer or another.
+    """Writes the file of each category in `paths`; the default tokenizer is GPT-2's.
 
-    Nothing is written where one of them, of any category, does not fit the model. Raises PicollmError; see `check`.
+    Writes nothing if any sentence of any category does not fit the model. Raises PicollmError; see `check`.
     """
     tokenizer, there = tokenizer or gpt2(), model.config.vocab_size
     own = not isinstance(model, ForeignModel)
     if there < tokenizer.size or (own and there != tokenizer.size):  # others pad their vocabulary
         raise PicollmError(
             f"the model has a vocabulary of {there:,} tokens, {'GPT-2' if own else 'its tokenizer'}'s has "
-            f"{tokenizer.size:,}: sentences can't be written for it; docs/heads.md says how to analyse maps of your own"
+            f"{tokenizer.size:,}: sentences can't be encoded for it; docs/heads.md shows how to analyse your own maps"
         )
     tokens = {name: [tokenise(sentence, tokenizer) for sentence in c.sentences] for name, c in categories.items()}
-    for name, found in tokens.items():
-        check(model, name, found)
-    for name, found in progress([(name, tokens[name]) for name in paths], unit=" categories"):
+    for name, sentences in tokens.items():
+        check(model, name, sentences)
+    for name, sentences in progress([(name, tokens[name]) for name in paths], unit=" categories"):
         title = categories[name].title
-        extract_category(model, category=name, title=title, sentences=found, device=device, path=paths[name])
+        extract_category(model, category=name, title=title, sentences=sentences, device=device, path=paths[name])
 
 
 def tokenise(sentence: Sentence, tokenizer: Tokenizer) -> Tokens:
-    """The sentence as ids after the tokenizer's start, with the characters of each and its gold marks as positions."""
+    """Encodes a sentence: ids after the tokenizer's start, the characters of each, and gold marks as positions."""
     text = sentence.text
     ids, spans = tokenizer.pieces(text)
     strings = [tokenizer.start_name] + [text[a:b] for a, b in spans]
@@ -84,7 +84,7 @@ def tokenise(sentence: Sentence, tokenizer: Tokenizer) -> Tokens:
 def attention_maps(
     model: Examined, ids: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[NDArray[np.float32]]:
-    """Float32 [L, H, Q, K] of one sequence after another, unpadded, so that no map depends on its neighbours."""
+    """Yields float32 [L, H, Q, K] for one unpadded sequence at a time, so that no map depends on its neighbours."""
     model = model.to(device=device, dtype=torch.float32)
     for sequence in ids:
         maps_BLHQK, _ = model.attention_maps(torch.tensor([list(sequence)], device=device))
@@ -100,7 +100,7 @@ def extract_category(
     device: torch.device,
     path: str | Path,
 ) -> None:
-    """Writes the category's file, equal bytes for equal inputs, one sentence's maps in memory at a time.
+    """Writes the category's file, with equal bytes for equal inputs and one sentence's maps in memory at a time.
 
     Raises PicollmError; see `check`.
     """
@@ -121,7 +121,7 @@ def extract_category(
 
 
 def check(model: Examined, category: str, sentences: Sequence[Tokens]) -> None:
-    """Raises PicollmError for a sentence over the context, of one token, or with a token that the model has not."""
+    """Raises PicollmError for a sentence longer than the context, of one token, or with an id the model lacks."""
     limit, vocabulary = model.config.context, model.config.vocab_size
     for number, tokens in enumerate(sentences, 1):
         place, length = f"category {category}, sentence {number}", len(tokens.ids)
@@ -130,7 +130,7 @@ def check(model: Examined, category: str, sentences: Sequence[Tokens]) -> None:
                 f"{place} has {length} tokens with the separator; the model's context is {limit}: shorten the sentence"
             )
         if length < 3:
-            raise PicollmError(f"{place} has one token: with nothing before it to attend to, write at least two")
+            raise PicollmError(f"{place} has one token, which has nothing before it to attend to: write at least two")
         if max(tokens.ids) >= vocabulary:
             raise PicollmError(
                 f"{place} has token {max(tokens.ids)}; the model's vocabulary ends at {vocabulary - 1}: it was trained "
@@ -139,7 +139,7 @@ def check(model: Examined, category: str, sentences: Sequence[Tokens]) -> None:
 
 
 def add(archive: zipfile.ZipFile, name: str, array: NDArray) -> None:
-    """An array as np.savez stores it, which takes all arrays at once."""
-    entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # np.savez's: equal bytes at any time
+    """Adds an array to the archive as np.savez does, which needs all arrays at once."""
+    entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # as np.savez: bytes don't depend on time
     with archive.open(entry, "w") as file:
         np.lib.format.write_array(file, array, allow_pickle=False)

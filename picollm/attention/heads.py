@@ -1,6 +1,6 @@
-"""reports/heads.json: for every head its statistics with 95 % intervals, its label, and how certain the label is.
+"""Builds reports/heads.json: for every head its statistics with 95 % intervals, its label and the label's certainty.
 
-Reads data/attention/*.npz, and the model for its controls (picollm.attention.controls).
+Reads data/attention/*.npz, and the model for the controls (picollm.attention.controls).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ from picollm.stats import (
 )
 
 FORMAT = 3
-BY_CATEGORY = ("kappa_self", "kappa_prev", "kappa_local", "broad", "content")  # told for each category
+BY_CATEGORY = ("kappa_self", "kappa_prev", "kappa_local", "broad", "content")  # reported for each category
 
 
 class CategorySample(TypedDict):
@@ -132,7 +132,7 @@ class Head(KeyTokens):
 
 
 class HeadsReport(TypedDict):
-    """heads.json; labels are those of LABELS, statistics those of DEFINITIONS."""
+    """Contents of heads.json; labels come from LABELS, statistics from DEFINITIONS."""
 
     format: int
     n_layers: int
@@ -156,7 +156,7 @@ class HeadsReport(TypedDict):
 
 @dataclass(frozen=True)
 class HeadStatistics:
-    """What is known of each head before it is written down; shapes end in the number of heads."""
+    """Statistics of each head before they are written as JSON; the last axis of every array is heads."""
 
     values: Mapping[str, NDArray]
     replicates: Mapping[str, NDArray]
@@ -164,15 +164,15 @@ class HeadStatistics:
     labels_H: NDArray
     labels_RH: NDArray
     labels_CH: NDArray
-    by_category: Sequence[Mapping[str, NDArray]]  # of BY_CATEGORY: value, low and high, [3, H]
+    by_category: Sequence[Mapping[str, NDArray]]  # for BY_CATEGORY: value, low and high, [3, H]
 
 
 def classify_heads(
     categories: Sequence[CategoryMaps], model: Examined | None, cfg: Mapping, device: torch.device
 ) -> HeadsReport:
-    """The content of heads.json, from the maps of `model` and the config's `heads` section.
+    """Returns the contents of heads.json from the maps of `model` and the config's `heads` section.
 
-    Without the model there are no untrained ones to compare with, and nothing is said of the separator.
+    Without a model there are no untrained models to compare with and no results about the separator.
     """
     keys = list(every_key_set(categories))
     sums = sentence_sums(every_map(categories), numbering(categories), window=cfg["window"], keys=keys)
@@ -199,19 +199,19 @@ def describe_heads(
     bootstraps: int,
     seed: int,
 ) -> HeadsReport:
-    """The content of heads.json. `sums` are the categories' own; `controls` are of the same sentences and window.
+    """Returns the contents of heads.json. `sums` belong to `categories`; `controls` use the same sentences and window.
 
-    Every bootstrap keeps the thresholds and the positional kernels: intervals are over the choice of sentences alone.
+    Thresholds and positional kernels are fixed across bootstraps: intervals cover only the choice of sentences.
     """
     permuted = sentence_sums(shuffled(every_map(categories), seed), numbering(categories), window=window)
     permuted_kappa = percentile_99(strongest_kappa(first_replicate(macro_mean(permuted))))
     null, peaked = controls.null, controls.peaked
     band = percentiles_99(null)
     thresholds = effective_thresholds(configured, band, peaked, permuted_kappa)
-    found = statistics(sums, thresholds, bootstraps=bootstraps, seed=seed)
+    computed = statistics(sums, thresholds, bootstraps=bootstraps, seed=seed)
     n_layers, n_heads = categories[0].maps[0].shape[:2]
     lengths = [len(ids) for category in categories for ids in category.ids]
-    raw = assign_raw(found.values)
+    raw = assign_raw(computed.values)
     return {
         "format": FORMAT,
         "n_layers": n_layers,
@@ -229,17 +229,17 @@ def describe_heads(
         "thresholds": threshold_origins(configured, thresholds, band, peaked, permuted_kappa),
         "null": null_report(null, thresholds),
         "peaked_null": null_report(peaked, thresholds),
-        "labels": _label_shares(counts(found.labels_H), counts(found.labels_RH)),
+        "labels": _label_shares(counts(computed.labels_H), counts(computed.labels_RH)),
         "raw_labels": by_label(counts(raw)),
-        "raw_agreement": finite((found.labels_H == raw).mean()),
+        "raw_agreement": finite((computed.labels_H == raw).mean()),
         "sensitivity": {
-            "thresholds": by_threshold(found.values, thresholds),
-            "window": by_window(categories, found.values, thresholds),
+            "thresholds": by_threshold(computed.values, thresholds),
+            "window": by_window(categories, computed.values, thresholds),
         },
-        "separator": separator_report(found.values, found.labels_H, controls.bare, thresholds),
+        "separator": separator_report(computed.values, computed.labels_H, controls.bare, thresholds),
         "relations": _relations(categories, n_heads, controls.effects, seed),
         "category_effects": effects_report(category_effects(sums, lengths, seed=seed), categories, n_heads),
-        "heads": _heads(n_heads, categories, found, raw),
+        "heads": _heads(n_heads, categories, computed, raw),
     }
 
 
@@ -258,28 +258,28 @@ def statistics(sums: Sums, thresholds: Thresholds, *, bootstraps: int, seed: int
 
 
 def by_category(sums: Sums, counts_RS: NDArray) -> list[dict[str, NDArray]]:
-    """Of each category and statistic of BY_CATEGORY the value and its interval, [3, H]."""
-    found = []
+    """Returns the value and its interval, [3, H], of each BY_CATEGORY statistic, one dict per category."""
+    rows = []
     for own, drawn in zip(category_values(sums), category_values(sums, counts_RS), strict=True):
         ratio, replicates = by_name(own[0]), by_name(drawn)
-        found.append({name: np.stack([ratio[name], *interval(replicates[name])]) for name in BY_CATEGORY})
-    return found
+        rows.append({name: np.stack([ratio[name], *interval(replicates[name])]) for name in BY_CATEGORY})
+    return rows
 
 
 def _relations(
     categories: Sequence[CategoryMaps], n_heads: int, null_effects: Sequence[Mapping[str, NDArray]], seed: int
 ) -> dict[str, Relation]:
     which, golds = marked_sentences(categories)
-    maps = [found for k, found in enumerate(every_map(categories)) if k in set(which)]
+    maps = [weights for k, weights in enumerate(every_map(categories)) if k in set(which)]
     names = [name_of(h, n_heads) for h in range(len(flat(categories[0].maps[0])))]
     return relations(maps, golds, names, null_effects, seed=seed)
 
 
 def _sample(categories: Sequence[CategoryMaps]) -> SentenceSample:
-    found: dict[str, CategorySample] = {}
+    samples: dict[str, CategorySample] = {}
     for category in categories:
         lengths = [len(ids) - 1 for ids in category.ids]  # without the separator
-        found[category.category] = {
+        samples[category.category] = {
             "title": category.title,
             "sentences": len(lengths),
             "tokens": sum(lengths),
@@ -287,19 +287,19 @@ def _sample(categories: Sequence[CategoryMaps]) -> SentenceSample:
             "longest": max(lengths),
         }
     return {
-        "sentences": sum(entry["sentences"] for entry in found.values()),
-        "tokens": sum(entry["tokens"] for entry in found.values()),
-        "categories": found,
+        "sentences": sum(entry["sentences"] for entry in samples.values()),
+        "tokens": sum(entry["tokens"] for entry in samples.values()),
+        "categories": samples,
     }
 
 
-def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatistics, raw: NDArray) -> list[Head]:
-    values, labels = found.values, found.labels_H
-    bounds = {name: interval(found.replicates[name]) for name in NAMES}
-    stable = stability(labels, found.labels_RH)
-    tag = tags(values, labels, found.thresholds)
+def _heads(n_heads: int, categories: Sequence[CategoryMaps], computed: HeadStatistics, raw: NDArray) -> list[Head]:
+    values, labels = computed.values, computed.labels_H
+    bounds = {name: interval(computed.replicates[name]) for name in NAMES}
+    stable = stability(labels, computed.labels_RH)
+    tag = tags(values, labels, computed.thresholds)
     looked_at = key_tokens(categories, tag)
-    margin = margins(values, found.replicates, labels, found.thresholds)
+    margin = margins(values, computed.replicates, labels, computed.thresholds)
     return [
         {
             "name": name_of(h, n_heads),
@@ -314,13 +314,13 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
             "sink_flag": bool(values["kappa_sink"][h] >= SINK_FLAG),
             "raw_label": LABELS[raw[h]],
             "category_labels": {
-                c.category: LABELS[label] for c, label in zip(categories, found.labels_CH[:, h], strict=True)
+                c.category: LABELS[label] for c, label in zip(categories, computed.labels_CH[:, h], strict=True)
             },
             "by_category": {
                 c.category: {name: [number_or_none(x) for x in rows[name][:, h]] for name in BY_CATEGORY}
-                for c, rows in zip(categories, found.by_category, strict=True)
+                for c, rows in zip(categories, computed.by_category, strict=True)
             },
-            "categories_agreeing": int((found.labels_CH[:, h] == labels[h]).sum()),
+            "categories_agreeing": int((computed.labels_CH[:, h] == labels[h]).sum()),
             "statistics": {
                 name: {
                     "value": number_or_none(values[name][h]),
@@ -334,13 +334,13 @@ def _heads(n_heads: int, categories: Sequence[CategoryMaps], found: HeadStatisti
     ]
 
 
-def _label_shares(found: NDArray, replicates: NDArray) -> dict[str, LabelShare]:
-    total = found.sum()
+def _label_shares(counted: NDArray, replicates: NDArray) -> dict[str, LabelShare]:
+    total = counted.sum()
     low, high = interval(replicates / total)
     return {
         label: {
-            "count": int(found[k]),
-            "share": finite(found[k] / total),
+            "count": int(counted[k]),
+            "share": finite(counted[k] / total),
             "low": finite(low[k]),
             "high": finite(high[k]),
         }
@@ -349,7 +349,7 @@ def _label_shares(found: NDArray, replicates: NDArray) -> dict[str, LabelShare]:
 
 
 def heads_csv(report: HeadsReport) -> str:
-    """heads.csv: one row a head."""
+    """Returns the contents of heads.csv, one row per head."""
     heads: list[dict[str, Any]] = [dict(head) for head in report["heads"]]
     plain = [key for key, value in heads[0].items() if not isinstance(value, dict | list)]
     file = io.StringIO()
@@ -361,13 +361,13 @@ def heads_csv(report: HeadsReport) -> str:
 
 
 def metrics(report: HeadsReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`."""
+    """Returns flat scalars with stable names for `dvc metrics diff`."""
     heads, null = report["heads"], report["null"]
 
     def mean(name: str) -> float:
         values = (head["statistics"][name]["value"] for head in heads)
-        found = [value for value in values if value is not None]
-        return round(float(np.mean(found)), 6) if found else 0.0
+        defined = [value for value in values if value is not None]
+        return round(float(np.mean(defined)), 6) if defined else 0.0
 
     return {
         "heads": len(heads),

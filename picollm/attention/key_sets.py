@@ -1,6 +1,6 @@
-"""Sets of keys that a head may look for, by what the tokens are: they say which kind of token-specific head one is.
+"""Named sets of key positions that a head may look for; the set a token-specific head prefers becomes its tag.
 
-A set is a boolean matrix [query, key] over the positions of one sentence; the separator at 0 is never in it.
+A set is a boolean matrix [query, key] over the positions of one sentence; it never contains the separator at 0.
 
 Shape suffixes: N set, Q query, K key.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from picollm.attention.maps import CategoryMaps
 
-RARE_ID = 10_000  # GPT-2's ids follow the order of its merges, so that a higher one is, roughly, a rarer token
+RARE_ID = 10_000  # GPT-2's ids follow the order of its merges, so a higher id is, roughly, a rarer token
 WORDS = """
 a about above after all also although an and any are as at be because been before being below between both but by
 can could did do does during each either every few for from had has have he her hers him his how i if in into is it
@@ -37,7 +37,7 @@ SETS = {
 def key_sets(
     ids: Sequence[int], tokens: Sequence[str], gold: Mapping[str, Sequence[int]] | None = None
 ) -> NDArray[np.bool_]:
-    """[N, Q, K] in the order of SETS; `gold` maps a role to its positions [first, end)."""
+    """Builds the sets, [N, Q, K], in the order of SETS; `gold` maps a role to its positions [first, end)."""
     ids_K, words = np.asarray(ids), [token.strip().lower() for token in tokens]
     T = len(ids_K)
     earlier_QK = np.tri(T, k=-1, dtype=bool)
@@ -58,12 +58,12 @@ def key_sets(
     sets_NQK = sets_NQK & np.tri(T, dtype=bool)
     sets_NQK[:, :, 0] = False
     if T > 1:
-        sets_NQK[list(SETS).index("induction"), :, 1] = False  # what follows the separator follows no word
+        sets_NQK[list(SETS).index("induction"), :, 1] = False  # the token after the separator follows no word
     return sets_NQK
 
 
 def every_key_set(categories: Sequence[CategoryMaps]) -> Iterator[NDArray[np.bool_]]:
-    """What `key_sets` makes of every sentence, category after category."""
+    """Yields `key_sets` for every sentence, category by category."""
     return (
         key_sets(ids, tokens, gold)
         for category in categories

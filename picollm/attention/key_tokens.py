@@ -1,4 +1,4 @@
-"""Which tokens a head looks at, beyond what the offset explains: words, where the statistics have shares.
+"""Finds the tokens a head looks at beyond what the offset explains: words to go with the statistics' shares.
 
 Shape suffixes: H head (layers flattened), N set, Q query, K key, I analysed row, D offset, V distinct token.
 """
@@ -17,7 +17,7 @@ from picollm.attention.relations import beyond_kernel, kernel
 from picollm.stats import finite
 
 MOST = 5  # tokens named for a head
-LEAST_SENTENCES = 3  # in which a token occurs, to be named
+LEAST_SENTENCES = 3  # sentences in which a token must occur to be named
 
 
 class TokenShare(TypedDict):
@@ -26,15 +26,15 @@ class TokenShare(TypedDict):
 
 
 class KeyTokens(TypedDict):
-    """What a head of heads.json looks at."""
+    """Tokens that a head of heads.json looks at."""
 
     looks_at: list[TokenShare]
     seen: list[str]
 
 
 def key_tokens(categories: Sequence[CategoryMaps], tags: Sequence[str | None]) -> list[KeyTokens]:
-    """Of each head `looks_at`: [{token, share}], the tokens with the largest share of its mass outside position 0
-    beyond its positional kernel; and `seen`, the tokens of its tag's set of keys that have most of the set's mass."""
+    """Returns for each head `looks_at`: [{token, share}], the tokens with the largest share of its mass outside
+    position 0 beyond its positional kernel, and `seen`, the tokens of its tag's key set with most of the set's mass."""
     ids = [np.asarray(sequence) for category in categories for sequence in category.ids]
     names = {
         number: token
@@ -52,10 +52,10 @@ def key_tokens(categories: Sequence[CategoryMaps], tags: Sequence[str | None]) -
         return [names[int(vocabulary[v])] for v in np.argsort(-weight_V, kind="stable")[:MOST] if weight_V[v] > 0]
 
     sets = list(SETS)
-    found: list[KeyTokens] = []
+    rows: list[KeyTokens] = []
     for h, tag in enumerate(tags):
         best_V = np.argsort(-excess_VH[:, h], kind="stable")[:MOST]
-        found.append({
+        rows.append({
             "looks_at": [
                 {"token": names[int(vocabulary[v])], "share": finite(excess_VH[v, h] / total_H[h])}
                 for v in best_V
@@ -63,15 +63,14 @@ def key_tokens(categories: Sequence[CategoryMaps], tags: Sequence[str | None]) -
             ],
             "seen": tokens(mass_NVH[sets.index(tag), :, h]) if tag in sets else [],
         })  # fmt: skip
-    return found
+    return rows
 
 
 def looked_at(
     categories: Sequence[CategoryMaps], places: Sequence[NDArray], size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """By key token, the mass beyond the kernel, [V, H], and that inside each set of keys, [N, V, H]; all mass, [H].
-
-    `places` are the tokens of each sentence as indices below `size`.
+    """Returns the mass beyond the kernel by key token, [V, H], that inside each set of keys, [N, V, H], and the total
+    mass, [H]. `places` holds the tokens of each sentence as indices below `size`.
     """
     kernel_HD = kernel(every_map(categories))
     H = len(kernel_HD)

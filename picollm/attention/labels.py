@@ -1,4 +1,4 @@
-"""From statistics to one word a head: the corrected rule, and the uncorrected one that it is compared with."""
+"""Turns statistics into one label per head, by the corrected rule and by the uncorrected rule it is compared with."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 LABELS = ("diagonal", "local", "token-specific", "content-based", "global", "sink", "mixed")
 DIAGONAL, LOCAL, TOKEN, CONTENT, GLOBAL, SINK, MIXED = range(len(LABELS))
 
-PREVIOUS_SHARE = 0.6  # of kappa_local: a local head is tagged previous-token
-SET_KAPPA = 0.1  # least kappa of a set of keys that a token-specific head looks for
-SINK_FLAG = 0.3  # kappa_sink from which a label is said to describe the remainder (Gu et al. 2024, arXiv 2410.10781)
+PREVIOUS_SHARE = 0.6  # share of kappa_local at which a local head is tagged previous-token
+SET_KAPPA = 0.1  # minimum kappa for the set of keys of a token-specific head
+SINK_FLAG = 0.3  # kappa_sink at which a label is flagged as describing the remainder (Gu et al. 2024, arXiv 2410.10781)
 RAW_MASS = 0.5  # the raw rule's threshold (Clark et al. 2019, arXiv 1906.04341)
-STABLE = 0.8  # share of replicates below which a label is called unstable
+STABLE = 0.8  # share of replicates below which a label is unstable
 
 RULE = (
     "sink: non_sink < thresholds.sink",
@@ -44,9 +44,9 @@ RAW_RULE = (
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Of config.yaml's section `heads`: least kappa of a diagonal or local head, least content of a content-based one,
-    least broad of a global one, and the non-sink mass below which a head is a sink; `sets` has the least kappa of each
-    set of keys of a token-specific one."""
+    """Thresholds from the `heads` section of config.yaml: minimum kappa of a diagonal or local head, minimum content of
+    a content-based head, minimum broad of a global head, and the non-sink mass below which a head is a sink; `sets`
+    holds the minimum kappa of each set of keys for a token-specific head."""
 
     kappa: float
     content: float
@@ -56,26 +56,26 @@ class Thresholds:
 
 
 def thresholds_of(report: HeadsReport) -> Thresholds:
-    """Those in force in a heads.json."""
+    """Reads the effective thresholds from a heads.json."""
     value = {name: row["value"] for name, row in report["thresholds"].items()}
     sets = {name: value.pop(name) for name in SETS}
     return Thresholds(**value, sets=sets)
 
 
 def strongest_kappa(values: Mapping[str, NDArray]) -> NDArray:
-    """The largest of the three positional kappas, NaN only where all are."""
+    """Returns the largest of the three positional kappas, NaN only if all are."""
     return np.fmax.reduce([values["kappa_self"], values["kappa_prev"], values["kappa_local"]])
 
 
 def strongest_set(values: Mapping[str, NDArray], thresholds: Thresholds) -> tuple[NDArray, NDArray[np.int64]]:
-    """The largest kappa of a set of keys, in multiples of the set's threshold (NaN where none is defined), and the
-    set's index in SETS."""
+    """Returns the largest kappa of a set of keys, in multiples of the set's threshold (NaN if none is defined), and
+    the set's index in SETS."""
     times_N = np.stack([values[f"kappa_{name}"] / thresholds.sets[name] for name in SETS])
     return np.fmax.reduce(times_N), np.nan_to_num(times_N, nan=-np.inf).argmax(0)
 
 
 def percentiles_99(values: Mapping[str, NDArray]) -> dict[str, float]:
-    """Of null values, the 99th percentile of each statistic and of `kappa_max`, the kappa that the rule looks at."""
+    """Returns the 99th percentiles of null values, per statistic and for `kappa_max`, the kappa that the rule uses."""
     values = {**values, "kappa_max": strongest_kappa(values)}
     return {name: percentile_99(column) for name, column in values.items()}
 
@@ -83,20 +83,20 @@ def percentiles_99(values: Mapping[str, NDArray]) -> dict[str, float]:
 def effective_thresholds(
     configured: Thresholds, null: Mapping[str, float], peaked: Mapping[str, NDArray], permuted_kappa: float
 ) -> Thresholds:
-    """An effect counts from the larger of its configured size and what chance gives.
+    """Raises each threshold to what chance gives, if that is larger than the configured value.
 
-    `null` are 99th percentiles of untrained models, `permuted_kappa` that of the strongest kappa where the keys of each
-    row were shuffled. Shuffling makes all that is not broad content, so that it says nothing of `content`. `broad` and
-    `sink` stay as configured: they ask for no evidence against chance, and the null itself is broad. `peaked` are the
-    statistics of untrained heads as peaked as the model's: their kappas bound those of offsets and of the sets of keys,
-    each set at a percentile by which 1 % of the heads exceed any. Their content is large by construction.
+    `null` holds 99th percentiles of untrained models, `permuted_kappa` that of the strongest kappa after shuffling each
+    row's keys. Shuffling turns all that is not broad into content, so it gives no bound for `content`. `broad` and
+    `sink` stay as configured: they need no evidence against chance, and the null itself is broad. `peaked` holds the
+    statistics of untrained heads as peaked as the model's: their kappas bound those of offsets and of sets of keys,
+    each set at the percentile at which 1 % of heads exceed any of them. Their content is large by construction.
     """
-    family = 1 - 0.01 / len(SETS)  # of few heads that is the largest
+    family = 1 - 0.01 / len(SETS)  # with few heads, this percentile is the maximum
     return Thresholds(
         kappa=float(
             np.fmax.reduce([
                 configured.kappa, null["kappa_max"], permuted_kappa, percentile(strongest_kappa(peaked), 0.99)
-            ])  # NaN: there is no null
+            ])  # NaN if there is no null
         ),
         content=float(np.fmax(configured.content, null["content"])),
         broad=configured.broad,
@@ -109,7 +109,7 @@ def effective_thresholds(
 
 
 class Threshold(TypedDict):
-    """One threshold in force: what it was configured as, what each null gives, and which of them it comes from."""
+    """One effective threshold: its configured value, what each null gives, and which of these it comes from."""
 
     value: float
     configured: float
@@ -126,7 +126,7 @@ def threshold_origins(
     peaked: Mapping[str, NDArray],
     permuted_kappa: float,
 ) -> dict[str, Threshold]:
-    """Of each threshold in force."""
+    """Returns the origin of each effective threshold."""
     null = {"kappa": band["kappa_max"], "content": band["content"]}
     as_peaked = {"kappa": strongest_kappa(peaked), **{name: peaked[f"kappa_{name}"] for name in used.sets}}
 
@@ -150,7 +150,7 @@ def threshold_origins(
 
 
 def assign(values: Mapping[str, NDArray], thresholds: Thresholds) -> NDArray[np.int64]:
-    """Indices into LABELS, of the statistics' shape (heads last, any replicates before). RULE says it in words."""
+    """Returns indices into LABELS in the shape of the statistics (heads last, replicates before); RULE in words."""
     strongest = strongest_kappa(values)
     positional = strongest >= thresholds.kappa
     conditions = [
@@ -165,37 +165,37 @@ def assign(values: Mapping[str, NDArray], thresholds: Thresholds) -> NDArray[np.
 
 
 def assign_raw(values: Mapping[str, NDArray]) -> NDArray[np.int64]:
-    """The uncorrected labels of RAW_RULE, for comparison only: in short sentences uniform attention comes out local."""
+    """Returns the uncorrected labels of RAW_RULE, for comparison only: it calls uniform short sentences local."""
     local, token = values["raw_local"], values["raw_token"]
     conditions = [values["raw_self"] >= RAW_MASS, np.maximum(local, token) < RAW_MASS, local >= token]
     return np.select(conditions, [DIAGONAL, GLOBAL, LOCAL], default=TOKEN)
 
 
 def tags(values: Mapping[str, NDArray], labels_H: NDArray, thresholds: Thresholds) -> list[str | None]:
-    """What is known beyond the label: previous-token of a local head, the set of keys of a token-specific one."""
+    """Refines the labels: previous-token for a local head, the set of keys for a token-specific one, else None."""
     least_H = np.fmax(thresholds.kappa, PREVIOUS_SHARE * values["kappa_local"])
     previous_H = values["kappa_prev"] >= least_H
     best_H, names = strongest_set(values, thresholds)[1], list(SETS)
-    found: list[str | None] = []
+    tag: list[str | None] = []
     for h, label in enumerate(labels_H):
         if label == LOCAL and previous_H[h]:
-            found.append("previous-token")
+            tag.append("previous-token")
         elif label == TOKEN:
-            found.append(names[best_H[h]])
+            tag.append(names[best_H[h]])
         else:
-            found.append(None)
-    return found
+            tag.append(None)
+    return tag
 
 
 def margins(
     values: Mapping[str, NDArray], replicates: Mapping[str, NDArray], labels_H: NDArray, thresholds: Thresholds
 ) -> NDArray[np.float64]:
-    """How far the statistic that gave a head its label is from its threshold, in standard deviations of its
-    bootstrap, [H]: of a mixed head, how far it stays below being broad. NaN where the bootstrap doesn't vary."""
+    """Distance of the statistic that decided a head's label from its threshold, in standard deviations of its
+    bootstrap, [H]; for a mixed head, how far it is below being broad. NaN if the bootstrap doesn't vary."""
 
-    def distance(found: NDArray, drawn: NDArray, threshold: float, sign: int) -> NDArray:
+    def distance(observed: NDArray, drawn: NDArray, threshold: float, sign: int) -> NDArray:
         spread = drawn.std(0)
-        return np.divide(sign * (found - threshold), spread, out=np.full_like(found, np.nan), where=spread > 0)
+        return np.divide(sign * (observed - threshold), spread, out=np.full_like(observed, np.nan), where=spread > 0)
 
     positional = distance(strongest_kappa(values), strongest_kappa(replicates), thresholds.kappa, 1)
     broad = distance(values["broad"], replicates["broad"], thresholds.broad, 1)
@@ -214,15 +214,15 @@ def margins(
 def stability(labels_H: NDArray, replicates_RH: NDArray) -> NDArray[np.float64]:
     """Share of the bootstraps of the sentences that give a head its own label, [H].
 
-    Of these sentences and this model alone: another seed of training gives heads other labels.
+    It covers these sentences and this model only: another training seed gives heads other labels.
     """
     return (replicates_RH == labels_H).mean(0)
 
 
 def counts(labels: NDArray) -> NDArray[np.int64]:
-    """How many heads have each label: [..., H] to [..., len(LABELS)]."""
+    """Counts the heads with each label: [..., H] to [..., len(LABELS)]."""
     return (labels[..., None] == np.arange(len(LABELS))).sum(-2)
 
 
-def by_label(found: NDArray) -> dict[str, int]:
-    return {label: int(n) for label, n in zip(LABELS, found, strict=True)}
+def by_label(numbers: NDArray) -> dict[str, int]:
+    return {label: int(n) for label, n in zip(LABELS, numbers, strict=True)}

@@ -1,7 +1,7 @@
-"""The attention files, one .npz per category: read back and checked. Needs NumPy alone, so that anyone can use them.
+"""Reads and checks the attention files, one .npz per category. Needs only NumPy, so that anyone can use them.
 
-A file holds, for sentence NNN, `attention_NNN` float32 [layer, head, query, key] and `ids_NNN` int64, and `sentences`,
-a JSON string: {format, category, title, sentences: [{text, ids, tokens, spans, gold}]}; `gold` maps the role of a mark
+A file holds `attention_NNN` float32 [layer, head, query, key] and `ids_NNN` int64 for sentence NNN, and `sentences`, a
+JSON string: {format, category, title, sentences: [{text, ids, tokens, spans, gold}]}; `gold` maps the role of a mark
 (picollm.attention.sentences) to its positions [first, end).
 
 Shape suffixes: L layer, H head, Q query, K key.
@@ -25,12 +25,12 @@ from picollm.errors import PicollmError
 
 FORMAT = 2
 ROW_SUM_TOLERANCE = 1e-4
-# All that a changed byte makes zipfile and NumPy raise, found by flipping them one by one.
+# Every exception that zipfile and NumPy raise for a changed byte, found by flipping the bytes one by one.
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 class Shape(Protocol):
-    """What a model's config says of its heads."""
+    """The part of a model's config that describes its heads."""
 
     @property
     def n_layers(self) -> int: ...
@@ -41,7 +41,7 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class CategoryMaps:
-    """What one file holds; `maps` has one float32 [L, H, Q, K] array a sentence, read when it is asked for."""
+    """Contents of one file; `maps` has one float32 [L, H, Q, K] array per sentence, read on access."""
 
     category: str
     title: str
@@ -60,18 +60,18 @@ def from_arrays(
     *,
     category: str = "all",
 ) -> CategoryMaps:
-    """Maps of one's own, [L, H, Q, K] a sentence with the sink at position 0, as the analysis takes them.
+    """Wraps user-supplied maps, [L, H, Q, K] per sentence with the sink at position 0, for the analysis.
 
-    `tokens` are the words behind `ids`; without them, no token is punctuation or a function word. `gold` maps roles to
-    positions [first, end). Raises PicollmError where the lists differ in length, and naming the first array that is no
-    causal attention, or of another number of layers and heads.
+    `tokens` are the words behind `ids`; without them, no token counts as punctuation or a function word. `gold` maps
+    roles to positions [first, end). Raises PicollmError if the lists differ in length, and naming the first array that
+    is not causal attention or has another number of layers and heads.
     """
     words = [[f"token{i}" for i in sequence] for sequence in ids] if tokens is None else tokens
     marks = [{} for _ in ids] if gold is None else gold
     if not len(maps) == len(ids) == len(words) == len(marks) or not len(maps):
         raise PicollmError(
             f"{category}: {len(maps)} maps, {len(ids)} lists of ids, {len(words)} of words and {len(marks)} of marks; "
-            "each sentence needs one of each, and there must be a sentence"
+            "each sentence needs one of each, and at least one sentence is required"
         )
     for number, (weights, sequence, line) in enumerate(zip(maps, ids, words, strict=True)):
         fault = fault_of(np.asarray(weights), len(sequence))
@@ -90,7 +90,7 @@ def from_arrays(
 
 
 class StoredMaps(Sequence):
-    """The maps in a file, one at a time in memory; each is checked when it is read."""
+    """The maps of a file, one at a time in memory; each is checked when it is read."""
 
     def __init__(self, path: str | Path, lengths: Sequence[int]) -> None:
         self.path, self.lengths = path, lengths
@@ -120,7 +120,7 @@ class StoredMaps(Sequence):
 
 @contextmanager
 def readable(path: str | Path) -> Iterator[None]:
-    """Turns what a missing or damaged file raises into one line."""
+    """Turns the exceptions of a missing or damaged file into one PicollmError line."""
     try:
         yield
     except FileNotFoundError:
@@ -132,7 +132,7 @@ def readable(path: str | Path) -> Iterator[None]:
 
 
 def load_attention(path: str | Path) -> CategoryMaps:
-    """Raises PicollmError naming the file where it is missing, damaged, or holds no causal attention."""
+    """Raises PicollmError naming the file if it is missing, damaged, or holds no causal attention."""
     with readable(path), np.load(path, allow_pickle=False) as file:
         header = json.loads(str(file["sentences"]))
         if header["format"] != FORMAT:
@@ -145,7 +145,7 @@ def load_attention(path: str | Path) -> CategoryMaps:
 
 
 def fault_of(weights: NDArray, length: int) -> str | None:
-    """What keeps an array from being the causal attention [L, H, length, length] of a model, or None."""
+    """Returns the reason why an array is not a model's causal attention [L, H, length, length], or None."""
     if weights.ndim != 4 or weights.shape[2:] != (length, length):
         return f"has shape {weights.shape}, not [layer, head, {length}, {length}]"
     if not np.isfinite(weights).all():
@@ -160,27 +160,27 @@ def fault_of(weights: NDArray, length: int) -> str | None:
 
 
 def load_categories(paths: Sequence[str | Path]) -> list[CategoryMaps]:
-    """The files in the order given. Raises PicollmError where they come from models of different shapes."""
+    """Loads the files in the given order. Raises PicollmError if they come from models of different shapes."""
     categories = [load_attention(path) for path in paths]
     shape = categories[0].maps[0].shape[:2]
     for path, category in zip(paths, categories, strict=True):
         if category.maps[0].shape[:2] != shape:
-            raise PicollmError(f"{path} is of another model than {paths[0]}: run extract_attention again for all")
+            raise PicollmError(f"{path} is of another model than {paths[0]}: run extract_attention again for all files")
     return categories
 
 
 def every_map(categories: Sequence[CategoryMaps]) -> Iterator[NDArray[np.float32]]:
-    """The maps of every sentence, category after category, one at a time."""
+    """Yields the maps of every sentence, category by category, one at a time."""
     return (weights for category in categories for weights in category.maps)
 
 
 def flat(weights: NDArray) -> NDArray[np.float64]:
-    """A map with its layers flattened into heads, [H, Q, K]."""
+    """Flattens the layers of a map into heads, [H, Q, K]."""
     return weights.reshape(-1, *weights.shape[-2:]).astype(np.float64)
 
 
 def numbering(categories: Sequence[CategoryMaps]) -> list[int]:
-    """The category, from 0, of every sentence."""
+    """Returns the category number, from 0, of every sentence."""
     return [c for c, category in enumerate(categories) for _ in category.ids]
 
 
@@ -189,5 +189,5 @@ def name_of(h: int, n_heads: int) -> str:
 
 
 def names_of(shape: Shape) -> list[str]:
-    """The names of all heads, layer by layer: L0H0, L0H1, ..."""
+    """Returns the names of all heads, layer by layer: L0H0, L0H1, ..."""
     return [name_of(h, shape.n_heads) for h in range(shape.n_layers * shape.n_heads)]

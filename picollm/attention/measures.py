@@ -1,11 +1,11 @@
-"""What a head's attention is like, corrected for chance and for the attention sink, with bootstrap intervals.
+"""Statistics of a head's attention, corrected for chance and for the attention sink, with bootstrap intervals.
 
 Raw masses depend on length: under uniform causal attention the previous token gets .29 of the mass in a sentence of 6
-tokens and .06 in one of 60. The statistics here are ratios of sums over rows with the chance level taken out, and every
-sentence keeps its numerator and denominator, so that a bootstrap over sentences is one matrix product per category.
+tokens and .06 in one of 60. The statistics here are ratios of sums over rows with the chance level removed. Every
+sentence keeps its numerator and denominator, so a bootstrap over sentences is one matrix product per category.
 
-Notation: position 0 is the separator (the sink); rows i = 2 ... n-1 are analysed, since row 0 is forced and row 1 has
-one key beside the sink. A[i, j] is the weight of key j for query i, w_i = sum_{j>=1} A[i, j] the non-sink mass,
+Notation: position 0 is the separator (the sink); rows i = 2 ... n-1 are analysed, because row 0 is forced and row 1 has
+only one key besides the sink. A[i, j] is the weight of key j for query i, w_i = sum_{j>=1} A[i, j] the non-sink mass,
 p_i = A[i, 1:] / w_i, d = i - j the offset.
 
 Shape suffixes: S sentence, H head (layers flattened), Q query, K key, I analysed row, D offset, M statistic,
@@ -42,7 +42,7 @@ DEFINITIONS = {
 }
 NAMES = tuple(DEFINITIONS)
 KERNEL_STEPS = 200
-KERNEL_PRIOR = 0.1  # sentences of uniform attention added to the kernel's fit: unseen offsets then have a finite cost
+KERNEL_PRIOR = 0.1  # sentences of uniform attention added to the kernel's fit, so unseen offsets have a finite cost
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Sums:
 def sentence_sums(
     maps: Iterable[NDArray], category: Sequence[int], *, window: int, keys: Iterable[NDArray] | None = None
 ) -> Sums:
-    """The sums of each sentence; `maps` has one [layer, head, Q, K] or [H, Q, K] array a sentence, separator first.
+    """Sums up each sentence; `maps` has one [layer, head, Q, K] or [H, Q, K] array per sentence, separator first.
 
-    `keys` has what `key_sets` makes of each sentence; without it the kappas of its sets are NaN. Both are gone through
-    once, one sentence at a time.
+    `keys` holds `key_sets` of each sentence; without it the kappas of the sets are NaN. Both are iterated once, one
+    sentence at a time.
     """
     parts, masses, weights = [], [], []
     no_keys = (np.zeros((len(SETS), 1, 1), dtype=bool) for _ in category)
-    for found, sets_NQK in zip(maps, keys or no_keys, strict=True):
-        A_HQK = flat(found)
+    for weights_LHQK, sets_NQK in zip(maps, keys or no_keys, strict=True):
+        A_HQK = flat(weights_LHQK)
         i, O_HID = by_offset(A_HQK)
         masses.append(np.pad(O_HID.sum(1), ((0, 0), (0, 1))))
         weights.append(np.pad(O_HID.sum(2), ((0, 0), (2, 0))))  # indexed by i itself
@@ -89,7 +89,7 @@ def sentence_sums(
 
 
 def by_offset(A_HQK: NDArray) -> tuple[NDArray, NDArray]:
-    """The analysed rows i, [I], and their attention by offset, [H, I, D], zero where the offset reaches the sink."""
+    """Returns the analysed rows i, [I], and their attention by offset, [H, I, D], 0 where the offset hits the sink."""
     i = np.arange(2, A_HQK.shape[-1])
     key_ID = i[:, None] - np.arange(A_HQK.shape[-1] - 1)
     return i, np.where(key_ID >= 1, A_HQK[:, i[:, None], np.maximum(key_ID, 0)], 0.0)
@@ -114,17 +114,17 @@ def _masses(A_HQK: NDArray, i: NDArray, O_HID: NDArray, window: int) -> dict[str
 
 
 def local_kappa(maps: Iterable[NDArray], category: Sequence[int], *, window: int) -> NDArray[np.float64]:
-    """`kappa_local` alone, [H], of another window."""
+    """Computes `kappa_local` alone, [H], for another window."""
     parts = []
-    for found in maps:
-        A_HQK = flat(found)
+    for weights in maps:
+        A_HQK = flat(weights)
         parts.append(_masses(A_HQK, *by_offset(A_HQK), window)["kappa_local"])
     numerator, denominator = (np.stack([part[k] for part in parts])[:, None] for k in range(2))
     return over_categories(Sums(numerator, denominator, np.asarray(category)))[0, 0]
 
 
 def _sets(A_HQK: NDArray, i: NDArray, sets_NQK: NDArray) -> dict[str, tuple]:
-    """Sums for the kappa of each set of keys, over the rows in which the set has some of the keys but not all."""
+    """Sums for the kappa of each set of keys, over the rows in which the set has some keys but not all."""
     sets_NIK = np.broadcast_to(sets_NQK, (len(sets_NQK), *A_HQK.shape[1:]))[:, i]
     chance_NI = sets_NIK.sum(2) / i
     some_NI = (chance_NI > 0) & (chance_NI < 1)
@@ -137,13 +137,13 @@ def _sets(A_HQK: NDArray, i: NDArray, sets_NQK: NDArray) -> dict[str, tuple]:
 
 
 def padded(arrays: Sequence[NDArray]) -> NDArray:
-    """Arrays [H, D] of several lengths as one [S, H, D], zeros behind."""
+    """Stacks arrays [H, D] of several lengths into one [S, H, D], padded with zeros on the right."""
     longest = max(array.shape[1] for array in arrays)
     return np.stack([np.pad(array, ((0, 0), (0, longest - array.shape[1]))) for array in arrays])
 
 
 def _raw(A_HQK: NDArray, window: int) -> dict[str, tuple]:
-    """The uncorrected masses over all rows, sink included: what the raw rule of picollm.attention.labels reads."""
+    """Uncorrected masses over all rows, sink included, for the raw rule of picollm.attention.labels."""
     rows = A_HQK.shape[-1]
     band = np.tri(rows) - np.tri(rows, k=-window - 1)
     return {
@@ -160,7 +160,7 @@ def _entropy(i: NDArray, O_HID: NDArray) -> dict[str, tuple]:
 
 
 def cross_fitted_entropy(mass_SHD: NDArray, weight_SHI: NDArray) -> NDArray:
-    """Sum of w CE(p, q) in nats, [S, H]: q is the positional kernel of the other half (every second sentence)."""
+    """Sum of w CE(p, q) in nats, [S, H]; q is the positional kernel of the other half (every second sentence)."""
     half = np.arange(len(mass_SHD)) % 2
     cross = np.empty(mass_SHD.shape[:2])
     for k in (0, 1):
@@ -173,7 +173,7 @@ def cross_fitted_entropy(mass_SHD: NDArray, weight_SHI: NDArray) -> NDArray:
 
 
 def fit_kernel(mass_HD: NDArray, weight_HI: NDArray) -> NDArray:
-    """The kernel g >= 0 of q_i(d) = g(d) / sum_{d' < i} g(d') that fits the attention best, [H, D], summing to 1.
+    """Fits the kernel g >= 0 of q_i(d) = g(d) / sum_{d' < i} g(d') to the attention, [H, D], summing to 1.
 
     Minorisation-maximisation as for Plackett-Luce models (Hunter 2004), from the mass on each offset and the weight of
     each row: g(d) <- mass(d) / sum_{i > d} weight(i) / G(i), G(i) = sum_{d' < i} g(d').
@@ -183,7 +183,7 @@ def fit_kernel(mass_HD: NDArray, weight_HI: NDArray) -> NDArray:
     mass_HD = mass_HD + KERNEL_PRIOR * np.array([(1 / i[i > d]).sum() for d in range(mass_HD.shape[1])])
     g_HD = np.ones_like(mass_HD)
     for _ in range(KERNEL_STEPS):
-        # Row i weighs on the offsets 0 ... i-1: a sum over the later rows, taken from the end.
+        # Row i contributes to the offsets 0 ... i-1: a sum over the later rows, taken from the end.
         per_row_HI = weight_HI / _normaliser(g_HD)
         later_HD = np.cumsum(per_row_HI[:, ::-1], axis=1)[:, ::-1] - per_row_HI
         g_HD = np.divide(mass_HD, later_HD, out=np.zeros_like(g_HD), where=later_HD > 0)
@@ -192,16 +192,16 @@ def fit_kernel(mass_HD: NDArray, weight_HI: NDArray) -> NDArray:
 
 
 def _normaliser(g_HD: NDArray) -> NDArray:
-    """G(i) = sum_{d < i} g(d), and 1 for the rows 0 and 1, which carry no weight."""
+    """Computes G(i) = sum_{d < i} g(d), with 1 for the rows 0 and 1, which carry no weight."""
     G_HI = np.ones_like(g_HD)
     G_HI[:, 2:] = np.cumsum(g_HD, axis=1)[:, 1:-1]
     return G_HI
 
 
 def category_values(sums: Sums, counts_RS: NDArray | None = None) -> Iterator[NDArray]:
-    """Per category the ratio of sums, [R, M, H]; `counts_RS` says how often each sentence counts (default: once).
+    """Yields the ratio of sums of each category, [R, M, H]; `counts_RS` weights each sentence (default: once).
 
-    NaN where a category has nothing to say, as for `kappa_local` in sentences shorter than the window.
+    NaN if a statistic is undefined in a category, such as `kappa_local` in sentences shorter than the window.
     """
     if counts_RS is None:
         counts_RS = np.ones((1, len(sums.category)))
@@ -214,7 +214,7 @@ def category_values(sums: Sums, counts_RS: NDArray | None = None) -> Iterator[ND
 
 
 def over_categories(sums: Sums, counts_RS: NDArray | None = None) -> NDArray[np.float64]:
-    """Mean of `category_values`, [R, M, H]: a category of long sentences counts no more than one of short."""
+    """Mean of `category_values`, [R, M, H]: categories of long and of short sentences have the same weight."""
     total = present = 0.0
     for ratio in category_values(sums, counts_RS):
         total, present = total + np.nan_to_num(ratio), present + np.isfinite(ratio)
@@ -227,10 +227,10 @@ def macro_mean(sums: Sums, counts_RS: NDArray | None = None) -> dict[str, NDArra
 
 
 def first_replicate(values: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    """The first replicate of each statistic, [H]: of `macro_mean` without counts the only one."""
+    """Returns the first replicate of each statistic, [H]; `macro_mean` without counts has only this one."""
     return {name: value[0] for name, value in values.items()}
 
 
 def by_name(values: NDArray) -> dict[str, NDArray]:
-    """[..., M, H] as a dict of [..., H]."""
+    """Splits [..., M, H] into a dict of [..., H] by statistic."""
     return {name: values[..., k, :] for k, name in enumerate(NAMES)}

@@ -1,11 +1,11 @@
-"""Do heads connect the words that grammar connects? The marked pairs of words, beyond position and beyond the words.
+"""Tests if heads connect words that grammar connects, using marked pairs, beyond position and word preference.
 
-The later word of a pair attends to the earlier one. What a head gives it is held against two rivals: what the offset
-alone explains (the head's positional kernel: a head of the previous token connects "importance" and "of" for no reason
-of language), and what the same word gets from the other positions after it (a head that likes nouns gives to all).
-Rows are compared on the keys that both have: a head that likes a word gives it less in a longer row.
+The later word of a pair attends to the earlier one. A head's attention is compared with two rivals: what the offset
+alone explains (the head's positional kernel: a previous-token head connects "importance" and "of" for no linguistic
+reason), and what the same word gets from the other positions after it (a head that prefers nouns attends from all).
+Rows are compared on the keys they share: a head that prefers a word gives it less in a longer row.
 
-    s(i, m) = sum over the earlier word's j of A[i, j] / sum_{1<=k<=m} A[i, k], less the same of the kernel
+    s(i, m) = sum over the earlier word's j of A[i, j] / sum_{1<=k<=m} A[i, k], minus the same for the kernel
     effect  = mean over later i and other rows i' of s(i, m) - s(i', m), m = min(i, i')
 
 in the notation of picollm.attention.measures.
@@ -33,33 +33,33 @@ KINDS = {
     "pronoun and antecedent": ("pronoun", "antecedent"),
     "question word and focus": ("question", "focus"),
 }
-LEAST_MASS = 1e-3  # on the keys that two rows have in common
-LEAST_SENTENCES = 8  # with a mark; fewer can't be tested
+LEAST_MASS = 1e-3  # minimum mass on the keys that two rows share
+LEAST_SENTENCES = 8  # sentences with a mark; fewer can't be tested
 SIGN_FLIPS = 9999
 
 
 def marked_sentences(categories: Sequence[CategoryMaps]) -> tuple[list[int], list[Mapping[str, Sequence[int]]]]:
-    """The numbers of the sentences with a gold mark, counted through all categories, and their marks."""
+    """Returns the sentences with a gold mark, numbered across all categories, and their marks."""
     golds = [gold for category in categories for gold in category.gold]
     which = [number for number, gold in enumerate(golds) if gold]
     return which, [golds[number] for number in which]
 
 
 def marked(golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, dict[int, tuple[range, range]]]:
-    """Of each kind the sentences that have it: number to the positions of the later and of the earlier words."""
-    found: dict[str, dict[int, tuple[range, range]]] = {kind: {} for kind in KINDS}
+    """Maps each kind to its sentences: number to the positions of the later and the earlier words."""
+    spans: dict[str, dict[int, tuple[range, range]]] = {kind: {} for kind in KINDS}
     for number, gold in enumerate(golds):
         for kind, roles in KINDS.items():
             if not set(roles) <= set(gold):
                 continue
             earlier, later = sorted((range(*gold[role]) for role in roles), key=lambda span: span.start)
             if earlier.stop <= later.start:
-                found[kind][number] = (later, earlier)
-    return found
+                spans[kind][number] = (later, earlier)
+    return spans
 
 
 def effects(maps: Sequence[NDArray], golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, NDArray[np.float64]]:
-    """The effect of each head in each sentence of a kind, [H, S]; the kernels are those of all the maps."""
+    """Computes the effect of each head in each sentence of a kind, [H, S]; kernels are fitted on all the maps."""
     if not maps:
         return {kind: np.empty((0, 0)) for kind in KINDS}
     kernel_HD = kernel(maps)
@@ -73,7 +73,7 @@ def effects(maps: Sequence[NDArray], golds: Sequence[Mapping[str, Sequence[int]]
 
 
 def kernel(maps: Iterable[NDArray]) -> NDArray[np.float64]:
-    """The positional kernel of each head over all maps, [H, D]."""
+    """Fits the positional kernel of each head over all maps, [H, D]."""
     masses, rows = [], []
     for weights in maps:
         _, O_HID = by_offset(flat(weights))
@@ -83,7 +83,7 @@ def kernel(maps: Iterable[NDArray]) -> NDArray[np.float64]:
 
 
 def beyond_kernel(A_HQK: NDArray, kernel_HD: NDArray) -> NDArray[np.float64]:
-    """e of the rows 2 ... n-1 and the keys 1 ... n-1, [H, n-2, n-1]."""
+    """Attention beyond the kernel for the rows 2 ... n-1 and the keys 1 ... n-1, [H, n-2, n-1]."""
     n = A_HQK.shape[-1]
     offset = np.arange(2, n)[:, None] - np.arange(1, n)
     q_HIK = np.where(offset >= 0, kernel_HD[:, np.maximum(offset, 0)], 0.0)
@@ -92,7 +92,7 @@ def beyond_kernel(A_HQK: NDArray, kernel_HD: NDArray) -> NDArray[np.float64]:
 
 
 def effect(A_HQK: NDArray, kernel_HD: NDArray, later: range, earlier: range) -> NDArray[np.float64]:
-    """Of one pair of spans, [H]: 0 for a head that only likes places and words."""
+    """Effect for one pair of spans, [H]: 0 for a head that only prefers positions or words."""
     n = A_HQK.shape[-1]
     others = [row for row in range(max(2, earlier.stop), n) if row not in later]
     differences = [
@@ -105,8 +105,8 @@ def effect(A_HQK: NDArray, kernel_HD: NDArray, later: range, earlier: range) -> 
 
 
 def share(A_HQK: NDArray, kernel_HD: NDArray, row: int, earlier: range, last: int) -> NDArray[np.float64]:
-    """What the earlier word gets of a row's mass on the keys 1 to `last`, less what it gets of the kernel's, [H]; 0
-    where the head leaves next to nothing on these keys."""
+    """The earlier word's share of a row's mass on the keys 1 to `last`, minus its share of the kernel's, [H]; 0 if the
+    head puts next to nothing on these keys."""
     keys = np.arange(1, last + 1)
     inside = (keys >= earlier.start) & (keys < earlier.stop)
     given_HK, kernel_HK = A_HQK[:, row, keys], kernel_HD[:, row - keys]
@@ -117,7 +117,7 @@ def share(A_HQK: NDArray, kernel_HD: NDArray, row: int, earlier: range, last: in
 
 
 class Relation(TypedDict):
-    """A kind of pair in heads.json; of too few sentences no more than their number is known."""
+    """A kind of pair in heads.json; with too few sentences, only their number is given."""
 
     sentences: int
     head: str | None
@@ -138,9 +138,9 @@ def relations(
     *,
     seed: int,
 ) -> dict[str, Relation]:
-    """Of each kind the head that does it best, and whether it does: p over all heads and kinds of sign flips.
+    """Returns the best head for each kind and its p by sign flips, corrected over all heads and kinds.
 
-    `null` are the `effects` of untrained models on the same sentences; the strength of their best head stands beside.
+    `null` holds the `effects` of untrained models on the same sentences; their best head's strength is also reported.
     """
     return {kind: describe(more_HS, names, [other[kind] for other in null], seed=seed)
             for kind, more_HS in effects(maps, golds).items()}  # fmt: skip
@@ -167,9 +167,9 @@ def describe(more_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *,
 
 
 def best_head(more_HS: NDArray, *, seed: int) -> tuple[int, float, float]:
-    """The head with the largest mean in units of its own spread over sentences (its root mean square: 1 is the same in
-    all), that strength, and p of so large a largest where each sentence's effects could as well have the other sign,
-    all heads' together (max-T, Westfall & Young 1993)."""
+    """Returns the head with the largest mean in units of its own spread over sentences (the root mean square: 1 is the
+    same in all), that strength, and its p under sign flips of each sentence's effects, of all heads together (max-T,
+    Westfall & Young 1993)."""
     spread_H = np.sqrt((more_HS**2).mean(1))
     unit_HS = np.divide(more_HS, spread_H[:, None], out=np.zeros_like(more_HS), where=spread_H[:, None] > 0)
     observed = unit_HS.mean(1)

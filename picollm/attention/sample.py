@@ -1,4 +1,4 @@
-"""Some sentences, as the statistics of maps take them: ids, category, and the sets of keys of each."""
+"""A sample of sentences in the form that the statistics need: ids, category and sets of keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from picollm.attention.key_sets import key_sets
 
 @dataclass(frozen=True)
 class Sample:
-    """Of each sentence its ids, its category from 0, and its sets of keys (picollm.attention.key_sets)."""
+    """The ids, the category (from 0) and the sets of keys (picollm.attention.key_sets) of each sentence."""
 
     ids: Sequence[Sequence[int]]
     category: Sequence[int]
@@ -20,6 +20,6 @@ class Sample:
 
 
 def sample_of(rows: Iterable[tuple[int, Sequence[int], Sequence[str], Mapping[str, Sequence[int]]]]) -> Sample:
-    """Of rows of a category, ids, words and gold marks."""
+    """Builds a sample from rows of (category, ids, words, gold marks)."""
     category, ids, tokens, gold = zip(*rows, strict=True)
     return Sample(list(ids), list(category), [key_sets(*row) for row in zip(ids, tokens, gold, strict=True)])

@@ -1,4 +1,4 @@
-"""The ten linguistic categories and their sentences, read from a YAML file that people edit (`sentences.yaml`)."""
+"""Reads the sentences of the ten linguistic categories from a YAML file that users edit (`sentences.yaml`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CATEGORIES = (
     "comparative",
     "temporal",
 )
-# Each role of a gold mark, and the one that it says nothing without.
+# Each role of a gold mark, and the role that must accompany it.
 PARTNERS = {
     "pronoun": "antecedent",
     "antecedent": "pronoun",
@@ -46,7 +46,7 @@ PARTNERS = {
 }
 MARK = re.compile(r"\(([^()]+)\)_([a-z]+(?:_[a-z]+)*)")
 REMNANT = re.compile(r"\)[_-]\w+|\w+[_-]\(")
-# WikiText's way of writing: punctuation stands alone, and joins that are no spaces are marked (Merity et al. 2016).
+# WikiText's format: punctuation is a separate token, and joins without spaces are marked (Merity et al. 2016).
 WIKITEXT = (
     (re.compile(r"(?<=\d)([.,])(?=\d)"), r" @\1@ "),
     (re.compile(r"(?<=\w)-(?=\w)"), " @-@ "),
@@ -58,7 +58,7 @@ STYLES = ("plain", "wikitext")
 
 @dataclass(frozen=True)
 class Sentence:
-    """`gold` maps a role to the characters [start, end) of the text that have it."""
+    """A text; `gold` maps a role to its characters [start, end)."""
 
     text: str
     gold: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -71,9 +71,9 @@ class Category:
 
 
 def load_sentences(sentences: str | Path, style: str = STYLES[0]) -> dict[str, Category]:
-    """The categories in the order of `CATEGORIES`, written in one of STYLES, as the training text is.
+    """Loads the categories in the order of `CATEGORIES`, written like the training text in one of STYLES.
 
-    Raises PicollmError naming category and sentence at fault.
+    Raises PicollmError naming the category and sentence at fault.
     """
     try:
         document = read_yaml(sentences)
@@ -93,8 +93,8 @@ def load_sentences(sentences: str | Path, style: str = STYLES[0]) -> dict[str, C
 
 
 def any_sentences(path: str | Path, style: str = STYLES[0]) -> dict[str, Category]:
-    """Sentences of a person's own: a YAML file of the ten categories, or without them a text file (a line a sentence),
-    a CSV file (its column `text`, or its first) or a JSON file (a list, or categories with lists).
+    """Loads a user's sentences: a YAML file of the ten categories, or without them a text file (one sentence per line),
+    a CSV file (its column `text`, or the first) or a JSON file (a list, or categories with lists).
 
     Raises PicollmError naming the sentence at fault.
     """
@@ -104,21 +104,21 @@ def any_sentences(path: str | Path, style: str = STYLES[0]) -> dict[str, Categor
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise PicollmError(f"{path} is missing: name a file of sentences") from None
+        raise PicollmError(f"{path} is missing: give a file of sentences") from None
     except UnicodeDecodeError as error:
         raise PicollmError(f"{path} is not UTF-8, at byte {error.start}") from None
     seen: dict[str, str] = {}
     try:
-        found = plain_lists(path.suffix.lower(), text)
+        lists = plain_lists(path.suffix.lower(), text)
         return {
-            name: _category(name, {"title": name, "sentences": lines}, seen, style) for name, lines in found.items()
+            name: _category(name, {"title": name, "sentences": lines}, seen, style) for name, lines in lists.items()
         }
     except (PicollmError, json.JSONDecodeError) as error:
         raise PicollmError(f"{path}: {error}") from None
 
 
 def plain_lists(suffix: str, text: str) -> dict[str, object]:
-    """{category: sentences} of a file's text."""
+    """Parses a file's text into {category: sentences}."""
     if suffix == ".txt":
         return {"sentences": [line.strip() for line in text.splitlines() if line.strip()]}
     if suffix == ".csv":
@@ -131,14 +131,14 @@ def plain_lists(suffix: str, text: str) -> dict[str, object]:
 
 
 def warn_of_comments(path: Path) -> None:
-    """A ` #` ends an item that is not quoted: a person may not know."""
+    """Warns of unquoted items with ` #`, which ends the item: users may not know."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if re.match(r"\s*- [^'\"].* #", line):
             log.warning("%s, line %d: YAML takes what follows ` #` as a comment: quote the sentence", path, number)
 
 
 def _category(name: str, entry: object, seen: dict[str, str], style: str) -> Category:
-    """`seen` maps every sentence so far to its place, and grows."""
+    """Checks and parses one category; `seen` maps every sentence so far to its place, and is extended."""
     if entry is None:
         raise PicollmError(f"the category {name} is missing")
     if not isinstance(entry, dict) or set(entry) != {"title", "sentences"}:
@@ -172,9 +172,9 @@ def as_wikitext(line: str) -> str:
 
 
 def parse(line: str) -> Sentence:
-    """A line of the file: its text, and the spans that it marks as `(words)_role` or `(words)_role_role`.
+    """Parses a line of the file: its text, and the spans marked as `(words)_role` or `(words)_role_role`.
 
-    Raises PicollmError for a mark that can't be read, and for a role that is unknown, marked twice, or without its
+    Raises PicollmError for a mark that can't be read and for a role that is unknown, marked twice, or without its
     partner.
     """
     text, gold, end = "", {}, 0
@@ -194,5 +194,5 @@ def parse(line: str) -> Sentence:
     text += line[end:]
     remnant = REMNANT.search(text)
     if remnant:
-        raise PicollmError(f"has a mark that can't be read, at {remnant[0]!r}; write (words)_role")
+        raise PicollmError(f"has a mark that can't be read at {remnant[0]!r}; write (words)_role")
     return Sentence(text, gold)

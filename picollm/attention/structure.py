@@ -1,8 +1,8 @@
-"""Are there clusters at all? The best cut of the heads' distances against one cloud without clusters.
+"""Tests if there are clusters at all: compares the best cut of the heads' distances with that of an unclustered cloud.
 
-A tree can be cut anywhere, and the cut with the largest silhouette looks like a result. So the same search runs on
-heads drawn from one normal distribution with the covariance of this model's heads in the space of their distances
-(SigClust, Liu et al. 2008): a cloud as long and as narrow as theirs, with no gap in it.
+A tree can be cut anywhere, and the cut with the largest silhouette looks like a result. The same search therefore runs
+on heads drawn from one normal distribution with the covariance of this model's heads in the space of their distances
+(SigClust, Liu et al. 2008): a cloud of the same shape without gaps.
 
 Shape suffixes: H head (layers flattened), D principal coordinate, R replicate.
 """
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 
 DRAWS = 199
-LEAST_HEADS = 3  # of a cluster that is more than an outlier
-LEAST_CLUSTERS = 2  # of such a size
+LEAST_HEADS = 3  # size from which a cluster is more than an outlier
+LEAST_CLUSTERS = 2  # clusters of that size required
 LEAST_SILHOUETTE = 0.25  # below it "no substantial structure has been found" (Kaufman & Rousseeuw 1990)
 LEAST_P = 0.05
 
@@ -34,7 +34,7 @@ class Structure(TypedDict):
 def structure(
     distance_HH: NDArray, coordinates_HD: NDArray, search: Callable[[NDArray], tuple[NDArray, float]], *, seed: int
 ) -> Structure:
-    """Whether the heads fall into clusters, and the evidence. `search` gives of distances the best cut and its
+    """Decides if the heads fall into clusters and gives the evidence. `search` maps distances to the best cut and its
     silhouette; `coordinates` are all principal coordinates of the distances."""
     clusters_H, observed = search(distance_HH)
     sizes = np.unique(clusters_H, return_counts=True)[1]

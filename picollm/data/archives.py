@@ -1,4 +1,4 @@
-"""A folder, a zip archive or a single file, read the same way; nothing of an archive is unpacked to the disk."""
+"""Reads a folder, a zip archive or a single file the same way, without unpacking an archive to disk."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import BinaryIO, cast
 
 from picollm.errors import PicollmError
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what reading a member may raise
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # raised by reading a damaged member
 
 
 def find_files(path: Path) -> dict[str, Callable[[], BinaryIO]]:
-    """{name: what opens it for reading bytes} of everything below a folder, in a zip archive, or of the file itself.
+    """Maps every file below a folder or in a zip archive, or the file itself, to a function that opens it as bytes.
 
-    Names begin with `path`, for people; hidden files are left out. Raises PicollmError where there is nothing, or the
+    Names begin with `path`, for messages; hidden files are left out. Raises PicollmError if there is nothing, or the
     archive is damaged, encrypted, or names files outside itself.
     """
     if path.is_file() and path.suffix.lower() == ".zip":
         return zip_members(path)
-    found = text_files(path)
-    if not found and not path.is_dir():
+    files = text_files(path)
+    if not files and not path.is_dir():
         raise PicollmError(f"{path} does not exist: put the text there or change corpus.path")
-    return {file.as_posix(): partial(open, file, "rb") for file in found}
+    return {file.as_posix(): partial(open, file, "rb") for file in files}
 
 
 def text_files(path: Path) -> list[Path]:
     """The file itself, or every file below a folder that is not hidden, in order; links are followed, each folder once.
 
-    The one list for reading, for both tools' records and for people. None where there is nothing.
+    Reading, the records of both tools and messages all use this list. It is empty if there is nothing.
     """
     if not path.is_dir():
         return [path] if path.is_file() else []
@@ -42,14 +42,14 @@ def text_files(path: Path) -> list[Path]:
 
 
 def linked_folders(path: Path) -> list[Path]:
-    """The folders on the way of `text_files` that are links."""
+    """Returns the linked folders that `text_files` visits."""
     return sorted(
         Path(folder, name) for folder, names, _ in walk(path) for name in names if Path(folder, name).is_symlink()
     )
 
 
 def walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` into links too, but into no folder twice and into none that is hidden."""
+    """Walks like `os.walk`, also into links, but into no folder twice and into no hidden folder."""
     seen = {os.path.realpath(path)}
     for folder, folders, names in os.walk(path, followlinks=True):
         folders.sort()
@@ -60,7 +60,7 @@ def walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def hidden(path: PurePath) -> bool:
-    """Whether it is what an operating system leaves beside the data."""
+    """True for files that an operating system leaves next to the data."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
@@ -68,18 +68,18 @@ def zip_members(path: Path) -> dict[str, Callable[[], BinaryIO]]:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise PicollmError(f"{path} is no whole zip archive ({error}): fetch it again") from None
-    found = {}
+        raise PicollmError(f"{path} is not a complete zip archive ({error}): fetch it again") from None
+    members = {}
     for member in archive.infolist():
         name = member.filename
         if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
-            raise PicollmError(f"{path} names a file outside itself ({name!r}): it is not read; make a clean archive")
+            raise PicollmError(f"{path} names a file outside itself ({name!r}) and is not read: make a clean archive")
         if member.flag_bits & 1:
-            raise PicollmError(f"{path}: {name} is encrypted: unpack it and name the folder")
+            raise PicollmError(f"{path}: {name} is encrypted: unpack it and give the folder")
         if not member.is_dir() and not hidden(PurePosixPath(name)):
-            found[f"{path.as_posix()}/{name}"] = partial(open_member, archive, member)
-    return found
+            members[f"{path.as_posix()}/{name}"] = partial(open_member, archive, member)
+    return members
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
-    return BufferedReader(cast(RawIOBase, archive.open(member)))  # ZipExtFile's own lines are slow
+    return BufferedReader(cast(RawIOBase, archive.open(member)))  # iterating over a ZipExtFile's lines is slow

@@ -1,6 +1,6 @@
-"""Articles: cut from WikiText's lines, and kept as parquet, one row per article (title, text).
+"""Articles: splits WikiText's lines into articles and stores them as parquet, one row per article (title, text).
 
-The text of an article is in WikiText's style, its level-1 heading ` = Title = ` included.
+An article's text is in WikiText's style and includes its level-1 heading ` = Title = `.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from picollm.files import atomic_path
 
 SPLITS = ("train", "validation", "test")
 SCHEMA = pa.schema([pa.field("title", pa.string(), False), pa.field("text", pa.string(), False)])
-GROUP_BYTES = 1 << 20  # text in a parquet row group, which is what a reader holds at once and a worker gets
-UNITS = ("articles", "words", "bytes")  # counted in the file's own metadata
+GROUP_BYTES = 1 << 20  # text per parquet row group: the unit that a reader holds in memory and a worker receives
+UNITS = ("articles", "words", "bytes")  # counts stored in the file's metadata
 
 
 class Article(NamedTuple):
@@ -28,17 +28,17 @@ class Article(NamedTuple):
     text: str
 
 
-MARKER = "<|endoftext|>"  # that other corpora write between documents
+MARKER = "<|endoftext|>"  # written between documents by other corpora
 HEADING = re.compile(r"^ ?= ([^=\s](?:[^=]*[^=\s])?) = ?$")
 
 
 def split_articles(lines: Iterable[str], title: str = "") -> Iterator[Article]:
-    """Cut lines (without line ends) at level-1 headings, ` = Title = ` between two blank lines, and at MARKER.
+    """Cuts lines (without line ends) at level-1 headings, ` = Title = ` between two blank lines, and at MARKER.
 
-    Text before the first heading becomes an article called `title`, and so does what follows a marker.
+    Text before the first heading and text after a marker become articles called `title`.
     """
     current: list[str] = []
-    pending: str | None = None  # a heading that waits for the blank line after it
+    pending: str | None = None  # a heading whose following blank line has not been read yet
     first_title = title
     for line in chain(unmarked(lines), [None]):
         if line is None:
@@ -62,7 +62,7 @@ def split_articles(lines: Iterable[str], title: str = "") -> Iterator[Article]:
 
 
 def unmarked(lines: Iterable[str]) -> Iterator[str | None]:
-    """The lines, None in the place of each marker; a marker's own line leaves none."""
+    """Yields the lines with None in place of each marker; a line with only a marker yields no line."""
     for line in lines:
         first, *others = line.split(MARKER)
         if first.strip() or not others:
@@ -74,9 +74,9 @@ def unmarked(lines: Iterable[str]) -> Iterator[str | None]:
 
 
 def write_articles(path: str | Path, articles: Iterable[Article]) -> dict[str, int]:
-    """Write parquet in constant memory; the counts of articles, words and UTF-8 bytes, which the file holds too.
+    """Writes parquet in constant memory; returns the counts of articles, words and UTF-8 bytes, also stored in it.
 
-    Raises PicollmError where there is no text.
+    Raises PicollmError if there is no text.
     """
     counts = dict.fromkeys(UNITS, 0)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
@@ -103,7 +103,7 @@ def record_batch(articles: list[Article]) -> pa.RecordBatch:
 
 
 class ArticleFile:
-    """A file of `write_articles`. Raises PicollmError wherever it turns out to be missing or damaged."""
+    """Reads a file of `write_articles`. Every method raises PicollmError if the file is missing or damaged."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
@@ -120,11 +120,11 @@ class ArticleFile:
 
     @property
     def groups(self) -> int:
-        """How many row groups it has."""
+        """Number of row groups."""
         return self.parquet.metadata.num_row_groups
 
     def texts(self, group: int) -> list[str]:
-        """The texts of one row group."""
+        """Reads the texts of one row group."""
         return self.column(group, "text")
 
     def column(self, group: int, name: str) -> list[str]:

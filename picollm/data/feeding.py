@@ -1,8 +1,8 @@
-"""Batches for training, in three ways that give the same ones in the same order.
+"""Training batches in three modes that give the same batches in the same order.
 
-gather     rows are picked from the mapped files when they are asked for; no other process, the least code
-workers    torch's DataLoader: processes pick rows ahead of time, into pinned memory where there is a GPU
-resident   all rows lie on the device as uint16, and are picked there: the fastest where they fit
+gather     rows are picked from the mapped files on demand; no other process, the least code
+workers    torch's DataLoader: processes pick rows ahead of time, into pinned memory if there is a GPU
+resident   all rows are on the device as uint16 and are picked there: the fastest if they fit
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from picollm.model.interruption import ignore_signals
 
 
 class Feed:
-    """Endless LongTensors [batch_rows, context + 1], for `device`: pinned where it is a GPU, there already if resident.
+    """Yields endless LongTensors [batch_rows, context + 1] for `device`: pinned for a GPU, on the device if resident.
 
-    `rows` are [n, context + 1]. The state counts what was taken out, not what was read ahead.
+    `rows` are [n, context + 1]. The state counts batches consumed, not batches read ahead.
     """
 
     def __init__(self, rows: Rows | np.ndarray, order: Order, device: torch.device, way: str, workers: int = 2) -> None:
@@ -45,7 +45,7 @@ class Feed:
             yield batch
 
     def rows_with_position(self) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
-        """Row numbers, and the place after them."""
+        """Yields row numbers and the position after them."""
         return ((numbers, self.order.state_dict()) for numbers in self.order)
 
     def from_files(self) -> Iterator[tuple[Tensor, dict]]:
@@ -59,20 +59,20 @@ class Feed:
                 sampler=self.rows_with_position(),
                 batch_size=None,
                 num_workers=self.workers,
-                worker_init_fn=ignore_signals,  # one to the whole group is for the process that trains
+                worker_init_fn=ignore_signals,  # signals to the process group are for the training process
                 pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # it draws a seed: from its own, or dropout would see it
+                generator=torch.Generator(),  # for the DataLoader's seed, which would else change dropout
             )
         except (OSError, RuntimeError) as error:
             if getattr(error, "errno", None) != errno.ENOSPC and not re.search(r"DataLoader|shared mem", str(error)):
                 raise
             raise PicollmError(
-                f"the processes of pretrain.loading: workers ended ({one_line(error)[:120]}): enlarge /dev/shm, which "
-                "they hand batches over in, or take pretrain.loading: gather"
+                f"the processes of pretrain.loading: workers ended ({one_line(error)[:120]}): enlarge /dev/shm, where "
+                "they pass batches, or set pretrain.loading: gather"
             ) from None
 
     def from_device(self) -> Iterator[tuple[Tensor, dict]]:
-        # int16 holds the same bits; torch picks no uint16 rows.
+        # int16 holds the same bits; torch can't index uint16 rows.
         resident = torch.tensor(np.asarray(self.rows).view(np.int16), device=self.device)
         for numbers, state in self.rows_with_position():
             taken = resident[to_device(torch.from_numpy(numbers), self.device)]
@@ -80,12 +80,12 @@ class Feed:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device. From pageable memory the host would wait for all that the GPU still has to do."""
+    """Copies the values to the device. From pageable memory the host would wait for all pending work of the GPU."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 class Gathering(Dataset):
-    """The rows of one batch, whose numbers are the key; what a DataLoader's worker does too."""
+    """Returns the rows of one batch, keyed by their numbers; also used by a DataLoader's workers."""
 
     def __init__(self, rows: Rows | np.ndarray) -> None:
         self.rows = rows

@@ -1,8 +1,8 @@
-"""Files of text in each form that is read: UTF-8, JSON lines, parquet; each also compressed (.gz, .zst).
+"""Reads text files in each supported format: UTF-8, JSON lines, parquet; each also compressed (.gz, .zst).
 
-text        articles begin at WikiText's headings; a file without any is one article
-JSON lines  {"text": ...} a line, one document each; `title` too, other keys are ignored
-parquet     a column `text`: one document a row, or the lines of WikiText as the hub has them, one a row
+text        articles begin at WikiText's headings; a file without headings is one article
+JSON lines  one document {"text": ...} per line; `title` is optional, other keys are ignored
+parquet     a column `text`: one document per row, or one line of WikiText per row, as on the hub
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from picollm.data.archives import DAMAGE
 from picollm.data.articles import HEADING, MARKER, Article, split_articles
 from picollm.errors import PicollmError, one_line
 
-Files = dict[str, Callable[[], BinaryIO]]  # {name: what opens it}
+Files = dict[str, Callable[[], BinaryIO]]  # {name: function that opens it}
 COMPRESSED = (".gz", ".zst")
 KINDS = {".txt": "text", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 FORMS = (
@@ -32,34 +32,34 @@ FORMS = (
     "field `text`, each also .gz or .zst"
 )
 POINTER = b"version https://git-lfs"
-SAMPLE = 2000  # rows by which lines are told from documents
+SAMPLE = 2000  # rows used to distinguish lines from documents
 
 
 @dataclass
 class Remarks:
-    """What a person should know of files that were read otherwise than they may think."""
+    """Notes for the user about files that may not have been read as expected."""
 
-    headless: set[str] = field(default_factory=set)  # one article each
+    headless: set[str] = field(default_factory=set)  # files without a heading: one article each
     marked: set[str] = field(default_factory=set)
     left_out: set[str] = field(default_factory=set)
 
     def lines(self) -> Iterator[str]:
         if self.headless:
-            yield f"no heading (a line ' = Title = ' between blank lines) in {some(self.headless)}: one article a file"
+            yield f"no heading (a line ' = Title = ' between blank lines), one article per file: {some(self.headless)}"
         if self.marked:
             yield f"{MARKER} was taken as the end of an article in {some(self.marked)}"
         if self.left_out:
-            yield f"left out, as it is no text, JSON lines or parquet by its name: {some(self.left_out)}"
+            yield f"left out, because the name is not that of text, JSON lines or parquet: {some(self.left_out)}"
 
 
 def some(names: set[str]) -> str:
-    """The first of the names, and how many more."""
+    """Lists the first few names and the number of the others."""
     shown = sorted(names)[:3]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def plain_name(name: str) -> PurePosixPath:
-    """Without the compression's suffix."""
+    """Strips the suffix of the compression."""
     path = PurePosixPath(name)
     return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
@@ -69,7 +69,7 @@ def kind_of(name: str) -> str | None:
 
 
 def read_articles(name: str, open_file: Callable[[], BinaryIO], remarks: Remarks) -> Iterator[Article]:
-    """The articles of one file. Raises PicollmError naming file, row or byte, where it can't be read."""
+    """Yields the articles of one file. Raises PicollmError naming the file, row or byte that can't be read."""
     kind = kind_of(name)
     if kind == "json":
         yield from documents(name, json_rows(name, open_file))
@@ -80,7 +80,7 @@ def read_articles(name: str, open_file: Callable[[], BinaryIO], remarks: Remarks
 
 
 def unpacked(name: str, open_file: Callable[[], BinaryIO]) -> BinaryIO:
-    """The file opened, and decompressed on the way. Raises PicollmError where git LFS left a pointer in its place."""
+    """Opens the file, decompressing as it is read. Raises PicollmError if it is a pointer of git LFS."""
     file = cast(io.BufferedReader, open_file())
     if file.peek(len(POINTER)).startswith(POINTER):
         raise PicollmError(f"{name} is a pointer of git LFS, not the text: run `git lfs pull` first")
@@ -91,7 +91,7 @@ def unpacked(name: str, open_file: Callable[[], BinaryIO]) -> BinaryIO:
 
 
 def raw_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[bytes]:
-    """Raises PicollmError where the file is empty, or is damaged."""
+    """Yields the lines as bytes. Raises PicollmError if the file is empty or damaged."""
     empty = True
     try:
         with unpacked(name, open_file) as file:
@@ -99,7 +99,7 @@ def raw_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[bytes]:
                 empty = False
                 yield line
     except (*DAMAGE, pa.ArrowInvalid, OSError) as error:
-        if getattr(error, "errno", None):  # the disk's, not the archive's
+        if getattr(error, "errno", None):  # an error of the disk, not of the archive
             raise
         raise PicollmError(f"{name} can't be unpacked ({one_line(error)}): fetch it again") from None
     if empty:
@@ -107,7 +107,7 @@ def raw_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[bytes]:
 
 
 def text_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[str]:
-    """Lines of UTF-8 without their ends. Raises PicollmError where the file is empty or has another encoding."""
+    """Yields UTF-8 lines without line ends. Raises PicollmError if the file is empty or has another encoding."""
     position = 0
     for line in raw_lines(name, open_file):
         start = len(codecs.BOM_UTF8) if position == 0 and line.startswith(codecs.BOM_UTF8) else 0
@@ -120,7 +120,7 @@ def text_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[str]:
 
 
 def text_articles(name: str, open_file: Callable[[], BinaryIO], remarks: Remarks) -> Iterator[Article]:
-    """Text before the first heading is called after the file; a file without any heading or marker is one article."""
+    """Yields articles; text before the first heading, or without heading and marker, is one named after the file."""
     title, headings = plain_name(name).stem, 0
 
     def watched() -> Iterator[str]:
@@ -140,15 +140,15 @@ def text_articles(name: str, open_file: Callable[[], BinaryIO], remarks: Remarks
 
 
 def documents(name: str, rows: Iterator[tuple[object, object]]) -> Iterator[Article]:
-    """Rows (text, title) as articles; a row without a title is called after the file and its number.
+    """Turns rows (text, title) into articles; a row without a title is named after the file and its number.
 
-    Raises PicollmError, with the row, where a text is no text.
+    Raises PicollmError naming the row if its text is not a string.
     """
     stem = plain_name(name).stem
     for number, (text, title) in enumerate(rows, 1):
         if not isinstance(text, str):
-            found = "null" if text is None else f"{type(text).__name__}, not text"
-            raise PicollmError(f"{name}, row {number}: `text` is {found}: mend or remove the row")
+            fault = "null" if text is None else f"{type(text).__name__}, not text"
+            raise PicollmError(f"{name}, row {number}: `text` is {fault}: repair or remove the row")
         if text.strip():
             text = text.replace("\r\n", "\n").rstrip("\n") + "\n"
             yield Article(title if isinstance(title, str) and title.strip() else f"{stem} {number}", text)
@@ -161,14 +161,14 @@ def json_rows(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[tuple[ob
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise PicollmError(f"{name}, line {number} is not JSON ({error}): one object a line is read") from None
+            raise PicollmError(f"{name}, line {number} is not JSON ({error}): write one object per line") from None
         if not isinstance(row, dict) or "text" not in row:
-            raise PicollmError(f'{name}, line {number} has no "text": one object with that key a line is read')
+            raise PicollmError(f'{name}, line {number} has no "text": write one object with that key per line')
         yield row["text"], row.get("title")
 
 
 def parquet_articles(parts: Files) -> Iterator[Article]:
-    """Of parts that belong together: lines of WikiText where the first one's rows look like them, else documents."""
+    """Reads parts of one text: as lines of WikiText if the first part's rows look like them, else as documents."""
     rows = chain.from_iterable(map(parquet_rows, parts, parts.values()))
     if are_lines([text for text, _ in islice(rows, SAMPLE)]):
         yield from split_articles(lines_of(parts))
@@ -178,7 +178,7 @@ def parquet_articles(parts: Files) -> Iterator[Article]:
 
 
 def are_lines(texts: list[object]) -> bool:
-    """Whether rows are the lines of WikiText: none has a line break inside, some are blank, some are headings."""
+    """True if rows are lines of WikiText: none has a line break inside, some are blank, some are headings."""
     lines = [text.rstrip("\n") for text in texts if isinstance(text, str)]
     return "" in map(str.strip, lines) and any(map(HEADING.match, lines)) and not any("\n" in line for line in lines)
 
@@ -187,12 +187,12 @@ def lines_of(parts: Files) -> Iterator[str]:
     for name, open_file in parts.items():
         for number, (text, _) in enumerate(parquet_rows(name, open_file), 1):
             if text is None:
-                raise PicollmError(f"{name}, row {number}: `text` is null: mend or remove the row")
+                raise PicollmError(f"{name}, row {number}: `text` is null: repair or remove the row")
             yield str(text).rstrip("\n")
 
 
 def parquet_rows(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[tuple[object, object]]:
-    """(text, title) of each row. Raises PicollmError where the file is damaged or has no column of text."""
+    """Yields (text, title) of each row. Raises PicollmError if the file is damaged or has no column of text."""
     try:
         with unpacked(name, open_file) as file:
             table = pq.ParquetFile(
@@ -203,8 +203,8 @@ def parquet_rows(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[tuple
                 raise PicollmError(f"{name} has no column text, only {', '.join(table.schema_arrow.names)}: {FORMS}")
             refuse_other_types(name, table.schema_arrow.field("text").type)
             for batch in table.iter_batches(columns=columns):
-                found = batch.to_pydict()
-                yield from zip(found["text"], found.get("title", [None] * len(batch)), strict=True)
+                values = batch.to_pydict()
+                yield from zip(values["text"], values.get("title", [None] * len(batch)), strict=True)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError, *DAMAGE) as error:
         raise PicollmError(f"{name} is damaged ({one_line(error)}): fetch it again") from None
 

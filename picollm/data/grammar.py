@@ -1,13 +1,13 @@
-"""Text of a known structure: articles that a grammar writes, where each probe has an answer that the text taught.
+"""Generates articles of known structure from a grammar, so that each probe has an answer that the text taught.
 
 A grammar is a YAML file of `sizes`, `words` and `passages`. `words` are lists; an item is a text, or has forms:
-{one: church, many: churches}. `passages` are lists of texts by name; the one called `passage` is where each begins. In
-braces stands what is put in:
+{one: church, many: churches}. `passages` are lists of texts by name; each passage starts from the one called
+`passage`. Symbols in braces are replaced:
 
 {noun.one}      a form of a random item of the list noun
-{noun#1.one}    of the item that this passage calls noun#1: the same wherever it stands in it; noun#1 and noun#2 differ
-{clause}        a random text of that name, with what it holds put in
-{words*8}       eight different items of a list, with spaces between them; {words*8#1}: the same ones again, in order
+{noun#1.one}    a form of the item this passage calls noun#1, the same throughout the passage; noun#1 and noun#2 differ
+{clause}        a random text of that name, with its own symbols replaced
+{words*8}       eight different items of a list, with spaces between them; {words*8#1}: the same items again, in order
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Grammar:
     passages: Mapping[str, list[str]]
 
     def articles(self) -> Iterator[Article]:
-        """The same ones every time."""
+        """Yields the articles, the same ones every time."""
         for number in range(self.sizes["articles"]):
             generator = random.Random(f"{self.sizes['seed']} {number}")
             lines = [self.write(generator) for _ in range(self.sizes["passages"])]
@@ -46,7 +46,7 @@ class Grammar:
             yield Article(title, "\n".join([f" = {title} = ", "", *lines]) + "\n")
 
     def write(self, generator: random.Random, start: str = START) -> str:
-        """One passage."""
+        """Generates one passage."""
         return self._fill(generator.choice(self.passages[start]), {}, generator)
 
     def _fill(self, text: str, kept: dict[str, Any], generator: random.Random) -> str:
@@ -77,7 +77,7 @@ def formed(item: object, form: str | None) -> str:
 
 
 def load_grammar(path: str | Path = SHIPPED) -> Grammar:
-    """Raises PicollmError for a file that is no grammar and for a symbol that it doesn't have."""
+    """Loads and checks a grammar. Raises PicollmError for a file that is not a grammar and for an unknown symbol."""
     try:
         document = read_yaml(path)
     except FileNotFoundError:
@@ -102,16 +102,16 @@ def load_grammar(path: str | Path = SHIPPED) -> Grammar:
 
 
 def refuse_circles(path: str | Path, passages: Mapping[str, list[str]]) -> None:
-    """Raises PicollmError where a passage holds itself, through others or not: it would have no end."""
+    """Raises PicollmError if a passage contains itself, directly or through others: it would never end."""
     below = {
-        name: {found for text in texts for found, *_ in SYMBOL.findall(text) if found in passages}
+        name: {used for text in texts for used, *_ in SYMBOL.findall(text) if used in passages}
         for name, texts in passages.items()
     }
     for _ in below:
         below = {name: held.union(*(below[other] for other in held)) for name, held in below.items()}
     circles = [name for name, held in below.items() if name in held]
     if circles:
-        raise PicollmError(f"{path}: the passage {circles[0]} holds itself, so that it has no end")
+        raise PicollmError(f"{path}: the passage {circles[0]} contains itself, so it has no end")
 
 
 def check(place: str, text: str, words: Mapping[str, list], passages: Mapping[str, list]) -> None:

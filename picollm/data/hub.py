@@ -1,7 +1,7 @@
-"""Files of a dataset repository on the Hugging Face hub, or of a local folder with its layout.
+"""Fetches files of a dataset repository on the Hugging Face hub, or of a local folder with its layout.
 
-Not `datasets.load_dataset`: that streams without a checksum, or copies everything once more, and the files are plain
-parquet. `huggingface_hub`, which it is built on, resumes a broken download and keeps each file under its sha256.
+It does not use `datasets.load_dataset`, which streams without a checksum or makes another copy; the files are plain
+parquet. `huggingface_hub`, on which it is built, resumes a broken download and stores each file under its sha256.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from picollm.errors import PicollmError, one_line
 from picollm.files import sha256
 
 log = logging.getLogger(__name__)
-PATIENCE = 5  # seconds until a silent hub counts as unreachable; left to itself the library tries for 24 s
+PATIENCE = 5  # seconds until a silent hub counts as unreachable; by default the library tries for 24 s
 
 
 @cache
 def fetch(repository: str, revision: str, folder: str) -> Path:
-    """A local folder with the repository's `folder` as of a commit, every file proven by its sha256.
+    """Returns a local folder with the repository's `folder` at a commit, every file verified by its sha256.
 
-    Raises PicollmError where the hub can't be reached, does not know the repository or commit, or sent other bytes.
+    Raises PicollmError if the hub can't be reached, does not know the repository or commit, or sent other bytes.
     """
     if Path(repository).is_dir():
         if not (Path(repository) / folder).is_dir():
@@ -35,7 +35,7 @@ def fetch(repository: str, revision: str, folder: str) -> Path:
     wanted = {"repo_id": repository, "repo_type": "dataset", "revision": revision, "allow_patterns": f"{folder}/*"}
     try:
         local = snapshot_download(**wanted, local_files_only=True)
-    except OSError:  # not here, or not all of it
+    except OSError:  # not cached, or not completely
         log.info("fetching %s/%s at %s from %s", repository, folder, revision[:12], constants.ENDPOINT)
         try:
             refuse_silence(constants.ENDPOINT)
@@ -44,7 +44,7 @@ def fetch(repository: str, revision: str, folder: str) -> Path:
             raise PicollmError(
                 f"{repository} can't be fetched from {constants.ENDPOINT} ({one_line(error)[:160]}): check the network "
                 f"and corpus.revision, or copy its folder {folder} here and set corpus.source: local and corpus.path, "
-                "or take corpus.source: enwiki-sample"
+                "or set corpus.source: enwiki-sample"
             ) from None
     files = sorted(path for path in Path(local, folder).rglob("*") if path.is_file())
     for file in files:
@@ -55,7 +55,7 @@ def fetch(repository: str, revision: str, folder: str) -> Path:
 
 
 def refuse_silence(endpoint: str) -> None:
-    """Raises OSError, soon, where nobody answers."""
+    """Raises OSError within PATIENCE seconds if nobody answers."""
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PATIENCE).close()
     except urllib.error.HTTPError:
@@ -65,7 +65,7 @@ def refuse_silence(endpoint: str) -> None:
 
 
 def prove(file: Path) -> None:
-    """The library keeps large files in blobs/SHA256, and links to them. Raises PicollmError where the bytes differ."""
+    """Checks a file against its sha256, the name of the blob it links to. Raises PicollmError if the bytes differ."""
     blob = file.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
         raise PicollmError(f"{file.name} has a wrong checksum: delete {blob} and run again")

@@ -1,4 +1,4 @@
-"""`picollm data inspect` and `picollm data verify`: what packed tokens are, and whether they are what they say."""
+"""`picollm data inspect` and `picollm data verify`: describes packed tokens and checks that they are consistent."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from picollm.manifest import entries, prove
 
 FORMS = "a manifest.json or its folder, a shard (.arrow), a file of document ends, or a corpus (.parquet)"
 SHOWN = 3  # sample rows or articles
-WIDTH = 100  # characters of each
+WIDTH = 100  # characters shown of each
 
 
 def inspect(path: Path) -> str:
-    """What a file holds, with decoded samples. Raises PicollmError where it is missing, damaged or of another kind."""
+    """Describes a file, with decoded samples. Raises PicollmError if it is missing, damaged or of another kind."""
     path = manifest_of(path)
     if not path.exists():
-        raise PicollmError(f"{path} does not exist: name {FORMS}")
+        raise PicollmError(f"{path} does not exist: give {FORMS}")
     if path.name == "manifest.json":
         return "\n".join(manifest_lines(path))
     if path.suffix == ".parquet":
         return "\n".join(corpus_lines(path))
     if path.suffix == ".arrow":
         return "\n".join(column_lines(path))
-    raise PicollmError(f"{path} is none of what can be shown: name {FORMS}")
+    raise PicollmError(f"{path} can't be shown: give {FORMS}")
 
 
 def manifest_of(path: Path) -> Path:
-    """The manifest of a folder; any other path as it is."""
+    """Returns the manifest of a folder; any other path unchanged."""
     return path / "manifest.json" if path.is_dir() else path
 
 
 def manifest_lines(path: Path) -> Iterator[str]:
     manifest = open_manifest(path)
     if "splits" not in manifest:
-        raise PicollmError(f"{path} is no manifest of tokens: name {FORMS}")
+        raise PicollmError(f"{path} is not a manifest of tokens: give {FORMS}")
     yield f"{path}: {manifest['tokenizer']} tokens in rows of {manifest['context']} + 1"
-    for split, found in manifest["splits"].items():
-        shards = found["shards"]
-        yield f"  {split}: {found['articles']:,} articles, {found['words']:,} words, {found['bytes']:,} bytes of text"
-        yield f"    {found['tokens']:,} tokens in {found['rows']:,} rows, the last {found['dropped_tokens']} dropped"
+    for split, entry in manifest["splits"].items():
+        shards = entry["shards"]
+        yield f"  {split}: {entry['articles']:,} articles, {entry['words']:,} words, {entry['bytes']:,} bytes of text"
+        yield f"    {entry['tokens']:,} tokens in {entry['rows']:,} rows, the last {entry['dropped_tokens']} dropped"
         yield f"    {len(shards)} shard{'s' * (len(shards) > 1)}, {sum(s['bytes'] for s in shards) / 1e6:,.1f} MB"
-        yield f"    from a corpus of sha256 {found['source_sha256']}"
+        yield f"    from a corpus of sha256 {entry['source_sha256']}"
 
 
 def corpus_lines(path: Path) -> Iterator[str]:
@@ -66,15 +66,15 @@ def column_lines(path: Path) -> Iterator[str]:
         values, about = open_column(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise PicollmError(f"{path} is damaged ({one_line(error)}): run tokenize_pack again") from None
-    told = ", ".join(f"{key} {value}" for key, value in about.items() if key != "tokenizer")
+    details = ", ".join(f"{key} {value}" for key, value in about.items() if key != "tokenizer")
     if "context" not in about:
-        yield f"{path}: the ends of {len(values):,} documents ({told})"
+        yield f"{path}: the ends of {len(values):,} documents ({details})"
         yield f"  {', '.join(map(str, values[:SHOWN]))}, ..., {values[-1]}"
         return
     rows = values.reshape(-1, int(about["context"]) + 1)
-    yield f"{path}: {len(rows):,} rows ({told})"
+    yield f"{path}: {len(rows):,} rows ({details})"
     for number in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int):
-        ids = rows[number].tolist()  # of another tokenizer the numbers themselves are shown
+        ids = rows[number].tolist()  # of another tokenizer, the ids themselves are shown
         shown = encoding().decode(ids) if about["tokenizer"] == FINGERPRINT else " ".join(map(str, ids))
         yield f"  row {number}: {cut(shown)}"
 
@@ -85,10 +85,10 @@ def cut(text: str) -> str:
 
 
 def verify(path: Path) -> tuple[list[str], str]:
-    """The problems of packed tokens, all of them, and a summary; `path` is their manifest or folder.
+    """Returns all problems of packed tokens and a summary; `path` is their manifest or folder.
 
-    Raises PicollmError where there is no manifest. Every file is hashed; then rows are compared with
-    their neighbours, the document ends and the counts.
+    Every file is hashed; then rows are compared with their neighbours, the document ends and the counts. Raises
+    PicollmError if there is no manifest.
     """
     manifest_path = manifest_of(path)
     manifest = open_manifest(manifest_path)
@@ -100,12 +100,12 @@ def verify(path: Path) -> tuple[list[str], str]:
         except PicollmError as error:
             problems.append(str(error))
             damaged.add(entry["file"])
-    for split, found in manifest["splits"].items():
+    for split, packed in manifest["splits"].items():
         source = manifest_path.parents[1] / "corpus" / f"{split}.parquet"
-        if source.exists() and sha256(source) != found["source_sha256"]:
+        if source.exists() and sha256(source) != packed["source_sha256"]:
             problems.append(f"{split}: {source} is not the corpus that was tokenized: run tokenize_pack again")
-        if not damaged & {entry["file"] for entry in entries(found)}:
-            problems += [f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest, found)]
+        if not damaged & {entry["file"] for entry in entries(packed)}:
+            problems += [f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest, packed)]
     splits = manifest["splits"]
     totals = [
         ", ".join(f"{splits[name][unit]:,} {name}" for name in SPLITS if name in splits) for unit in ("tokens", "rows")
@@ -119,19 +119,19 @@ def foreign(manifest: TokensManifest, manifest_path: Path) -> list[str]:
     return [f"{manifest_path.parent / name}: the manifest does not name it: move it away" for name in strange]
 
 
-def inconsistencies(folder: Path, manifest: TokensManifest, found: Split) -> Iterator[str]:
-    """What contradicts itself although every file is the one that was written."""
+def inconsistencies(folder: Path, manifest: TokensManifest, packed: Split) -> Iterator[str]:
+    """Yields contradictions between files that are all unchanged since they were written."""
     shards, first_row, context = [], 0, manifest["context"]
-    for shard in found["shards"]:
+    for shard in packed["shards"]:
         values, about = open_column(folder / shard["file"])
         if int(about["first_row"]) != first_row or int(about["context"]) != context:
             yield f"{shard['file']} is not the shard of row {first_row}"
         shards.append(values.reshape(-1, context + 1))
         first_row += shard["rows"]
-    if [len(shard) for shard in shards] != [shard["rows"] for shard in found["shards"]] or first_row != found["rows"]:
-        yield "the shards have other numbers of rows than the manifest says"
+    if [len(shard) for shard in shards] != [shard["rows"] for shard in packed["shards"]] or first_row != packed["rows"]:
+        yield "the shards' numbers of rows differ from those in the manifest"
         return
-    if found["tokens"] != found["rows"] * context + 1 + found["dropped_tokens"]:
+    if packed["tokens"] != packed["rows"] * context + 1 + packed["dropped_tokens"]:
         yield "tokens, rows and dropped tokens do not add up"
     previous, first, breaks = shards[0][0, :1], 0, []
     for shard in shards:
@@ -139,13 +139,13 @@ def inconsistencies(folder: Path, manifest: TokensManifest, found: Split) -> Ite
             yield f"the token {shard.max()} is not in the vocabulary"
         starts, ends = shard[:, 0], shard[:, -1]
         if (starts != np.concatenate([previous, ends[:-1]])).any():
-            yield "a row does not begin with the last token of the one before"
+            yield "a row does not begin with the last token of the previous one"
         breaks.append(np.flatnonzero(shard[:, :-1].ravel() == manifest["end"]) + first)
         previous, first = ends[-1:], first + len(shard) * context
-    doc_ends, _ = open_column(folder / found["doc_ends"]["file"])
-    if len(doc_ends) != found["articles"] or (np.diff(doc_ends.astype(np.int64)) <= 0).any():
-        yield "the document ends are not one for each article, in order"
+    doc_ends, _ = open_column(folder / packed["doc_ends"]["file"])
+    if len(doc_ends) != packed["articles"] or (np.diff(doc_ends.astype(np.int64)) <= 0).any():
+        yield "there is not one document end for each article, in order"
         return
-    within = doc_ends[doc_ends <= first]  # the others end in the last token or in what was dropped
+    within = doc_ends[doc_ends <= first]  # the others are at the last token or in the dropped ones
     if not np.array_equal(np.concatenate(breaks) + 1, within):
-        yield "the document ends are not where the rows have <|endoftext|>"
+        yield "the document ends are not at the rows' <|endoftext|>"

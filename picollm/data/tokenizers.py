@@ -1,4 +1,4 @@
-"""Tokenizers as objects, so that a sentence can be written for any model: GPT-2's, and any tokenizer.json."""
+"""Tokenizers as objects, so that a sentence can be encoded for any model: GPT-2's, and any tokenizer.json."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from picollm.files import read_json, sha256
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`pieces(text)` gives ids and the characters [start, end) that each covers, `ids(text)` the ids alone and faster;
-    `start` is the id that stands before a text, `start_name` what it is called, `size` the number of ids; `name` and
-    `fingerprint` say in manifests which one it is."""
+    """A tokenizer: `pieces(text)` gives ids and the characters [start, end) that each covers, `ids(text)` only the ids,
+    faster; `start` is the id that precedes a text, `start_name` its name, `size` the number of ids; `name` and
+    `fingerprint` identify the tokenizer in manifests."""
 
     pieces: Callable[[str], tuple[list[int], list[tuple[int, int]]]]
     ids: Callable[[str], NDArray[np.integer]]
@@ -30,28 +30,28 @@ class Tokenizer:
 
 
 def gpt2() -> Tokenizer:
-    found = encoding()
-    pieces = by_bytes(found.encode_ordinary, found.decode_single_token_bytes)
+    bpe = encoding()
+    pieces = by_bytes(bpe.encode_ordinary, bpe.decode_single_token_bytes)
 
     def ids(text: str) -> NDArray:
-        return found.encode_to_numpy(text, disallowed_special=())
+        return bpe.encode_to_numpy(text, disallowed_special=())
 
     return Tokenizer(pieces, ids, END_OF_TEXT, "<|endoftext|>", VOCAB_SIZE, "gpt2", FINGERPRINT)
 
 
 def tokenizer_of(files: Sequence[str]) -> Tokenizer:
-    """That of a checkpoint's files (picollm.inputs.tokenizer_files), GPT-2's where there are none."""
+    """Loads the tokenizer of a checkpoint's files (picollm.inputs.tokenizer_files), or GPT-2's if there are none."""
     return of_folder(Path(files[0]).parent) if files else gpt2()
 
 
 def by_bytes(
     encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes]
 ) -> Callable[[str], tuple[list[int], list[tuple[int, int]]]]:
-    """Pieces of a tokenizer that knows the UTF-8 bytes of an id. One with part of a character covers it whole."""
+    """Builds `pieces` from the UTF-8 bytes of each id. An id with part of a character covers all of it."""
 
     def pieces(text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids = encode(text)
-        character = np.repeat(np.arange(len(text)), [len(c.encode()) for c in text])  # of each byte
+        character = np.repeat(np.arange(len(text)), [len(c.encode()) for c in text])  # character of each byte
         ends = np.cumsum([len(token_bytes(i)) for i in ids])
         starts = np.concatenate(([0], ends[:-1])).astype(int)
         return ids, [(int(character[a]), int(character[b - 1]) + 1) for a, b in zip(starts, ends, strict=True)]
@@ -60,9 +60,9 @@ def by_bytes(
 
 
 def of_folder(folder: Path) -> Tokenizer:
-    """The tokenizer.json of a model's folder, with the start that its config names.
+    """Loads the tokenizer.json of a model's folder, with the start that its config names.
 
-    Raises PicollmError where there is none, where it can't be read, and where nothing can stand before a text.
+    Raises PicollmError if it is missing or can't be read, or if no token can precede a text.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -73,7 +73,7 @@ def of_folder(folder: Path) -> Tokenizer:
         raise PicollmError("tokenizer.json needs the package tokenizers: pip install -e '.[models]'") from None
     try:
         fast = Fast.from_file(str(file))
-    except Exception as error:  # noqa: BLE001, the package raises Exception itself
+    except Exception as error:  # noqa: BLE001, the package raises plain Exception
         raise PicollmError(f"{file} can't be read ({one_line(error)})") from None
     fast.no_truncation()
     fast.no_padding()
@@ -82,13 +82,13 @@ def of_folder(folder: Path) -> Tokenizer:
     if start is None:
         raise PicollmError(
             f"{folder}: config.json names neither bos_token_id nor eos_token_id; without a token before the text there "
-            "is no sink to take out"
+            "is no sink to remove"
         )
     size = fast.get_vocab_size(with_added_tokens=True)
 
     def pieces(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        found = fast.encode(text, add_special_tokens=False)
-        return list(found.ids), [(int(a), int(b)) for a, b in found.offsets]
+        encoded = fast.encode(text, add_special_tokens=False)
+        return list(encoded.ids), [(int(a), int(b)) for a, b in encoded.offsets]
 
     def ids(text: str) -> NDArray:
         return np.array(fast.encode(text, add_special_tokens=False).ids, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""What the loss loses without a head: its effect in nats per token, with an interval over windows of text.
+"""Ablation: how much the loss rises without a head, in nats per token, with an interval over windows of text.
 
-The model with a head replaced and the whole model read the same windows, and only differences are compared. Windows
-are resampled, not tokens: those of one window depend on each other.
+The model with a head replaced and the complete model read the same windows, and only differences are compared. Windows
+are resampled rather than tokens, because the tokens of one window depend on each other.
 
 Shape suffixes: W window, T position, H head (layers flattened), L layer, K head width, R replicate.
 """
@@ -30,13 +30,13 @@ from picollm.stats import SIGNIFICANT, Effect, finite, number_or_none, per_head,
 
 FORMAT = 2
 RANDOM_SETS = 100
-STRONGEST = 10  # heads whose pairs are ablated in the default run; `make study` takes all
+STRONGEST = 10  # heads whose pairs are ablated in the default run; `make study` uses all
 
 
 def effects(
     model: Examined, ids_WT: NDArray, kind: str, means_LHK: Tensor, device: torch.device
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Nats of each next token of the whole model, [W, T - 1], and how much more without each head, [H, W, T - 1]."""
+    """Nats of each next token of the complete model, [W, T - 1], and the rise without each head, [H, W, T - 1]."""
     whole, more = [], []
     for ids in progress(batches(ids_WT, device), unit=" batches", desc=f"{kind} ablation"):
         nats_WT = baseline(model, ids)
@@ -52,7 +52,7 @@ class TargetKind(TypedDict):
 
 
 class KindEffect(TypedDict):
-    """More nats of the targets of one kind, with its interval."""
+    """Rise in nats on the targets of one kind, with its interval."""
 
     delta: float
     low: float
@@ -65,7 +65,7 @@ class HeadEffect(Effect):
 
 
 class Ablated(TypedDict):
-    """The effects of one kind of ablation."""
+    """Effects of one kind of ablation."""
 
     windows: int
     loss: float
@@ -78,7 +78,7 @@ class HeadEffects(HeadEffect):
 
 
 class AblationReport(TypedDict):
-    """ablation.json."""
+    """Contents of ablation.json."""
 
     format: int
     kind: str
@@ -105,8 +105,8 @@ class GroupEffect(TypedDict):
 
 
 def part_of_effects(s: ModelAndText, number: int, parts: int) -> dict[str, NDArray[np.float64]]:
-    """What `effects` gives for one share of the windows, whole batches of them, so that the shares together have the
-    same floats; nothing where there are fewer batches than shares."""
+    """Runs `effects` on one share of the windows, in complete batches, so that the shares together have the same
+    floats; empty if there are fewer batches than shares."""
     of_batches = np.array_split(np.arange(len(batches(s.windows, s.device))), parts)[number]
     rows = max(1, BATCH_TOKENS // s.windows.shape[1])
     windows = s.windows[of_batches[0] * rows : (of_batches[-1] + 1) * rows] if len(of_batches) else s.windows[:0]
@@ -118,26 +118,26 @@ def part_of_effects(s: ModelAndText, number: int, parts: int) -> dict[str, NDArr
 
 
 def ablate_heads(s: ModelAndText, parts: Sequence[Mapping[str, NDArray]] = ()) -> AblationReport:
-    """The content of ablation.json: mean ablation of every head on the validation windows.
+    """Returns the contents of ablation.json: mean ablation of every head on the validation windows.
 
-    `parts` are what `part_of_effects` gave for each share of them; without, all of the work is done here.
+    `parts` holds the results of `part_of_effects` for each share of the windows; without it, all work is done here.
     """
     parts = parts or [part_of_effects(s, 0, 1)]
     whole_WT = np.concatenate([part["whole"] for part in parts])
     more_HWT = np.concatenate([part["more"] for part in parts], 1)
     seed, more_HW = s.cfg["seed"], more_HWT.mean(-1)
     strongest = np.argsort(-np.abs(more_HW.mean(1)), kind="stable")[:STRONGEST]
-    found = summary(whole_WT.mean(-1), more_HW, s.names, seed=seed)
+    effects_report = summary(whole_WT.mean(-1), more_HW, s.names, seed=seed)
     kinds, by_head = by_kind(whole_WT, more_HWT, target_kinds(s.windows, s.counts), seed=seed)
     return {
         "format": FORMAT,
         "kind": "mean",
         "tokens": int(s.windows[:, 1:].size),
         "mean_tokens": int(s.mean_windows.size),
-        "windows": found["windows"],
-        "loss": found["loss"],
-        "median_half_width": found["median_half_width"],
-        "heads": [{**head, "on": on} for head, on in zip(found["heads"], by_head, strict=True)],
+        "windows": effects_report["windows"],
+        "loss": effects_report["loss"],
+        "median_half_width": effects_report["median_half_width"],
+        "heads": [{**head, "on": on} for head, on in zip(effects_report["heads"], by_head, strict=True)],
         "targets": kinds,
         "interactions": interactions(s, sorted(strongest.tolist())) if len(strongest) > 1 else None,
     }
@@ -146,7 +146,7 @@ def ablate_heads(s: ModelAndText, parts: Sequence[Mapping[str, NDArray]] = ()) -
 def by_kind(
     whole_WT: NDArray, more_HWT: NDArray, kinds: Mapping[str, NDArray], *, seed: int
 ) -> tuple[dict[str, TargetKind], list[dict[str, KindEffect]]]:
-    """Of each kind of target its share and loss; of each head, what targets of each kind lose without it."""
+    """Returns the share and loss of each kind of target, and for each head the rise on targets of each kind."""
     about: dict[str, TargetKind] = {}
     columns: dict[str, list[KindEffect]] = {}
     for kind, there_WT in kinds.items():
@@ -165,7 +165,7 @@ def by_kind(
 
 
 def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: int) -> Ablated:
-    """The effects of one kind of ablation, as JSON."""
+    """Summarises the effects of one kind of ablation as JSON."""
     heads = per_head(more_HW, names, seed=seed)
     positive = np.maximum(more_HW.mean(1), 0)
     share_H = positive / positive.sum() if positive.any() else positive
@@ -182,7 +182,7 @@ def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: i
 
 def agreement(kinds: Mapping[str, Ablated]) -> dict[str, float | None]:
     """Spearman's rank correlation between the effects of each kind of ablation and those of the mean."""
-    delta = {kind: [head["delta"] for head in found["heads"]] for kind, found in kinds.items()}
+    delta = {kind: [head["delta"] for head in effects_of_kind["heads"]] for kind, effects_of_kind in kinds.items()}
     return {
         kind: number_or_none(spearmanr(delta["mean"], values).statistic)
         for kind, values in delta.items()
@@ -193,7 +193,7 @@ def agreement(kinds: Mapping[str, Ablated]) -> dict[str, float | None]:
 def set_loss(
     model: Examined, ids_WT: NDArray, heads_LH: NDArray, means_LHK: Tensor, device: torch.device
 ) -> NDArray[np.float64]:
-    """Mean nats of each window with a set of heads, a mask [L, H], at their means, [W]."""
+    """Mean nats of each window, [W], with a set of heads, a mask [L, H], replaced by their means."""
     mask = torch.from_numpy(heads_LH).to(device)
     return np.concatenate(
         [
@@ -204,18 +204,18 @@ def set_loss(
 
 
 def other_sets(heads_LH: NDArray, *, sets: int, seed: int) -> list[NDArray[np.bool_]]:
-    """Distinct sets with as many heads of each layer, [L, H] each, without the set itself: all of them where there are
-    no more than `sets`, else so many drawn at random. None for whole layers."""
+    """Returns distinct other sets, [L, H] each, with as many heads of each layer: all of them if there are at most
+    `sets`, otherwise that many drawn at random. Empty for complete layers."""
     n_heads, counts = heads_LH.shape[1], heads_LH.sum(1)
     if math.prod(math.comb(n_heads, int(k)) for k in counts) - 1 <= sets:
         layers = [list(combinations(range(n_heads), int(k))) for k in counts]
         every = (mask_of(chosen, heads_LH.shape) for chosen in product(*layers))
         return [mask for mask in every if not np.array_equal(mask, heads_LH)]
-    generator, found = np.random.default_rng(seed), {heads_LH.tobytes(): heads_LH}
-    while len(found) <= sets:
+    generator, masks = np.random.default_rng(seed), {heads_LH.tobytes(): heads_LH}
+    while len(masks) <= sets:
         drawn = generator.permuted(heads_LH, axis=1)
-        found[drawn.tobytes()] = drawn
-    return list(found.values())[1:]
+        masks[drawn.tobytes()] = drawn
+    return list(masks.values())[1:]
 
 
 def mask_of(chosen: Sequence[Sequence[int]], shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -226,10 +226,10 @@ def mask_of(chosen: Sequence[Sequence[int]], shape: tuple[int, ...]) -> NDArray[
 
 
 def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, *, seed: int, sets: int) -> GroupEffect:
-    """What a whole group of heads, a mask [L, H], costs together; against other sets with as many heads of each layer.
+    """Cost of ablating a group of heads, a mask [L, H], compared with other sets with as many heads of each layer.
 
-    `loss_without` of a mask: a loss for each window (or sequence), [W]. `p` is the share of all sets, this one among
-    them, that cost as much, and `least_p` the smallest that so many sets can give: none for a group without others.
+    `loss_without` maps a mask to a loss per window (or sequence), [W]. `p` is the share of all sets, including this
+    one, that cost as much, and `least_p` the smallest p that so many sets can give: 1 without other sets.
     """
     whole_W = loss_without(np.zeros_like(heads_LH))
     more_W = loss_without(heads_LH) - whole_W
@@ -248,15 +248,15 @@ def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, 
     }
 
 
-def metrics(found: AblationReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`."""
-    heads = found["heads"]
+def metrics(report: AblationReport) -> dict[str, float]:
+    """Returns flat scalars with stable names for `dvc metrics diff`."""
+    heads = report["heads"]
     worse = [head for head in heads if head["q"] < SIGNIFICANT and head["delta"] > 0]
     return {
-        "loss": found["loss"],
+        "loss": report["loss"],
         "heads_that_matter": len(worse),
         "heads_in_the_way": sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads),
         "largest_delta": max(head["delta"] for head in heads),
-        "median_half_width": found["median_half_width"],
-        "tokens": found["tokens"],
+        "median_half_width": report["median_half_width"],
+        "tokens": report["tokens"],
     }

@@ -1,9 +1,9 @@
-"""What the layers and heads write towards the next token: the loss after each layer, and each head's direct part.
+"""Attribution to layers and heads: the loss after each layer, and each head's direct effect on the next token.
 
 Logit lens (nostalgebraist 2020): the final norm and the vocabulary head read the residual stream after each
-layer. Direct logit attribution (Elhage et al. 2021): what a head itself adds to the next token's logit, above what it
-adds to the vocabulary's mean, with the final norm's scale as it is in the whole model; what later layers make of
-its output is not in it.
+layer. Direct logit attribution (Elhage et al. 2021): what a head itself adds to the next token's logit, minus what it
+adds to the vocabulary's mean, with the final norm's scale of the complete model; effects through later layers are not
+included.
 
 Shape suffixes: W window, B batch, T position, D model width, H head of a layer (or layers flattened), K head width,
 L layer.
@@ -20,12 +20,12 @@ from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.mechanisms.readout import divisor, linear_part
 from picollm.stats import Known, known, resampled
 
-EVERY = 4  # one target of so many is read after each layer: the vocabulary head is what costs
+EVERY = 4  # every 4th target is read after each layer: the vocabulary head is the expensive part
 
 
 @torch.no_grad()
 def attribution(s: ModelAndText) -> tuple[list[Known], NDArray[np.float64]]:
-    """The loss after the embedding and after each layer, with intervals over windows; the direct parts, [L x H, W]."""
+    """Returns the loss after the embedding and each layer, with intervals over windows, and direct parts [L x H, W]."""
     after_layer, direct = [], []
     mean_D = s.model.head.weight[: s.model.config.vocab_size].mean(0)
     for ids in batches(s.windows, s.device):

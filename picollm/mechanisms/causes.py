@@ -1,7 +1,7 @@
-"""What heads cause in any model, without the packed text of a run: induction, copying, and what sentences lose.
+"""Causal effects of heads in any model, without the packed text of a run: induction, copying, ablation on sentences.
 
-For `picollm analyze` and the Python page. The pipeline's own reports (picollm.mechanisms.mechanisms and
-picollm.mechanisms.ablation) measure the same on its text, and hold it against untrained models.
+Used by `picollm analyze` and the Python API. The pipeline's own reports (picollm.mechanisms.mechanisms and
+picollm.mechanisms.ablation) measure the same on its text and compare it with untrained models.
 
 Shape suffixes: S sentence or sequence, H head (layers flattened).
 """
@@ -25,16 +25,16 @@ SEED = 1
 
 
 def induction(model: Examined, start: int, device: torch.device) -> list[dict]:
-    """A row a head: its scores on random tokens that come twice, and how often it copies, with 95 % intervals over
-    sequences; `induction_head` where both are large (repeats.LEAST at every length, repeats.COPYING)."""
+    """Returns one row per head: scores on repeated random tokens and how often it copies, with 95 % intervals over
+    sequences; `induction_head` if both are large (repeats.LEAST at every length, repeats.COPYING)."""
     sets = repeats.of_vocabulary(model.config.vocab_size, model.config.context, start, seed=SEED)
-    found = [repeats.scores(model, ids_ST, device) for ids_ST in progress(sets, unit=" lengths", desc="induction")]
-    columns = {**found[-1], "copying": repeats.copying(model, sets[-1], device)}
+    by_length = [repeats.scores(model, ids_ST, device) for ids_ST in progress(sets, unit=" lengths", desc="induction")]
+    columns = {**by_length[-1], "copying": repeats.copying(model, sets[-1], device)}
     ends = {name: resampled(values_SH.T, SEED) for name, values_SH in columns.items()}
-    scored_H = np.min([scores["induction"].mean(0) for scores in found], axis=0) >= repeats.LEAST
+    scored_H = np.min([scores["induction"].mean(0) for scores in by_length], axis=0) >= repeats.LEAST
     rows = []
     for h, name in enumerate(names_of(model.config)):
-        told = {
+        intervals = {
             column: {
                 "value": number_or_none(values_SH[:, h].mean()),
                 "low": number_or_none(ends[column][0][h]),
@@ -43,15 +43,15 @@ def induction(model: Examined, start: int, device: torch.device) -> list[dict]:
             for column, values_SH in columns.items()
         }
         copies = ends["copying"][0][h] > repeats.COPYING
-        rows.append({"name": name, **interval_columns(told), "induction_head": bool(scored_H[h] and copies)})
+        rows.append({"name": name, **interval_columns(intervals), "induction_head": bool(scored_H[h] and copies)})
     return rows
 
 
 def ablated(model: Examined, ids: Sequence[Sequence[int]], device: torch.device) -> list[Effect]:
-    """A row a head: what the sentences lose without it, its output at its mean over them, in nats per token, with a
-    95 % interval over sentences, p, and q over the heads. Raises PicollmError for less than two sentences."""
+    """Returns one row per head: the sentences' rise in nats per token with its output replaced by its mean over them, a
+    95 % interval over sentences, p, and q over the heads. Raises PicollmError for fewer than two sentences."""
     if len(ids) < 2:
-        raise PicollmError("ablation needs two sentences or more: its interval is over them")
+        raise PicollmError("ablation needs at least two sentences, because its interval is over sentences")
     model = model.to(device=device)
     rows = [torch.tensor([list(sequence)], device=device) for sequence in ids]
     means, more = mean_outputs(model, rows), []

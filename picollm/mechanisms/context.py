@@ -1,4 +1,4 @@
-"""How much context the model uses: the same targets, predicted from the last 1, 2, 4, ... tokens before them alone.
+"""Context use: the same targets, predicted from only the last 1, 2, 4, ... tokens before them.
 
 Shape suffixes: W window, N target (TARGETS of each window), T position.
 """
@@ -17,18 +17,18 @@ from picollm.mechanisms.intervention import baseline, batches
 from picollm.model.foreign import Examined
 from picollm.stats import finite, resampled
 
-TARGETS = 3  # of each window, in its last quarter, so that all have a long context
+TARGETS = 3  # per window, in its last quarter, so that all have a long context
 
 
 def target_places(windows: int, T: int, seed: int) -> NDArray[np.int64]:
-    """[W, TARGETS] positions of targets in rows of T + 1 ids, or fewer where the last quarter has not as many."""
+    """Draws [W, TARGETS] positions of targets in rows of T + 1 ids, or fewer if the last quarter has fewer."""
     late = np.arange(max(1, T - T // 4), T + 1)
     generator = np.random.default_rng(seed)
     return np.stack([generator.choice(late, min(TARGETS, len(late)), replace=False) for _ in range(windows)])
 
 
 def lengths(T: int) -> list[int]:
-    """Powers of 2 up to the shortest whole context of a target."""
+    """Powers of 2 up to the shortest full context of a target."""
     longest = max(1, T - T // 4)
     return [2**n for n in range(longest.bit_length()) if 2**n <= longest]
 
@@ -42,13 +42,13 @@ def truncated_nats(
     device: torch.device,
     losses: Callable[[Examined, Tensor, Tensor], Tensor] = baseline,
 ) -> dict[int | None, NDArray[np.float64]]:
-    """Nats of the targets, mean over each window, [..., W], by how many tokens before them are read: all where None.
+    """Computes nats of the targets, averaged over each window, [..., W], by tokens of context; None means all tokens.
 
-    `losses` of a model, ids [B, T + 1] and a mask of the targets [B, T] are [..., B, T], 0 outside of the mask.
+    `losses` maps a model, ids [B, T + 1] and a mask of the targets [B, T] to [..., B, T], 0 outside the mask.
     """
     W, T = windows_WT.shape[0], windows_WT.shape[1] - 1
     place_WN = target_places(W, T, seed)
-    N, found = place_WN.shape[1], {}
+    N, by_context = place_WN.shape[1], {}
     for k in tokens:
         if k is None:
             rows, target_WN, each = windows_WT, place_WN, 1
@@ -61,8 +61,8 @@ def truncated_nats(
         masks = torch.from_numpy(scored).to(device).split(len(parts[0]))
         nats = [losses(model, *pair).double().sum(-1).cpu().numpy() for pair in zip(parts, masks, strict=True)]
         total = np.concatenate(nats, axis=-1)
-        found[k] = total.reshape(*total.shape[:-1], W, each).sum(-1) / N
-    return found
+        by_context[k] = total.reshape(*total.shape[:-1], W, each).sum(-1) / N
+    return by_context
 
 
 class ContextCost(TypedDict):
@@ -73,7 +73,7 @@ class ContextCost(TypedDict):
 
 
 class ContextCurve(TypedDict):
-    """The `context` of mechanisms.json."""
+    """Contents of `context` in mechanisms.json."""
 
     windows: int
     targets: int
@@ -83,9 +83,9 @@ class ContextCurve(TypedDict):
 
 
 def context_curve(model: Examined, windows_WT: NDArray, *, seed: int, device: torch.device) -> ContextCurve:
-    """Of each number of tokens, what the targets cost beyond the whole context, with intervals over windows.
+    """Returns for each number of tokens the targets' extra cost over the full context, with intervals over windows.
 
-    `enough` is the smallest number from which on nothing more can be seen to be gained: no interval lies above 0.
+    `enough` is the smallest number from which no further gain is detectable: no interval is above 0.
     """
     tokens = lengths(windows_WT.shape[1] - 1)
     nats = truncated_nats(model, windows_WT, [*tokens, None], seed=seed, device=device)

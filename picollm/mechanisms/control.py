@@ -1,6 +1,6 @@
-"""The public positive control: heads that the literature knows in a public model, and what this method says of them.
+"""Positive control on public models: compares heads known from the literature with what this method finds.
 
-For models with public snapshots the same scores say when the heads came.
+For models with public snapshots, the same scores show when the heads appeared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Known:
-    """Heads by the score that should find them, and where that is reported."""
+    """Known heads, the score that should find them, and the source that reports them."""
 
     score: str
     heads: tuple[str, ...]
@@ -35,49 +35,49 @@ KNOWN = {
         Known("previous", ("L4H11",), WANG),
         Known("duplicate", ("L0H1", "L0H5", "L3H0"), WANG),
     ),
-    "pythia": (),  # no list of heads; its snapshots have a date: Olsson et al. 2022 and Biderman et al. 2023
+    "pythia": (),  # no list of heads, but dated snapshots: Olsson et al. 2022 and Biderman et al. 2023
 }
 
 
 def scores_of(model: Examined, start: int, device: torch.device) -> dict[str, np.ndarray]:
-    """Each score of each head, [H], the smallest over the lengths: random ids of the vocabulary, each twice."""
+    """Computes each score of each head, [H], the smallest over the lengths, on repeated random ids."""
     sets = repeats.of_vocabulary(model.config.vocab_size, model.config.context, start, seed=SEED)
-    found = [repeats.scores(model, ids_ST, device) for ids_ST in sets]
-    return {name: np.min([scores[name].mean(0) for scores in found], axis=0) for name in repeats.SCORES}
+    by_length = [repeats.scores(model, ids_ST, device) for ids_ST in sets]
+    return {name: np.min([scores[name].mean(0) for scores in by_length], axis=0) for name in repeats.SCORES}
 
 
 def lines(kind: str, model: Examined, start: int, device: torch.device) -> list[str]:
-    """Expected against found, one line a head. Raises PicollmError for a kind that nothing is known of."""
+    """Compares expected and measured scores, one line per head. Raises PicollmError for an unknown kind of model."""
     if kind not in KNOWN:
-        raise PicollmError(f"nothing is known here of {kind!r}; choose one of {', '.join(KNOWN)}")
+        raise PicollmError(f"no known heads for {kind!r}; choose one of {', '.join(KNOWN)}")
     scores, n_heads = scores_of(model, start, device), model.config.n_heads
-    told = []
+    text = []
     for known in KNOWN[kind]:
         values = scores[known.score]
         order = np.argsort(-values)
         rank = {name_of(int(h), n_heads): place for place, h in enumerate(order, start=1)}
-        told.append(f"{known.score} heads ({known.source}); a score of {repeats.LEAST} or more counts")
+        text.append(f"{known.score} heads ({known.source}); a score of {repeats.LEAST} or more counts")
         for name in known.heads:
             if name not in rank:
-                raise PicollmError(f"the model has no head {name}: it is not the one that {known.source} examined")
+                raise PicollmError(f"the model has no head {name}: it is not the model examined by {known.source}")
             layer, head = name[1:].split("H")
             value = values[int(layer) * n_heads + int(head)]
             verdict = "found" if value >= repeats.LEAST else "not found"
-            told.append(f"  {name:6} {value:+.3f}  rank {rank[name]} of {len(values)}  {verdict}")
-    return [*told, *strongest(scores, n_heads)]
+            text.append(f"  {name:6} {value:+.3f}  rank {rank[name]} of {len(values)}  {verdict}")
+    return [*text, *strongest(scores, n_heads)]
 
 
 def strongest(scores: dict[str, np.ndarray], n_heads: int, most: int = 8) -> list[str]:
-    """The heads with the largest scores of each kind."""
-    told = []
+    """Lists the heads with the largest scores of each kind."""
+    text = []
     for name, values in scores.items():
         top = [f"{name_of(int(h), n_heads)} {values[h]:+.2f}" for h in np.argsort(-values)[:most]]
-        told.append(f"largest {name} scores: {', '.join(top)}")
-    return told
+        text.append(f"largest {name} scores: {', '.join(top)}")
+    return text
 
 
 def emergence_line(revision: str, model: Examined, start: int, device: torch.device) -> str:
-    """One line of a snapshot: how many heads have each score."""
+    """Returns one line for a snapshot: how many heads reach each score."""
     scores = scores_of(model, start, device)
     counts: Sequence[str] = [f"{(values >= repeats.LEAST).sum()} {name} (largest {values.max():+.2f})"
                              for name, values in scores.items()]  # fmt: skip

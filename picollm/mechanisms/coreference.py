@@ -1,9 +1,8 @@
-"""Does a head look from a pronoun at its antecedent? Accuracy against gold, beside everything that is simpler.
+"""Tests if a head looks from a pronoun at its antecedent: accuracy against gold, compared with simpler rules.
 
-A head chooses the candidate with more of its attention, summed over the candidate's tokens, mean over the pronoun's.
-The best of 56 heads that choose by chance is right far more often than half of the time; so the head is chosen on one
-half of the word pairs and scored on the other, and the best of all is held against the best where pronouns are
-exchanged.
+A head chooses the candidate with more of its attention, summed over the candidate's tokens, averaged over the
+pronoun's. The best of 56 heads that choose by chance is right far more than half of the time, so the head is chosen on
+one half of the word pairs and scored on the other, and the best of all is compared with that for exchanged pronouns.
 
 Shape suffixes: I item, H head (layers flattened), C candidate, O offset.
 """
@@ -27,7 +26,7 @@ from picollm.model.foreign import Examined
 from picollm.stats import Accuracy, above, accuracy, cluster_means, finite, preferred
 
 PERMUTATIONS = 1999
-LEAST_CLUSTERS = 8  # of a half less than 4 no accuracy is worth an interval
+LEAST_CLUSTERS = 8  # an accuracy over fewer than 4 clusters per half does not support an interval
 OFFSETS = 24
 
 
@@ -44,14 +43,14 @@ class Item:
 
 
 def tokenised(references: Sequence[Reference], context: int, tokenizer: Tokenizer) -> list[Item]:
-    """Raises PicollmError where there are too few to choose a head on one half and test it on the other, where one has
-    no gold antecedent before its pronoun, or where one is longer than the model's context."""
+    """Tokenises the references. Raises PicollmError if there are too few to choose a head on one half and test it on
+    the other, if one has no gold antecedent before its pronoun, or if one is longer than the model's context."""
     clusters = len({r.cluster for r in references})
     if clusters < LEAST_CLUSTERS:
         raise PicollmError(
             f"coreference of {clusters} pairs of words: at least {LEAST_CLUSTERS} are needed to split them"
         )
-    found = []
+    items = []
     for r in references:
         if r.gold not in (0, 1) or max(end for _, end in r.candidates) > r.pronoun[0]:
             raise PicollmError(
@@ -66,28 +65,28 @@ def tokenised(references: Sequence[Reference], context: int, tokenizer: Tokenize
                 "tokens.context"
             )
         spans = tokens.gold
-        found.append(
+        items.append(
             Item(tokens.ids, (spans["first"], spans["second"]), spans["pronoun"], r.gold, r.subject, r.cluster)
         )
-    return found
+    return items
 
 
 def candidate_weights(model: Examined, items: Sequence[Item], device: torch.device) -> NDArray[np.float64]:
-    """What each head gives to each candidate, [I, H, C]. Items of one length share a forward."""
+    """Computes the attention of each head to each candidate, [I, H, C]. Items of one length share a forward pass."""
     length_I = np.array([len(item.ids) for item in items])
-    found: dict[int, NDArray] = {}
+    weights: dict[int, NDArray] = {}
     for length in np.unique(length_I).tolist():
         members = np.flatnonzero(length_I == length).tolist()
         ids = torch.tensor([items[i].ids for i in members], device=device)
         maps_BHQK = model.to(device).attention_maps(ids)[0].flatten(1, 2).cpu().numpy()
         for i, maps_HQK in zip(members, maps_BHQK, strict=True):
             rows_HK = maps_HQK[:, slice(*items[i].pronoun)].mean(1, dtype=np.float64)
-            found[i] = np.stack([rows_HK[:, slice(*span)].sum(-1) for span in items[i].candidates], axis=-1)
-    return np.stack([found[i] for i in range(len(items))])
+            weights[i] = np.stack([rows_HK[:, slice(*span)].sum(-1) for span in items[i].candidates], axis=-1)
+    return np.stack([weights[i] for i in range(len(items))])
 
 
 def prefers_gold(choice: NDArray, gold_I: NDArray) -> NDArray[np.float64]:
-    """1 where the score of the gold candidate is the larger, .5 where both are equal; choice [I, ..., C]."""
+    """Returns 1 if the gold candidate has the larger score, .5 if both are equal, else 0; choice [I, ..., C]."""
     gold = gold_I.reshape(-1, *[1] * (choice.ndim - 1))
     own = np.take_along_axis(choice, gold, -1)[..., 0]
     other = np.take_along_axis(choice, 1 - gold, -1)[..., 0]
@@ -95,13 +94,13 @@ def prefers_gold(choice: NDArray, gold_I: NDArray) -> NDArray[np.float64]:
 
 
 def split_clusters(cluster_I: NDArray, seed: int) -> NDArray[np.bool_]:
-    """Which items are of the first half, [I]: those of every second cluster, in random order."""
+    """Returns a mask of the items in the first half, [I]: those of every second cluster, in random order."""
     clusters = np.random.default_rng(seed).permutation(np.unique(cluster_I))
     return np.isin(cluster_I, clusters[::2])
 
 
 def best_on_other_half(right_IH: NDArray, first_I: NDArray) -> tuple[list[int], NDArray[np.float64]]:
-    """The best head of each half, and whether it is right on the items of the other half, [I]."""
+    """Returns the best head of each half, and its correctness on the items of the other half, [I]."""
     best = [int(right_IH[part].mean(0).argmax()) for part in (first_I, ~first_I)]
     out = np.empty(len(right_IH))
     out[~first_I], out[first_I] = right_IH[~first_I, best[0]], right_IH[first_I, best[1]]
@@ -109,10 +108,10 @@ def best_on_other_half(right_IH: NDArray, first_I: NDArray) -> tuple[list[int], 
 
 
 def best_by_chance(right_IH: NDArray, cluster_I: NDArray, *, seed: int) -> NDArray[np.float64]:
-    """The accuracy of the best head where the two pronouns of whole clusters change places, [PERMUTATIONS].
+    """Accuracy of the best head when the two pronouns of complete clusters are exchanged, [PERMUTATIONS].
 
-    A head may like some words after some pronouns, whatever they mean: that makes it right on all items of a pair of
-    words or wrong on all, not by chance item by item.
+    A head may prefer some words after some pronouns regardless of meaning, which makes it right or wrong on all items
+    of a word pair rather than by chance item by item.
     """
     above_CH = cluster_means(right_IH.T, cluster_I).T - 0.5
     signs_PC = np.random.default_rng(seed).choice((-1.0, 1.0), (PERMUTATIONS, len(above_CH)))
@@ -120,7 +119,7 @@ def best_by_chance(right_IH: NDArray, cluster_I: NDArray, *, seed: int) -> NDArr
 
 
 def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dict[str, NDArray[np.float64]]:
-    """Where rules that know nothing of language are right, [I] each; the best offset is chosen on the other half."""
+    """Correctness of rules without linguistic knowledge, [I] each; the best offset is chosen on the other half."""
     gold_I = np.array([item.gold for item in items])
     centre_IC = np.array([[(a + b - 1) / 2 for a, b in item.candidates] for item in items])
     pronoun_I = np.array([item.pronoun[0] for item in items])
@@ -136,8 +135,8 @@ def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dic
         "the commoner in the training text": count_IC.astype(float),
         "uniform attention": length_IC.astype(float),
     }
-    found = {name: prefers_gold(choice, gold_I) for name, choice in rules.items()}
-    return found | {"the best fixed offset": best_on_other_half(prefers_gold(-away_IOC, gold_I), first_I)[1]}
+    right = {name: prefers_gold(choice, gold_I) for name, choice in rules.items()}
+    return right | {"the best fixed offset": best_on_other_half(prefers_gold(-away_IOC, gold_I), first_I)[1]}
 
 
 def clusters_of(items: Sequence[Item]) -> NDArray[np.int64]:
@@ -155,7 +154,7 @@ class BestOfAll(Accuracy):
 
 
 class Coreference(TypedDict):
-    """The part of probes.json that no other probe has."""
+    """The part of probes.json that only coreference has."""
 
     items: int
     chosen_on_one_half: ChosenHeads
@@ -174,8 +173,8 @@ def coreference(
     rivals: Mapping[str, NDArray],
     seed: int,
 ) -> Coreference:
-    """The study of one model, from its `candidate_weights`; `rivals` are right where they say, [I], beside the rules of
-    `baselines`. `p_against_rivals`: the largest of paired tests over the pairs of words."""
+    """Evaluates one model from its `candidate_weights`; `rivals` holds the correctness, [I], of rules in addition to
+    `baselines`. `p_against_rivals` is the largest p of the paired tests over word pairs."""
     gold_I, cluster_I = np.array([item.gold for item in items]), clusters_of(items)
     right_IH, first_I = prefers_gold(weights_IHC, gold_I), split_clusters(cluster_I, seed)
     best, out_of_sample = best_on_other_half(right_IH, first_I)

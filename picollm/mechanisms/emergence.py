@@ -1,7 +1,7 @@
-"""When heads become what they are: statistics and scores at the snapshots of training, and the onset of each.
+"""Emergence of heads: statistics and scores at the snapshots of training, and the onset of each.
 
-An effect is larger than the least size that the labels take for one, and than 99 % of untrained heads. An onset is the
-first snapshot from which a head's whole interval stays there.
+An effect is larger than the minimum size that the labels require and than 99 % of untrained heads. An onset is the
+first snapshot from which a head's complete interval stays above that.
 
 Shape suffixes: N snapshot, H head (layers flattened), R replicate.
 """
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from picollm.attention.heads import HeadsReport
 
 STATISTICS = ("kappa_max", "kappa_set", "content", "kappa_sink", *repeats.SCORES)
-SHARES = ("broad", "positional")  # beside content, of a head's entropy; they have no threshold and so no onset
+SHARES = ("broad", "positional")  # of a head's entropy, in addition to content; they have no threshold and so no onset
 FORMAT = 3
 BOOTSTRAPS = 200
 SAMPLE = 4
-WINDOWS = 16  # of the validation split
+WINDOWS = 16  # windows of the validation split
 CONTEXT_WINDOWS = 32
-CONTEXTS = (1, 4, 16)  # tokens before a target that are kept, to see what longer contexts give
+CONTEXTS = (1, 4, 16)  # tokens kept before a target, to measure the gain from longer contexts
 
 
 class Snapshot(TypedDict):
@@ -52,7 +52,7 @@ class Snapshot(TypedDict):
 
 
 class EmergenceReport(TypedDict):
-    """emergence.json; of each of STATISTICS."""
+    """Contents of emergence.json, for each of STATISTICS."""
 
     format: int
     sentences: int
@@ -72,9 +72,9 @@ def trace_emergence(
     labels: Thresholds,
     window: int,
 ) -> EmergenceReport:
-    """Of snapshots in order of steps, on every SAMPLE-th sentence of each category, some repeats and some
-    validation windows; `threshold` as `thresholds` gives it, `labels` those of heads.json. Without snapshots no head
-    has an onset."""
+    """Measures snapshots in order of steps, on every SAMPLE-th sentence of each category, some repeats and some
+    validation windows; `threshold` comes from `thresholds`, `labels` from heads.json. Without snapshots no head has an
+    onset."""
     sample = sample_of(
         (c, *row)
         for c, category in enumerate(categories)
@@ -84,16 +84,16 @@ def trace_emergence(
     ids_ST = repeats.sequences(s.counts, length, seed=s.cfg["seed"], start=s.tokenizer.start)[: repeats.FEW]
     windows, many = spread(s.validation, WINDOWS), spread(s.validation, CONTEXT_WINDOWS)
     contexts = [k for k in CONTEXTS if k in lengths(many.shape[1] - 1)]
-    steps, nats, truncated, found = [], [], [], []
+    steps, nats, truncated, measurements = [], [], [], []
     for step, model in progress(snapshots, unit=" snapshots"):
         steps.append(step)
         model = model.to(s.device)
         nats.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).double().cpu().numpy())
         truncated.append(truncated_nats(model, many, [*contexts, None], seed=s.cfg["seed"], device=s.device))
-        found.append(measured(model, sample, ids_ST, labels, window, seed=s.cfg["seed"], device=s.device))
+        measurements.append(measured(model, sample, ids_ST, labels, window, seed=s.cfg["seed"], device=s.device))
     H = s.model.config.n_layers * s.model.config.n_heads
     above = {
-        name: np.reshape([low[name] for _, low in found], (-1, H)) > threshold[name] for name in STATISTICS
+        name: np.reshape([low[name] for _, low in measurements], (-1, H)) > threshold[name] for name in STATISTICS
     }  # fmt: skip
     onset = {name: [None if n is None else steps[n] for n in onsets(above[name])] for name in STATISTICS}
     return {
@@ -111,7 +111,7 @@ def trace_emergence(
                 "mean": {name: finite(values[name].mean()) for name in (*STATISTICS, *SHARES)},
                 "heads": {name: [finite(value) for value in values[name]] for name in STATISTICS},
             }
-            for n, (step, nats_WT, (values, _)) in enumerate(zip(steps, nats, found, strict=True))
+            for n, (step, nats_WT, (values, _)) in enumerate(zip(steps, nats, measurements, strict=True))
         ],
         "onset": onset,
         "median_onset": {name: median(known(onset[name])) if known(onset[name]) else None for name in STATISTICS},
@@ -123,7 +123,7 @@ def known(values: Sequence[int | None]) -> list[int]:
 
 
 def thresholds(heads: HeadsReport, null: Mapping[str, float]) -> dict[str, float]:
-    """What counts as an effect, from heads.json and the scores' null in mechanisms.json."""
+    """Returns the size of an effect for each statistic, from heads.json and the scores' null in mechanisms.json."""
     kappa, content = (heads["thresholds"][name]["value"] for name in ("kappa", "content"))
     sink = max(kappa, heads["null"]["percentile_99"]["kappa_sink"] or 0.0)
     scores = {name: max(repeats.LEAST, null[name]) for name in repeats.SCORES}
@@ -140,7 +140,7 @@ def measured(
     seed: int,
     device: torch.device,
 ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-    """The values of STATISTICS and SHARES, and the lower ends of the 95 % intervals of STATISTICS, [H] each.
+    """Computes the values of STATISTICS and SHARES, and the lower 95 % interval ends of STATISTICS, [H] each.
 
     `kappa_set` is the largest kappa of a set of keys, in multiples of its threshold.
     """
@@ -148,8 +148,8 @@ def measured(
     sums = sentence_sums(maps, sample.category, window=window, keys=sample.keys)
     drawn = macro_mean(sums, bootstrap_counts(sums.category, replicates=BOOTSTRAPS, seed=seed))
     values = first_replicate(macro_mean(sums))
-    for found in (values, drawn):
-        found["kappa_max"], found["kappa_set"] = strongest_kappa(found), strongest_set(found, labels)[0]
+    for table in (values, drawn):
+        table["kappa_max"], table["kappa_set"] = strongest_kappa(table), strongest_set(table, labels)[0]
     scores = repeats.scores(model, ids_ST, device)
     low = {name: interval(drawn[name])[0] for name in STATISTICS if name not in scores}
     low |= {name: resampled(score_SH.T, seed)[0] for name, score_SH in scores.items()}
@@ -159,6 +159,6 @@ def measured(
 
 
 def onsets(above_NH: NDArray[np.bool_]) -> list[int | None]:
-    """The first snapshot of each head from which it stays above to the end."""
+    """Returns for each head the first snapshot from which it stays above to the end."""
     staying_NH = np.logical_and.accumulate(above_NH[::-1])[::-1]
     return [int(column.argmax()) if column.any() else None for column in staying_NH.T]

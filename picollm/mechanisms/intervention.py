@@ -1,14 +1,14 @@
-"""Runs a model with some heads' outputs replaced, and computes what comes before the first of them only once.
+"""Runs a model with some heads' outputs replaced, computing the layers before the first of them only once.
 
-A head's output z is what it hands to the output projection W_O, [T, K]; what replaces it:
+A head's output z, [T, K], is its input to the output projection W_O. Replacements:
 
-mean      its mean over training text: the head says what it says on average (the primary one)
-zero      nothing
+mean      its mean over training text: the head writes its average (the primary kind)
+zero      zeros
 uniform   the mean of the values up to each position: the head's values under a pattern without information
 no-sink   its own pattern without position 0, renormalised
 
-A model is picollm's own or one of another family (picollm.model.foreign), of which the last two kinds are not known:
-they need queries, keys and values.
+A model is picollm's own or one of another family (picollm.model.foreign), for which the last two kinds are unavailable
+because they need queries, keys and values.
 
 Shape suffixes: B sequence, T position, D model width, H head of a layer, K head width, L layer, N variant.
 """
@@ -30,24 +30,24 @@ from picollm.model.loss import EVALUATION_TOKENS, token_losses
 from picollm.model.transformer import Block
 
 KINDS = ("mean", "zero", "uniform", "no-sink")
-OF_OUTPUTS = KINDS[:2]  # those that need no more than a head's output
-BATCH_TOKENS = 512  # of the windows that are read at once, before they are multiplied by the heads of a layer
-TOKENS_AT_ONCE = 4096  # of all variants together: their hidden states stay small
+OF_OUTPUTS = KINDS[:2]  # kinds that need only a head's output
+BATCH_TOKENS = 512  # tokens of the windows read at once, before multiplying by the heads of a layer
+TOKENS_AT_ONCE = 4096  # tokens of all variants together, which keeps their hidden states small
 
 
 def outputs(block: Block, x_BTD: Tensor, rotary: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rotated queries and keys, values, and the heads' outputs z, each [B, H, T, K]."""
+    """Computes rotated queries and keys, values, and the heads' outputs z, each [B, H, T, K]."""
     q, k, v = block.attention.heads(block.norm_attention(x_BTD), *rotary)
     return q, k, v, F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def head_output(block: Block | ForeignBlock, x_BTD: Tensor, rest: Sequence) -> Tensor:
-    """The heads' outputs z, [B, H, T, K]; `rest` is what the model's `start` gives beside x."""
+    """Computes the heads' outputs z, [B, H, T, K]; `rest` is what the model's `start` returns in addition to x."""
     return block.outputs(x_BTD, *rest) if isinstance(block, ForeignBlock) else outputs(block, x_BTD, rest)[3]
 
 
 def after(block: Block | ForeignBlock, x_BTD: Tensor, z_BHTK: Tensor, rest: Sequence) -> Tensor:
-    """The residual stream after a block whose heads put out z."""
+    """Computes the residual stream after a block whose heads output z."""
     if isinstance(block, ForeignBlock):
         return block.after(x_BTD, z_BHTK, *rest)
     x_BTD = x_BTD + block.attention.merge(z_BHTK)
@@ -57,7 +57,7 @@ def after(block: Block | ForeignBlock, x_BTD: Tensor, z_BHTK: Tensor, rest: Sequ
 def replacement(
     kind: str, block: Block | ForeignBlock, x_BTD: Tensor, rest: Sequence, mean_HK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The heads' outputs of a layer, and what each puts out instead, both [B, H, T, K]."""
+    """Returns the heads' outputs of a layer and their replacements, both [B, H, T, K]."""
     if kind in OF_OUTPUTS:
         z_BHTK = head_output(block, x_BTD, rest)
         return z_BHTK, mean_HK[:, None].expand_as(z_BHTK) if kind == "mean" else torch.zeros_like(z_BHTK)
@@ -66,7 +66,7 @@ def replacement(
 
 
 def of_other_pattern(kind: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The values under a pattern without information, or under the own one without position 0, [B, H, T, K]."""
+    """Averages the values with an uninformative pattern, or with the head's own minus position 0, [B, H, T, K]."""
     T = q.shape[2]
     if kind == "uniform":
         return v.cumsum(2) / torch.arange(1, T + 1, device=v.device)[:, None]
@@ -77,10 +77,10 @@ def of_other_pattern(kind: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def losses(model: Examined, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
-    """Nats of each next token, [B, T - 1], from the residual stream after the last block of all but the last token.
+    """Computes nats of each next token, [B, T - 1], from the residual stream after the last block, last token excluded.
 
-    x may hold N variants of each sequence, [N x B, T - 1, D], and then the losses do. Outside of `scored`, [B, T - 1],
-    they are 0 and cost nothing.
+    x may hold N variants of each sequence, [N x B, T - 1, D]; then so do the losses. Outside `scored`, [B, T - 1], they
+    are 0 and cost nothing.
     """
     variants = len(x_BTD) // len(ids_BT)
     if scored_BT is None:
@@ -97,7 +97,7 @@ def losses(model: Examined, x_BTD: Tensor, ids_BT: Tensor, scored_BT: Tensor | N
 
 @torch.no_grad()
 def baseline(model: Examined, ids_BT: Tensor, scored_BT: Tensor | None = None) -> Tensor:
-    """Nats of each next token of the whole model, [B, T - 1]; 0 outside of `scored`."""
+    """Computes nats of each next token of the unmodified model, [B, T - 1]; 0 outside `scored`."""
     x, *rest = model.start(ids_BT[:, :-1])
     for block in model.layers:
         x = block(x, *rest)
@@ -106,12 +106,12 @@ def baseline(model: Examined, ids_BT: Tensor, scored_BT: Tensor | None = None) -
 
 @torch.no_grad()
 def each_head(model: Examined, ids_BT: Tensor, kind: str, means_LHK: Tensor, scored_BT: Tensor | None = None) -> Tensor:
-    """Nats of each next token with one head after another replaced, [L x H, B, T - 1]; 0 outside of `scored`.
+    """Computes nats of each next token with one head at a time replaced, [L x H, B, T - 1]; 0 outside `scored`.
 
-    The layers before a head's own are computed once for all heads, its own layer's attention once for all its heads.
+    The layers before a head's own are computed once for all heads, the attention of its layer once for all its heads.
     """
     x, *rest = model.start(ids_BT[:, :-1])
-    found = []
+    nats = []
     B, T = ids_BT[:, 1:].shape
     for layer, block in enumerate(model.layers):
         z_BHTK, other_BHTK = replacement(kind, block, x, rest, means_LHK[layer])
@@ -123,9 +123,9 @@ def each_head(model: Examined, ids_BT: Tensor, kind: str, means_LHK: Tensor, sco
             changed = after(block, x.repeat(len(heads), 1, 1), z_NBHTK.flatten(0, 1), rest)
             for later in model.layers[layer + 1 :]:
                 changed = later(changed, *rest)
-            found.append(losses(model, changed, ids_BT, scored_BT).view(len(heads), B, T))
+            nats.append(losses(model, changed, ids_BT, scored_BT).view(len(heads), B, T))
         x = after(block, x, z_BHTK, rest)
-    return torch.cat(found)
+    return torch.cat(nats)
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def each_set(
     means_LHK: Tensor,
     scored_BT: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Nats of each next token, [B, T - 1], with all the heads of one boolean mask [L, H] after another at their means.
+    """Yields nats of each next token, [B, T - 1], for one boolean mask [L, H] at a time, its heads set to their means.
 
     The layers before a set's first are computed once for all sets.
     """
@@ -161,18 +161,18 @@ def each_set(
 
 
 def without(model: Examined, ids_BT: Tensor, heads_LH: Tensor, means_LHK: Tensor) -> Tensor:
-    """`each_set` of one mask."""
+    """Runs `each_set` for one mask."""
     return next(each_set(model, ids_BT, [heads_LH], means_LHK))
 
 
 def batches(ids_WT: NDArray, device: torch.device) -> tuple[Tensor, ...]:
-    """Rows of ids, some at a time."""
+    """Splits rows of ids into batches."""
     return torch.from_numpy(ids_WT.astype(np.int64)).to(device).split(max(1, BATCH_TOKENS // ids_WT.shape[1]))
 
 
 @torch.no_grad()
 def mean_outputs(model: Examined, parts: Iterable[Tensor]) -> Tensor:
-    """The mean output of each head over all positions of parts of ids [B, T], [L, H, K]."""
+    """Computes the mean output of each head, [L, H, K], over all positions of `parts`, ids [B, T]."""
     total, positions = torch.zeros(()), 0
     for ids_BT in parts:
         total = total + torch.stack([z_BHTK.sum((0, 2)) for z_BHTK in head_outputs(model, ids_BT)])
@@ -182,7 +182,7 @@ def mean_outputs(model: Examined, parts: Iterable[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def head_outputs(model: Examined, ids_BT: Tensor) -> Iterator[Tensor]:
-    """The heads' outputs z of one layer after another, [B, H, T, K]."""
+    """Yields the heads' outputs z, [B, H, T, K], layer by layer."""
     x, *rest = model.start(ids_BT)
     for block in model.layers:
         z_BHTK = head_output(block, x, rest)

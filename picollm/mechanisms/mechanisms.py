@@ -1,13 +1,13 @@
-"""reports/mechanisms.json: which heads are previous-token, duplicate-token and induction heads, and the evidence.
+"""Builds reports/mechanisms.json: previous-token, duplicate-token and induction heads, with the evidence.
 
-The scores themselves are in picollm.mechanisms.repeats. How much context the model uses, what the layers and each head
-write towards the next token are measured for it too (picollm.mechanisms.context, picollm.mechanisms.attribution).
+The scores are in picollm.mechanisms.repeats. The report also covers the context that the model uses and what the layers
+and heads write towards the next token (picollm.mechanisms.context, picollm.mechanisms.attribution).
 
-A head is called an induction head by its score and by what it writes (Olsson et al. 2022): the score is large at every
-length (a head of one offset has it at one) and its interval above the heads of untrained models, and its output favours
-the token that comes next over the sequence's other tokens. What the second copy loses without it, beyond what the first
-copy does, is reported and no condition: others may stand in for one that is gone. So the named heads are also ablated
-together. A head that writes against the token that comes next is anti-copying (copy suppression, McDougall 2023).
+An induction head is defined by its score and by what it writes (Olsson et al. 2022): the score is large at every length
+(a head of one offset has it at one length) with an interval above the heads of untrained models, and the output favours
+the next token over the sequence's other tokens. What the second copy loses without the head, beyond the first copy, is
+reported but is not a condition, because other heads may replace an ablated one. The named heads are therefore also
+ablated together. A head that writes against the next token is anti-copying (copy suppression, McDougall 2023).
 
 Shape suffixes: S sequence, H head (layers flattened), W window, T position.
 """
@@ -31,9 +31,9 @@ from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.stats import Known, finite, known, percentile_99, resampled
 
 FORMAT = 4
-OTHER_SETS = 60  # that the induction heads together are held against
-ABLATED = 8  # repeated sequences that every head is ablated on
-CONTEXT_WINDOWS = 5  # times as many windows as heads are ablated on, for the curve of context
+OTHER_SETS = 60  # sets that the induction heads together are compared with
+ABLATED = 8  # repeated sequences on which every head is ablated
+CONTEXT_WINDOWS = 5  # windows for the context curve, as a multiple of those that heads are ablated on
 
 
 class Evidence(TypedDict):
@@ -66,7 +66,7 @@ class Copies(TypedDict):
 
 
 class MechanismsReport(TypedDict):
-    """mechanisms.json; scores are those of repeats.SCORES."""
+    """Contents of mechanisms.json; scores are those of repeats.SCORES."""
 
     format: int
     definitions: dict[str, str]
@@ -86,20 +86,20 @@ class MechanismsReport(TypedDict):
 
 
 def score_mechanisms(s: ModelAndText) -> MechanismsReport:
-    """The content of mechanisms.json but for its emergence."""
+    """Returns the contents of mechanisms.json except for emergence."""
     seed, fitting = s.cfg["seed"], repeats.lengths(s.model.config.context, s.counts, s.tokenizer.start)
-    found = {length: score_set(s, length) for length in fitting}
-    longest = max(found)
+    score_sets = {length: score_set(s, length) for length in fitting}
+    longest = max(score_sets)
     null = null_scores(s, longest)
     ids_ST = repeated(s, longest, seed)
     after_layer, direct_HW = attribution(s)
-    heads = head_rows(s, found, null, ids_ST, intervals(direct_HW.T, seed))
+    heads = head_rows(s, score_sets, null, ids_ST, intervals(direct_HW.T, seed))
     contexts = spread(s.validation, CONTEXT_WINDOWS * s.cfg["windows"])
     return {
         "format": FORMAT,
         "definitions": repeats.SCORES,
         "criteria": {"score": repeats.LEAST, "copying": repeats.COPYING},
-        "lengths": list(found),
+        "lengths": list(score_sets),
         "sequences": repeats.SEQUENCES * repeats.SEEDS,
         "least_count": int(s.counts[repeats.common(s.counts, s.tokenizer.start)].min()),
         "null": {name: finite(value) for name, value in null.items()},
@@ -115,15 +115,15 @@ def score_mechanisms(s: ModelAndText) -> MechanismsReport:
 
 
 def head_rows(
-    s: ModelAndText, found: Mapping, null: Mapping[str, float], ids_ST: NDArray, direct_H: Sequence[Known]
+    s: ModelAndText, score_sets: Mapping, null: Mapping[str, float], ids_ST: NDArray, direct_H: Sequence[Known]
 ) -> list[ScoredHead]:
-    """Scores, copying, harm and evidence of each head; `found`: {length: `score_set`}, `direct_H`: direct parts."""
-    seed, longest = s.cfg["seed"], max(found)
+    """Scores, copying, harm and evidence of each head; `score_sets`: {length: `score_set`}, `direct_H`: direct part."""
+    seed, longest = s.cfg["seed"], max(score_sets)
     copied_H = intervals(repeats.copying(s.model, ids_ST, s.device), seed)
     harm_H = intervals(harm(s, ids_ST[:ABLATED]), seed)
-    strict_H = intervals(found[longest]["drawn evenly"]["induction"], seed, 0.99)
+    strict_H = intervals(score_sets[longest]["drawn evenly"]["induction"], seed, 0.99)
     scores = {
-        score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in found.items()}
+        score: {str(length): intervals(sets["drawn evenly"][score], seed) for length, sets in score_sets.items()}
         for score in repeats.SCORES
     }
     rows: list[ScoredHead] = []
@@ -140,7 +140,7 @@ def head_rows(
                 for score, by_length in scores.items()
             },
             "by_frequency": {
-                score: finite(found[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
+                score: finite(score_sets[longest]["as in the text"][score][:, h].mean()) for score in repeats.SCORES
             },
             "copying": copied_H[h],
             "anti_copying": bool(copied_H[h]["high"] < 1 - repeats.COPYING),
@@ -153,7 +153,7 @@ def head_rows(
 
 
 def together(s: ModelAndText, heads: Sequence[ScoredHead], ids_ST: NDArray) -> GroupEffect | None:
-    """What the second copy loses, beyond the first, without all induction heads at once; None where there are none."""
+    """Loss of the second copy, beyond the first, without all induction heads together; None if there are none."""
     named = np.array([head["induction_head"] for head in heads])
     if not named.any():
         return None
@@ -178,7 +178,7 @@ def best(heads: Sequence[ScoredHead], score: str, length: str) -> BestHead:
 
 
 def score_set(s: ModelAndText, length: int) -> dict[str, dict[str, NDArray]]:
-    """Scores [S, H] of tokens drawn evenly (all seeds) and in proportion to the text's (one)."""
+    """Computes scores [S, H] on tokens drawn evenly (all seeds) and in proportion to the text's counts (one seed)."""
     seed = s.cfg["seed"]
     even = [repeats.scores(s.model, repeated(s, length, seed + k), s.device) for k in range(repeats.SEEDS)]
     matched = repeats.scores(s.model, repeated(s, length, seed, matched=True), s.device)
@@ -186,17 +186,17 @@ def score_set(s: ModelAndText, length: int) -> dict[str, dict[str, NDArray]]:
 
 
 def null_scores(s: ModelAndText, length: int) -> dict[str, float]:
-    """The 99th percentile over the heads of untrained models."""
+    """Computes the 99th percentile of each score over the heads of untrained models."""
     ids_ST = repeated(s, length, s.cfg["seed"])[: repeats.FEW]
     untrained = untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"])
-    found = [repeats.scores(other.to(s.device), ids_ST, s.device) for other in untrained]
-    return {name: percentile_99(np.stack([scores[name].mean(0) for scores in found])) for name in repeats.SCORES}
+    by_model = [repeats.scores(other.to(s.device), ids_ST, s.device) for other in untrained]
+    return {name: percentile_99(np.stack([scores[name].mean(0) for scores in by_model])) for name in repeats.SCORES}
 
 
 def harm(s: ModelAndText, ids_ST: NDArray) -> NDArray[np.float64]:
-    """How much worse the second copy is predicted without each head than the first, [S, H], in nats.
+    """Extra loss of the second copy over the first without each head, [S, H], in nats.
 
-    A head that all predictions need, as many of layer 0, harms both copies alike.
+    A head that all predictions need, such as many of layer 0, harms both copies equally.
     """
     length = ids_ST.shape[1] // 2
     more = []
@@ -207,12 +207,12 @@ def harm(s: ModelAndText, ids_ST: NDArray) -> NDArray[np.float64]:
 
 
 def second_less_first(nats: NDArray, length: int) -> NDArray[np.float64]:
-    """Of nats of each next token, [..., T], the mean over the second copy less that over the first, [...]."""
+    """Mean nats of each next token, [..., T], over the second copy minus the mean over the first, [...]."""
     return nats[..., repeats.second_copy(length)].mean(-1) - nats[..., 1:length].mean(-1)
 
 
 def copies(s: ModelAndText, ids_ST: NDArray) -> Copies:
-    """The loss of the same tokens in the first and in the second copy, in nats, and how much less the second's is."""
+    """Loss of the same tokens in the first and in the second copy, in nats, and the gain of the second."""
     length = ids_ST.shape[1] // 2
     nats_ST = torch.cat([baseline(s.model, ids) for ids in batches(ids_ST, s.device)]).double().cpu().numpy()
     first_S, second_S = nats_ST[:, 1:length].mean(1), nats_ST[:, repeats.second_copy(length)].mean(1)
@@ -225,7 +225,7 @@ def copies(s: ModelAndText, ids_ST: NDArray) -> Copies:
 
 
 def intervals(values_SH: NDArray, seed: int, level: float = 0.95) -> list[Known]:
-    """Of each head the mean and its interval over sequences."""
+    """Returns each head's mean and its interval over sequences."""
     return known(values_SH.mean(0), *resampled(values_SH.T, seed, level))
 
 
@@ -234,7 +234,7 @@ def induction_heads(report: MechanismsReport) -> list[str]:
 
 
 def metrics(report: MechanismsReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`."""
+    """Returns flat scalars with stable names for `dvc metrics diff`."""
     return {
         **{f"best_{name}": row["value"] for name, row in report["best"].items()},
         "induction_heads": len(induction_heads(report)),

@@ -1,4 +1,4 @@
-"""Minimal pairs: is a word likelier where it agrees or is licensed than where it isn't? (BLiMP, Warstadt et al. 2020)
+"""Minimal pairs: tests if a word is likelier where it agrees or is licensed (BLiMP, Warstadt et al. 2020).
 
 Shape suffixes: N sequence, T position, H head (layers flattened), P pair.
 """
@@ -22,14 +22,14 @@ AT_ONCE = 64
 
 
 class Continuations:
-    """Each pair's target after both texts, padded on the right: what comes later changes nothing in a causal model."""
+    """Each pair's target after both texts, padded on the right, which has no effect in a causal model."""
 
     def __init__(self, pairs: Sequence[Pair], tokenizer: Tokenizer) -> None:
-        """Raises PicollmError where there are too few for an interval."""
+        """Raises PicollmError if there are too few clusters for an interval."""
         self.cluster_P = np.array([pair.cluster for pair in pairs])
         clusters = len(np.unique(self.cluster_P))
         if clusters < LEAST_CLUSTERS:
-            raise PicollmError(f"minimal pairs of {clusters} clusters: at least {LEAST_CLUSTERS} give an interval")
+            raise PicollmError(f"minimal pairs of {clusters} clusters: at least {LEAST_CLUSTERS} are needed")
         prefixes, targets = [], []
         for side in ("good", "bad"):
             for pair in pairs:
@@ -37,15 +37,15 @@ class Continuations:
                 targets.append(tokenizer.ids(pair.target).tolist())
         longest = max(len(p) + len(t) for p, t in zip(prefixes, targets, strict=True))
         self.ids_NT = np.full((len(prefixes), longest), tokenizer.start)
-        self.scored_NT = np.zeros((len(prefixes), longest - 1), dtype=bool)  # of the losses, one shorter
+        self.scored_NT = np.zeros((len(prefixes), longest - 1), dtype=bool)  # mask of the losses, which are one shorter
         for n, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
             end = len(prefix) + len(target)
             self.ids_NT[n, :end] = prefix + target
             self.scored_NT[n, len(prefix) - 1 : end - 1] = True
 
     def margins(self, losses: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> NDArray[np.float64]:
-        """How much likelier the target is after the good text, in nats, [..., P]; `losses` of ids [B, T] and the tokens
-        that count, [B, T - 1], are [..., B, T - 1] and 0 elsewhere."""
+        """Computes how much likelier the target is after the good text, in nats, [..., P]; `losses` maps ids [B, T] and
+        a mask of the scored tokens [B, T - 1] to [..., B, T - 1], 0 outside the mask."""
         parts = []
         for start in range(0, len(self.ids_NT), AT_ONCE):
             ids, scored = (
@@ -59,13 +59,13 @@ class Continuations:
         return bad - good
 
     def by_ngrams(self, models: NGrams) -> dict[str, NDArray[np.float64]]:
-        """The margins of a unigram and of a bigram, [P]."""
+        """Computes the margins of a unigram and a bigram, [P]."""
         previous, target = self.ids_NT[:, :-1], self.ids_NT[:, 1:]
-        found = {
+        losses_by_model = {
             "unigram": models.unigram(target.ravel()),
             "bigram": models.bigram(previous.ravel(), target.ravel()),
         }
         return {
             name: self.differences((losses.reshape(target.shape) * self.scored_NT).sum(-1))
-            for name, losses in found.items()
+            for name, losses in losses_by_model.items()
         }

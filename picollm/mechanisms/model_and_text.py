@@ -1,4 +1,4 @@
-"""What every examination of a model's mechanisms needs: the model, and the packed text that it was trained on."""
+"""A model together with the packed text it was trained on: the input of every analysis of its mechanisms."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ LEAST_WINDOWS = 2
 
 @dataclass(frozen=True)
 class ModelAndText:
-    """`train` and `validation` are rows of ids, no longer than the model's context and one target; `tokenizer` wrote
-    them."""
+    """`train` and `validation` are rows of ids, at most the model's context plus one target, encoded by `tokenizer`."""
 
     model: Examined
     train: NDArray[np.uint16]
@@ -40,17 +39,17 @@ class ModelAndText:
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """How often each token stands in the training text, [V]."""
+        """Occurrences of each token in the training text, [V]."""
         return np.bincount(self.train[:, 1:].ravel(), minlength=self.model.config.vocab_size)
 
     @cached_property
     def windows(self) -> NDArray[np.uint16]:
-        """The validation windows that heads are ablated on, spread evenly."""
+        """Evenly spaced validation windows on which heads are ablated."""
         return spread(self.validation, self.cfg["windows"])
 
     @cached_property
     def mean_windows(self) -> NDArray[np.uint16]:
-        """The training windows that a head's mean output is taken over, spread evenly."""
+        """Evenly spaced training windows over which a head's mean output is computed."""
         return spread(self.train, self.cfg["mean_windows"])[:, :-1]
 
     @cached_property
@@ -62,19 +61,19 @@ class ModelAndText:
 def open_model_and_text(
     model: Examined, manifest: str | Path, cfg: Mapping, device: torch.device, tokenizer: Tokenizer | None = None
 ) -> ModelAndText:
-    """`cfg` is the config's `mechanisms` section; `tokenizer` GPT-2's where none is given.
+    """Opens the packed text for a model; `cfg` is the config's `mechanisms` section, `tokenizer` GPT-2's by default.
 
-    Raises PicollmError where model, tokens and tokenizer don't go together.
+    Raises PicollmError if model, tokens and tokenizer don't match.
     """
-    found, tokenizer = open_manifest(manifest), tokenizer or gpt2()
-    if tokenizer.fingerprint != found["tokenizer_sha256"]:
+    packed, tokenizer = open_manifest(manifest), tokenizer or gpt2()
+    if tokenizer.fingerprint != packed["tokenizer_sha256"]:
         raise PicollmError(f"{manifest} was written by another tokenizer: run tokenize_pack again")
-    padded = isinstance(model, ForeignModel) and model.config.vocab_size > found["vocab_size"]  # as many are
-    if model.config.vocab_size != found["vocab_size"] and not padded:
+    padded = isinstance(model, ForeignModel) and model.config.vocab_size > packed["vocab_size"]  # many models pad it
+    if model.config.vocab_size != packed["vocab_size"] and not padded:
         raise PicollmError(
-            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, {manifest} has {found['vocab_size']:,}"
+            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, {manifest} has {packed['vocab_size']:,}"
         )
-    width = min(model.config.context, found["context"]) + 1
+    width = min(model.config.context, packed["context"]) + 1
     train, validation = (np.asarray(open_split(manifest, split))[:, :width] for split in ("train", "validation"))
     if len(validation) < LEAST_WINDOWS:
         raise PicollmError(
@@ -85,5 +84,5 @@ def open_model_and_text(
 
 
 def spread(rows: NDArray, wanted: int) -> NDArray:
-    """At most so many rows, evenly spaced."""
+    """Selects at most `wanted` rows, evenly spaced."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(wanted, len(rows))).round().astype(int))]

@@ -1,4 +1,4 @@
-"""The linguistic probes of a model: coreference by attention, and what minimal pairs test by likelihood.
+"""Builds reports/probes.json, the linguistic probes: coreference by attention, and minimal pairs by likelihood.
 
 Shape suffixes: I item, P pair, H head (layers flattened).
 """
@@ -49,13 +49,13 @@ FORMAT = 2
 
 
 class Tested(TypedDict):
-    """What all probes have that can be tested."""
+    """Fields shared by all probes that can be tested."""
 
     testable: Literal[True]
     of_clusters: int
     baselines: dict[str, Accuracy]
     p: float
-    q: NotRequired[float | None]  # once all probes are known
+    q: NotRequired[float | None]  # set once all probes are known
     shows: NotRequired[bool]
 
 
@@ -81,7 +81,7 @@ class Untestable(TypedDict):
 
 
 class ProbesReport(TypedDict):
-    """probes.json."""
+    """Contents of probes.json."""
 
     format: int
     least_count: int
@@ -91,8 +91,8 @@ class ProbesReport(TypedDict):
 
 
 def probe_heads(s: ModelAndText, style: str) -> ProbesReport:
-    """The content of probes.json: `shows` where the false discovery rate over the probes that can be tested is below
-    SIGNIFICANT; `style` is that of the text, one of picollm.attention.sentences.STYLES."""
+    """Returns the contents of probes.json: `shows` is true if the false discovery rate over the testable probes is
+    below SIGNIFICANT; `style` is the text's, one of picollm.attention.sentences.STYLES."""
     untrained = list(untrained_models(s.model, models=s.cfg["null_models"], seed=s.cfg["seed"]))
     ngrams = NGrams(s.train, s.model.config.vocab_size)
     kinds = pairs()
@@ -114,7 +114,7 @@ def probe_heads(s: ModelAndText, style: str) -> ProbesReport:
 
 
 def untestable(clusters: int, of: int) -> Untestable:
-    """What stands in a report where the training text has too few of a probe's words."""
+    """Report entry of a probe for which the training text has too few words."""
     return {
         "testable": False,
         "because": f"of {of} groups of words the training text has {clusters}, each word {LEAST_COUNT} times or more; "
@@ -127,8 +127,8 @@ def untestable(clusters: int, of: int) -> Untestable:
 def by_attention(
     s: ModelAndText, untrained: Sequence[Examined], rare: Mapping[str, int], style: str
 ) -> ByAttention | Untestable:
-    """Coreference; p of the chosen heads against every rule, the mean of all heads and untrained models (the largest of
-    paired tests over the pairs of words), and of the best of all against exchanged pronouns, whichever is larger."""
+    """Tests coreference. p is the larger of two: the chosen heads against every rule, the mean of all heads and
+    untrained models (the largest of paired tests over word pairs), and the best of all against exchanged pronouns."""
     known = known_clusters(dict(enumerate(GENDERS)), rare)
     if len(known) < LEAST_CLUSTERS:
         return untestable(len(known), len(GENDERS))
@@ -146,33 +146,33 @@ def by_attention(
     weights_IHC = candidate_weights(s.model, items, s.device)
     report = coreference(weights_IHC, items, s.counts, s.names, rivals={"untrained": right_I}, seed=seed)
     p = max(report["best_of_all"]["p"], report["p_against_rivals"])
-    found: ByAttention = {"testable": True, "of_clusters": len(GENDERS), **report, "p": finite(p)}
-    return found
+    result: ByAttention = {"testable": True, "of_clusters": len(GENDERS), **report, "p": finite(p)}
+    return result
 
 
 def by_likelihood(
     s: ModelAndText, items: Sequence[Pair], untrained: Sequence[Examined], ngrams: NGrams, rare: Mapping[str, int]
 ) -> ByLikelihood | Untestable:
-    """Accuracy of the model, of both n-grams and of untrained models; p of the model against chance and them, the
+    """Accuracy of the model, of both n-grams and of untrained models; p of the model against chance and these is the
     largest of paired tests over clusters."""
     words = {pair.cluster: pair.words for pair in items}
     known = known_clusters(words, rare)
     if len(known) < LEAST_CLUSTERS:
         return untestable(len(known), len(words))
-    found = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer)
+    continuations = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer)
 
     def right_of(model: Examined) -> NDArray:
-        return preferred(found.margins(partial(baseline, model.to(s.device)), s.device))
+        return preferred(continuations.margins(partial(baseline, model.to(s.device)), s.device))
 
     own = right_of(s.model)
-    rivals = {name: preferred(margin_P) for name, margin_P in found.by_ngrams(ngrams).items()}
+    rivals = {name: preferred(margin_P) for name, margin_P in continuations.by_ngrams(ngrams).items()}
     rivals["untrained"] = np.mean([right_of(other) for other in untrained], axis=0)
-    p = max(above(own, rival, found.cluster_P) for rival in (np.full_like(own, 0.5), *rivals.values()))
+    p = max(above(own, rival, continuations.cluster_P) for rival in (np.full_like(own, 0.5), *rivals.values()))
     return {
         "testable": True,
         "of_clusters": len(words),
-        "model": accuracy(own, found.cluster_P),
-        "baselines": {name: accuracy(rival, found.cluster_P) for name, rival in rivals.items()},
+        "model": accuracy(own, continuations.cluster_P),
+        "baselines": {name: accuracy(rival, continuations.cluster_P) for name, rival in rivals.items()},
         "p": finite(p),
     }
 
@@ -187,38 +187,38 @@ class PairEffects(TypedDict):
 
 
 def head_effects(s: ModelAndText, kind: str) -> PairEffects | None:
-    """What a kind of pair loses without each head: nats of the margin, and the accuracy that remains; None where the
+    """Effect of each head on a kind of pair: nats of margin lost without it, and the remaining accuracy; None if the
     training text has too few of its words."""
     items = pairs()[kind]
     words = {pair.cluster: pair.words for pair in items}
     known = known_clusters(words, rare_words(s.train, (word for own in words.values() for word in own), s.tokenizer))
     if len(known) < LEAST_CLUSTERS:
         return None
-    found, seed = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer), s.cfg["seed"]
-    whole_P = found.margins(partial(baseline, s.model), s.device)
-    margin_HP = found.margins(lambda ids, scored: each_head(s.model, ids, "mean", s.means, scored), s.device)
-    heads = per_head(cluster_means(whole_P - margin_HP, found.cluster_P), s.names, seed=seed)
+    continuations, seed = Continuations([pair for pair in items if pair.cluster in known], s.tokenizer), s.cfg["seed"]
+    whole_P = continuations.margins(partial(baseline, s.model), s.device)
+    margin_HP = continuations.margins(lambda ids, scored: each_head(s.model, ids, "mean", s.means, scored), s.device)
+    heads = per_head(cluster_means(whole_P - margin_HP, continuations.cluster_P), s.names, seed=seed)
     remaining: list[MarginEffect] = [
         {**head, "accuracy": float(preferred(margin_P).mean())} for head, margin_P in zip(heads, margin_HP, strict=True)
     ]
-    return {"whole_model": accuracy(preferred(whole_P), found.cluster_P), "heads": remaining}
+    return {"whole_model": accuracy(preferred(whole_P), continuations.cluster_P), "heads": remaining}
 
 
 def metrics(report: ProbesReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`; of what can be tested."""
-    found = report["coreference"]
+    """Returns flat scalars with stable names for `dvc metrics diff`, of the probes that can be tested."""
+    pronoun_probe = report["coreference"]
     coreference = (
         {
-            "coreference": found["chosen_on_one_half"]["accuracy"],
-            "coreference_best_p": found["best_of_all"]["p"],
-            "coreference_untrained": found["baselines"]["untrained"]["accuracy"],
+            "coreference": pronoun_probe["chosen_on_one_half"]["accuracy"],
+            "coreference_best_p": pronoun_probe["best_of_all"]["p"],
+            "coreference_untrained": pronoun_probe["baselines"]["untrained"]["accuracy"],
         }
-        if found["testable"] is True
+        if pronoun_probe["testable"] is True
         else {}
     )
     pairs = {kind: entry for kind, entry in report["pairs"].items() if entry["testable"] is True}
     return {
-        "testable": int(found["testable"]) + len(pairs),
+        "testable": int(pronoun_probe["testable"]) + len(pairs),
         **coreference,
         **{kind: entry["model"]["accuracy"] for kind, entry in pairs.items()},
         **{f"{kind}_bigram": entry["baselines"]["bigram"]["accuracy"] for kind, entry in pairs.items()},

@@ -1,7 +1,7 @@
-"""Do heads stand in for each other? What a pair costs together, beyond what its two heads cost one by one.
+"""Redundancy of heads: the cost of ablating a pair, beyond the costs of its two heads separately.
 
-The interaction of a pair is D(a, b) - D(a) - D(b), D the loss that a set of heads costs under mean ablation. Above 0
-each hides the loss of the other: redundant. Below 0 they work in series: without one, the other is of less use.
+The interaction of a pair is D(a, b) - D(a) - D(b), where D is the cost of mean-ablating a set of heads. Above 0, each
+hides the loss of the other: they are redundant. Below 0, they work in series: without one, the other is less useful.
 
 Shape suffixes: P pair, W window, T position, L layer, H head of a layer.
 """
@@ -21,8 +21,8 @@ from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.progress import progress
 from picollm.stats import SIGNIFICANT, Effect, Known, finite, per_head, resampled, sign_flip_p
 
-WINDOWS = 16  # of the validation split
-EVERY = 8  # one target of so many is scored: the vocabulary head is what costs
+WINDOWS = 16  # windows of the validation split
+EVERY = 8  # one target in 8 is scored: the vocabulary head is the expensive part
 
 
 class MeanInteraction(Known):
@@ -37,12 +37,12 @@ class Interactions(TypedDict):
     mean: MeanInteraction
     redundant: int
     serial: int
-    largest: list[Effect]  # `name` is that of two heads
+    largest: list[Effect]  # `name` names two heads
 
 
 def interactions(s: ModelAndText, heads: Sequence[int]) -> Interactions:
-    """Of all pairs among some heads (numbers as in `s.names`): each interaction, and their mean, with intervals over
-    windows; `redundant` and `serial` count the pairs above and below 0 at a false discovery rate of SIGNIFICANT."""
+    """Computes the interactions of all pairs among some heads (numbers as in `s.names`) and their mean, with intervals
+    over windows; `redundant` and `serial` count pairs above and below 0 at a false discovery rate of SIGNIFICANT."""
     chosen = list(combinations(heads, 2))
     windows = spread(s.validation, WINDOWS)
     more_W = {tuple(members): row for members, row in cost_of(s, windows, [*((h,) for h in heads), *chosen])}
@@ -66,7 +66,7 @@ def interactions(s: ModelAndText, heads: Sequence[int]) -> Interactions:
 
 
 def cost_of(s: ModelAndText, windows: NDArray, sets: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], NDArray]]:
-    """Each set with what the windows lose without its heads, [W]."""
+    """Returns each set with the rise in the windows' loss without its heads, [W]."""
     config = s.model.config
     masks = []
     for members in sets:

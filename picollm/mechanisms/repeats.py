@@ -1,14 +1,14 @@
-"""What heads do on random tokens that come twice: previous-token, duplicate and induction scores, and copying.
+"""Scores of heads on repeated random tokens: previous-token, duplicate and induction scores, and copying.
 
-A sequence is [<|endoftext|>, r_1 ... r_L, r_1 ... r_L] without a repeated token inside a copy, of tokens that the
-training text has often: even draws over the vocabulary would mostly test embeddings that were never trained. Query
-t of the second copy stands at its own duplicate at t - L; what followed that one, at t - L + 1, is what comes next.
-The last token of the second copy has its successor in the second copy itself and is left out.
+A sequence is [<|endoftext|>, r_1 ... r_L, r_1 ... r_L] without a repeated token inside a copy. Its tokens are frequent
+in the training text, because even draws over the vocabulary would mostly test untrained embeddings. Query t of the
+second copy has its own duplicate at t - L; the token that followed the duplicate, at t - L + 1, comes next. The last
+token of the second copy is left out, because its duplicate is followed by the second copy itself.
 
-A score is the mean weight at one offset, less what uniform attention puts there, over the most that it could have.
+A score is the mean weight at one offset, minus what uniform attention puts there, over its largest possible value.
 
 Shape suffixes: S sequence, B batch of them, T position, R position within a copy, L layer, H head (layers flattened
-where no L stands), Q query, K head width, D model width.
+without an L), Q query, K head width, D model width.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ SCORES = {
     "duplicate": "weight of the first occurrence of the query's own token, second copy",
     "induction": "weight of the token that followed that occurrence, second copy",
 }
-LEAST = 0.3  # of a score that is an effect
+LEAST = 0.3  # minimum score that counts as an effect
 COPYING = (
     0.6  # share of the other tokens above which a head's output copies; below 1 - this it writes against the token
 )
-LENGTHS = (25, 50, 100, 150)  # of one copy; those that fit the context and its vocabulary
+LENGTHS = (25, 50, 100, 150)  # tokens of one copy; those that fit the context and its vocabulary are used
 SEQUENCES = 64
 SEEDS = 3
-FEW = 16  # sequences, where many models are scored
+FEW = 16  # sequences when many models are scored
 FEW_LENGTHS = (25, 50)
-COMMON = 100  # occurrences in the training text from which a token is taken; a small text gives its commonest
+COMMON = 100  # occurrences in the training text from which a token is used; a small text gives its most frequent
 
 
 def lengths(context: int, counts_V: NDArray, start: int = END_OF_TEXT) -> list[int]:
-    """The lengths of a copy that fit, or the one that just does. Raises PicollmError where that is shorter than 2."""
+    """Returns the lengths of a copy that fit, or the longest that does. Raises PicollmError if that is below 2."""
     most = min((context - 1) // 2, len(common(counts_V, start)))
     if most < 2:
         raise PicollmError(
-            f"no repeats in a context of {context} tokens and {len(common(counts_V, start))} different ones"
+            f"no repeats fit in a context of {context} tokens with {len(common(counts_V, start))} different ones"
         )
     return [length for length in LENGTHS if length <= most] or [most]
 
 
 def common(counts_V: NDArray, start: int = END_OF_TEXT) -> NDArray[np.int64]:
-    """Ids that occur COMMON times in the training text, or else the commonest, twice as many as the longest copy."""
+    """Returns ids that occur COMMON times in the training text, at least the most frequent 2 x the longest copy."""
     order = np.argsort(-counts_V, kind="stable")
     order = order[(counts_V[order] > 0) & (order != start)]
     return np.sort(order[: max((counts_V[order] >= COMMON).sum(), 2 * LENGTHS[-1])])
@@ -63,7 +63,7 @@ def common(counts_V: NDArray, start: int = END_OF_TEXT) -> NDArray[np.int64]:
 def sequences(
     counts_V: NDArray, length: int, *, seed: int, matched: bool = False, start: int = END_OF_TEXT
 ) -> NDArray[np.int64]:
-    """[SEQUENCES, 2 length + 1]. With `matched`, tokens are drawn in proportion to their counts in the text."""
+    """Draws [SEQUENCES, 2 length + 1]. With `matched`, tokens are drawn in proportion to their counts in the text."""
     words = common(counts_V, start)
     generator = np.random.default_rng([seed, length])
     share = counts_V[words] / counts_V[words].sum() if matched else None
@@ -72,8 +72,8 @@ def sequences(
 
 
 def of_vocabulary(vocab_size: int, context: int, start: int, *, seed: int) -> list[NDArray[np.int64]]:
-    """FEW sequences of each of FEW_LENGTHS that fits, or of the longest copy that does: random ids of a vocabulary
-    whose training text nobody has here."""
+    """Draws FEW sequences of each of FEW_LENGTHS that fits, or of the longest copy that does, from a vocabulary whose
+    training text is not available."""
     counts_V = np.full(vocab_size, COMMON)
     counts_V[start] = 0
     fitting = lengths(context, counts_V, start)
@@ -82,19 +82,19 @@ def of_vocabulary(vocab_size: int, context: int, start: int, *, seed: int) -> li
 
 
 def second_copy(length: int) -> NDArray[np.int64]:
-    """The queries whose next token can be copied from the first copy: t = L + 1 ... 2 L - 1."""
+    """Returns the queries whose next token can be copied from the first copy: t = L + 1 ... 2 L - 1."""
     return np.arange(length + 1, 2 * length)
 
 
 def scores(model: Examined, ids_ST: NDArray, device: torch.device) -> dict[str, NDArray[np.float64]]:
-    """Chance-corrected scores of each sequence, [S, H]."""
+    """Computes the chance-corrected scores of each sequence, [S, H]."""
     length = ids_ST.shape[1] // 2
     parts = [offsets(model.attention_maps(ids)[0].flatten(1, 2), length) for ids in batches(ids_ST, device)]
     return {name: np.concatenate([part[name] for part in parts]) for name in SCORES}
 
 
 def offsets(maps_BHQK: Tensor, length: int) -> dict[str, NDArray[np.float64]]:
-    """The scores from the maps of repeated sequences, [B, H]."""
+    """Computes the scores from the maps of repeated sequences, [B, H]."""
     second, later = second_copy(length), np.arange(2, maps_BHQK.shape[-1])
     where = {
         "previous": (later, later - 1),
@@ -108,22 +108,22 @@ def offsets(maps_BHQK: Tensor, length: int) -> dict[str, NDArray[np.float64]]:
 
 
 def corrected(weight: NDArray, query: NDArray) -> NDArray[np.float64]:
-    """0 for uniform attention, 1 for all weight; negative for less than uniform."""
+    """Corrects for chance: 0 for uniform attention, 1 for all weight, negative for less than uniform."""
     chance = (1 / (query + 1)).mean()
     return (weight - chance) / (1 - chance)
 
 
 @torch.no_grad()
 def copying(model: Examined, ids_ST: NDArray, device: torch.device) -> NDArray[np.float64]:
-    """How often a head's direct output favours the token that comes next over another token of the sequence but the
-    query's own, over the second copy's queries, [S, H]: .5 for a head that writes the same everywhere or what it reads.
+    """Share of comparisons in which a head's direct output favours the next token over another token of the sequence
+    (not the query's own), over the second copy's queries, [S, H]: .5 if it always writes the same, or what it reads.
 
-    Compared with the whole vocabulary every head that favours common words would copy: all tokens here are common. The
+    Compared with the full vocabulary, every head that favours common words would copy; all tokens here are common. The
     final norm divides by a positive number, which changes no order, and is otherwise linear.
     """
     length = ids_ST.shape[1] // 2
     query, next_Q = second_copy(length), torch.arange(1, length, device=device)  # its place within a copy
-    found = []
+    shares_by_layer = []
     for ids in batches(ids_ST, device):
         token_BRD = model.head.weight[ids[:, 1 : length + 1]]
         shares = []
@@ -134,12 +134,12 @@ def copying(model: Examined, ids_ST: NDArray, device: torch.device) -> NDArray[n
             own_BHQ1 = logit_BHQR.gather(-1, next_Q[:, None].expand(B, H, -1, 1))
             above = (own_BHQ1 > logit_BHQR).double() + 0.5 * (own_BHQ1 == logit_BHQR)
             itself_BHQ1 = above.gather(-1, (next_Q - 1)[:, None].expand(B, H, -1, 1))
-            # Less the comparison with itself, and with the query's own token: a head that writes that is no copier.
+            # Excludes the token itself and the query's own token: a head that writes the latter does not copy.
             shares.append(((above.sum(-1) - 0.5 - itself_BHQ1[..., 0]) / (length - 2)).mean(-1))
-        found.append(torch.cat(shares, 1).cpu().numpy())
-    return np.concatenate(found)
+        shares_by_layer.append(torch.cat(shares, 1).cpu().numpy())
+    return np.concatenate(shares_by_layer)
 
 
 def pooled(parts: Sequence[dict[str, NDArray]]) -> dict[str, NDArray]:
-    """The scores of several sets of sequences as one."""
+    """Concatenates the scores of several sets of sequences."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

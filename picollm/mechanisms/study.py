@@ -1,7 +1,7 @@
-"""The full study of what heads cause: hours of forwards, in parts that a killed run doesn't do again.
+"""The full study of causal effects of heads: hours of forward passes, in parts that an interrupted run does not repeat.
 
-Each part is a JSON file of its own in the study's folder, with a key of all that it depends on; a part with the right
-key is read back instead of computed.
+Each part is a JSON file in the study's folder, with a key of everything it depends on; a part with the right key is
+read back instead of computed.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMAT = 3
-GROUP_WINDOWS = 16  # validation windows that whole classes and clusters, and their random rivals, are ablated on
-SETS_A_GROUP = 20  # other sets, for each group that there is: where there are so many, one group can have q < .05
+GROUP_WINDOWS = 16  # validation windows on which whole classes and clusters, and their random rivals, are ablated
+SETS_A_GROUP = 20  # other sets per existing group: with this many, a single group can have q < .05
 
 
 class Group(GroupEffect):
@@ -70,7 +70,7 @@ class HeadsByContext(TypedDict):
 
 
 class Study(TypedDict):
-    """study.json."""
+    """Contents of study.json."""
 
     format: int
     classes: dict[str, str]
@@ -96,10 +96,10 @@ def full_study(
     *,
     code: str,
 ) -> Study:
-    """The content of study.json; `heads` and `clusters` are those of heads.json and clusters.json.
+    """Returns the contents of study.json; `heads` and `clusters` are those of heads.json and clusters.json.
 
-    Ablation of every kind on the validation windows, of whole classes and clusters, by category of the sentences, and
-    what each kind of minimal pair loses. `code` identifies the code that parts of an earlier run must come from.
+    It covers every kind of ablation on the validation windows, whole classes and clusters, categories of sentences, and
+    the effect on each kind of minimal pair. `code` identifies the code that parts of an earlier run must come from.
     """
     groups = groups_of(s, heads, clusters)
     members = {name: mask.tolist() for name, mask in groups.items()}
@@ -107,8 +107,8 @@ def full_study(
 
     def part(name: str, make: Callable[[], T]) -> T:
         path = Path(folder) / "parts" / f"{name.replace(' ', '-')}.json"
-        if path.exists() and (found := read_json(path))["key"] == key:
-            return found["value"]
+        if path.exists() and (stored := read_json(path))["key"] == key:
+            return stored["value"]
         value = make()
         write_json(path, {"key": key, "value": value})
         return value
@@ -147,33 +147,33 @@ def full_study(
 
 
 def by_context(s: ModelAndText) -> HeadsByContext:
-    """What a target loses without each head where only the last tokens before it are read, and where all are."""
+    """Effect of each head on targets when only the last tokens before them are read, and when all are."""
     windows = spread(s.validation, CONTEXT_WINDOWS)
     kept = [k for k in CONTEXTS if k in lengths(windows.shape[1] - 1)]
 
     def lost(model: Examined, ids: Tensor, scored: Tensor) -> Tensor:
         return each_head(model, ids, "mean", s.means, scored) - baseline(model, ids, scored)
 
-    found = truncated_nats(s.model, windows, [*kept, None], seed=s.cfg["seed"], device=s.device, losses=lost)
+    nats = truncated_nats(s.model, windows, [*kept, None], seed=s.cfg["seed"], device=s.device, losses=lost)
     return {
         "windows": len(windows),
         "tokens": {
             "all" if k is None else str(k): per_head(more_HW, s.names, seed=s.cfg["seed"])
-            for k, more_HW in found.items()
+            for k, more_HW in nats.items()
         },
     }
 
 
 def jointly(rows: Sequence[Group]) -> list[TestedGroup]:
-    """The rows with q, the false discovery rate over those that can be tested: an effect of one group alone could have
-    q < SIGNIFICANT with as many other sets as it has. The others have none."""
+    """Adds q to the rows, the false discovery rate over the testable groups: those with enough other sets that an
+    effect of one group alone could have q < SIGNIFICANT. The others get None."""
     testable = np.array([row["least_p"] * len(rows) < SIGNIFICANT for row in rows])
     q = false_discovery_rate(np.where(testable, [row["p"] for row in rows], np.nan))
     return [{**row, "q": number_or_none(value)} for row, value in zip(rows, q, strict=True)]
 
 
 def key_of(s: ModelAndText, rest: object) -> str:
-    """Of the model, the windows, the settings and whatever else the parts read."""
+    """Hash of the model, the windows, the settings and everything else the parts read."""
     digest = hashlib.sha256()
     for name, tensor in s.model.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -189,23 +189,23 @@ def ablated(s: ModelAndText, kind: str) -> Ablated:
 
 
 def groups_of(s: ModelAndText, heads: HeadsReport, clusters: ClustersReport) -> dict[str, NDArray[np.bool_]]:
-    """Masks [L, H] of the classes and clusters that have some of the heads, but neither one nor all."""
+    """Returns masks [L, H] of the classes and clusters that have more than one head, but not all."""
     shape = (s.model.config.n_layers, s.model.config.n_heads)
     labels = [head["label"] for head in heads["heads"]]
     members = [head["cluster"] for head in clusters["heads"]]
-    found = {f"class {name}": np.array(labels) == name for name in dict.fromkeys(labels)}
+    masks = {f"class {name}": np.array(labels) == name for name in dict.fromkeys(labels)}
     if clusters["structure"]["found"]:
-        found |= {f"cluster {number}": np.array(members) == number for number in sorted(set(members))}
-    return {name: mask.reshape(shape) for name, mask in found.items() if 1 < mask.sum() < mask.size}
+        masks |= {f"cluster {number}": np.array(members) == number for number in sorted(set(members))}
+    return {name: mask.reshape(shape) for name, mask in masks.items() if 1 < mask.sum() < mask.size}
 
 
 def by_category(s: ModelAndText, category: CategoryMaps) -> CategoryHeads:
-    """What the category's sentences lose without each head, by mean ablation; intervals over sentences, so that one
-    sentence says nothing of any head."""
+    """Effect of mean-ablating each head on the category's sentences; intervals are over sentences, so that a single
+    sentence gives no result for any head."""
     if len(category.ids) < 2:
         return {"sentences": len(category.ids), "heads": []}
     longest = max(map(len, category.ids))
-    ids_ST = np.full((len(category.ids), longest), s.tokenizer.start)  # on the right, which changes nothing before it
+    ids_ST = np.full((len(category.ids), longest), s.tokenizer.start)  # right padding does not affect the ids before it
     there_ST = np.zeros((len(category.ids), longest - 1), dtype=bool)
     for n, ids in enumerate(category.ids):
         ids_ST[n, : len(ids)], there_ST[n, : len(ids) - 1] = ids, True

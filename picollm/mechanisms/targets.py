@@ -1,4 +1,4 @@
-"""Kinds of next tokens, so that a loss can be said to be lost on something: mean effects hide what they are on.
+"""Kinds of next tokens, to attribute a rise in loss to a kind: mean effects hide which tokens are affected.
 
 Shape suffixes: W window, T position, V vocabulary.
 """
@@ -24,15 +24,15 @@ KINDS = {
 
 
 def target_kinds(ids_WT: NDArray, counts_V: NDArray) -> dict[str, NDArray[np.bool_]]:
-    """Which targets, [W, T - 1], of rows of ids are of each kind; the first five are disjoint and make all of them.
+    """Returns a mask of the targets, [W, T - 1], for each kind; the first five are disjoint and cover all targets.
 
-    Only of GPT-2's vocabulary are the first five known; of another they are left out.
+    The first five are known only for GPT-2's vocabulary and are left out for any other.
     """
     targets = ids_WT[:, 1:]
-    found = by_word(targets) if len(counts_V) == VOCAB_SIZE else {}
-    found["repeated"] = np.stack([[token in row[: t + 1] for t, token in enumerate(row[1:])] for row in ids_WT])
-    found["rare"] = counts_V[targets] < RARE
-    return found
+    kinds = by_word(targets) if len(counts_V) == VOCAB_SIZE else {}
+    kinds["repeated"] = np.stack([[token in row[: t + 1] for t, token in enumerate(row[1:])] for row in ids_WT])
+    kinds["rare"] = counts_V[targets] < RARE
+    return kinds
 
 
 def by_word(targets_WT: NDArray) -> dict[str, NDArray[np.bool_]]:

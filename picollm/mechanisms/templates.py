@@ -1,8 +1,8 @@
-"""The items of the linguistic probes, generated from templates of this project's own.
+"""Generates the items of the linguistic probes from this project's own templates.
 
-Everything that could be read off without language is balanced: which candidate comes first, which number a subject
-has, which of two texts fits, whether the negated one does. Items that share words are one cluster, as large as every
-other of its kind; clusters, not items, are what intervals and p are taken over. Items are the same in every run.
+Every cue that needs no language is balanced: which candidate comes first, the number of a subject, which of two texts
+fits, and if that is the negated one. Items that share words form one cluster, as large as every other of its kind;
+intervals and p are computed over clusters, not items. Items are the same in every run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Pair:
-    """A model is right where the target is likelier after the good text than after the bad one.
+    """A minimal pair: a model is right if the target is likelier after the good text than after the bad one.
 
-    One target after two texts, not two after one (BLiMP's two-prefix method): how common a word is cancels out, which a
-    model of few words would otherwise answer by. `words` are those that all pairs of the cluster are about.
+    It has one target after two texts, not two after one (BLiMP's two-prefix method), so that the word's frequency, by
+    which a model of few words would otherwise answer, cancels out. `words` are the words that the cluster's pairs test.
     """
 
     cluster: int
@@ -44,7 +44,7 @@ class Pair:
     words: tuple[str, ...]
 
 
-# No number cues: "they" can mean both candidates together.
+# Cues of gender only, not of number: "they" can mean both candidates together.
 GENDERS = [
     ("king", "queen"), ("father", "mother"), ("son", "daughter"), ("brother", "sister"), ("husband", "wife"),
     ("actor", "actress"), ("prince", "princess"), ("man", "woman"), ("boy", "girl"), ("uncle", "aunt"),
@@ -63,15 +63,15 @@ FRAMES = [
 
 
 def references(style: str = "plain") -> list[Reference]:
-    """Of each pair of words both orders with both pronouns, in every frame, written as the training text is."""
-    found = []
+    """Builds both orders of each pair of words with both pronouns, in every frame, in the training text's style."""
+    items = []
     for (cluster, pair), (text, subject) in product(enumerate(GENDERS), FRAMES):
         text = as_wikitext(text) if style == "wikitext" else text
         for order, cue in product((0, 1), (0, 1)):
             mentioned = (pair[order], pair[1 - order])
             gold = cue if order == 0 else 1 - cue
-            found.append(_reference(text, mentioned, ("he", "she")[cue], gold, subject, cluster))
-    return found
+            items.append(_reference(text, mentioned, ("he", "she")[cue], gold, subject, cluster))
+    return items
 
 
 def _reference(text: str, mentioned: tuple[str, str], pronoun: str, gold: int, subject: int, cluster: int) -> Reference:
@@ -86,7 +86,7 @@ def _reference(text: str, mentioned: tuple[str, str], pronoun: str, gold: int, s
     return Reference(written + end, (spans[0], spans[1]), spans[2], gold, subject, cluster)
 
 
-# Two neighbours are a cluster: each is the other's attractor.
+# Two neighbouring rows form a cluster: each is the other's attractor.
 NOUNS = [
     ("church", "churches"), ("song", "songs"), ("book", "books"), ("game", "games"), ("city", "cities"),
     ("film", "films"), ("ship", "ships"), ("school", "schools"), ("house", "houses"), ("river", "rivers"),
@@ -99,15 +99,15 @@ BETWEEN = ["The {s} near the {a}", "The {s} seen by the {a}"]
 
 
 def agreement() -> Iterator[Pair]:
-    """The verb agrees with the subject, not with a noun of the other number that stands nearer."""
+    """Yields pairs in which the verb agrees with the subject, not with a nearer noun of the other number."""
     for between, verbs, (n, noun), number in product(BETWEEN, VERBS, enumerate(NOUNS), (0, 1)):
         good, bad = (between.format(s=noun[k], a=NOUNS[n ^ 1][1 - k]) for k in (number, 1 - number))
         yield Pair(n // 2, good, bad, " " + verbs[number], NOUNS[n & ~1] + NOUNS[n | 1])
 
 
 PEOPLE = ["man", "king", "author", "player", "officer", "woman"]
-# What only a negation licenses, what it makes unlikelier, and two contexts as (negated, not negated). No two clusters
-# share a word of the first kind or the second: a model that knows nothing likes a word after `not` wherever it is.
+# A word that only a negation licenses, one that it makes unlikelier, and two contexts as (negated, not negated). No two
+# clusters share either word: a model without this knowledge may simply prefer a word after any `not`.
 POLARITY = [
     (" ever", " probably", [("No {n} has", "The {n} has"), ("No {n} had", "The {n} had")]),
     (" yet", " already", [("The {n} has not come", "The {n} has come"), ("The {n} is not here", "The {n} is here")]),
@@ -125,7 +125,7 @@ POLARITY = [
 
 
 def negation() -> Iterator[Pair]:
-    """A negative polarity item is likelier in the scope of a negation; a positive one, outside of it."""
+    """Yields pairs: a negative polarity item is likelier in the scope of a negation, a positive one outside it."""
     for (cluster, (negative, positive, contexts)), n in product(enumerate(POLARITY), PEOPLE):
         words = (negative.strip(), positive.strip())
         for negated, plain in ((a.format(n=n), b.format(n=n)) for a, b in contexts):
@@ -143,10 +143,10 @@ ASKED = [("When did {s}", "They did when {s}"), ("Where did {s}", "They did wher
 
 
 def inversion() -> Iterator[Pair]:
-    """After an inverted `did` the verb has no ending, without one it has; both texts are of the same words.
+    """Yields pairs: after an inverted `did` the verb has no ending, otherwise it has; both texts use the same words.
 
-    Nothing of the question mark: it would be one target for all clusters, and a model's liking for it right or wrong in
-    all of them at once.
+    The question mark is not tested: it would be one target for all clusters, and a model's preference for it would be
+    right or wrong in all of them at once.
     """
     for (cluster, (base, past)), subject, (asked, told) in product(enumerate(VERB_FORMS), SUBJECTS, ASKED):
         asked, told = asked.format(s=subject), told.format(s=subject)
@@ -161,13 +161,13 @@ BEFORE_PRONOUN = [
 
 
 def pronouns() -> Iterator[Pair]:
-    """A pronoun has the gender of the one before it that it can mean."""
+    """Yields pairs in which a pronoun has the gender of its possible antecedent."""
     for (cluster, words), text, gender in product(enumerate(GENDERS), BEFORE_PRONOUN, (0, 1)):
         good, bad = (text.format(n=words[k]) for k in (gender, 1 - gender))
         yield Pair(cluster, good, bad, (" he", " she")[gender], words)
 
 
 def pairs() -> dict[str, list[Pair]]:
-    """At least 100 of each kind, without repeats."""
+    """Returns at least 100 pairs of each kind, without repeats."""
     kinds = (agreement, negation, inversion, pronouns)
     return {kind.__name__: list(kind()) for kind in kinds}
