@@ -63,7 +63,9 @@ EXHAUSTIVE = {
     "a branch's config.yaml alone", "a clone with dvc pull", "metrics wiped", "swapped shards",
     "weights edited by hand",
     "Snakemake's records wiped, and an edit", "an edited artefact that no cache has", "outputs a day newer",
-    "a value, a run, the value back", "cache and records wiped",
+    "a value, a run, the value back", "cache and records wiped", "one record wiped, and an edit",
+    "the training split in slices", "a branch and an edit", "snakemake up to one rule", "a stash and its return",
+    "outputs wiped", "records of an older version",
 }  # fmt: skip
 
 

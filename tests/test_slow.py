@@ -36,7 +36,8 @@ def wikitext(articles: int, seed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("context", [96, pytest.param(384, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # nine minutes
+@pytest.mark.parametrize("context", [96, 384])
 def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path, context):
     project = workspace.create(tmp_path / "original", name="wikitext-103")
     text = project.path / "text"
@@ -107,6 +108,7 @@ def test_without_a_compiler_and_without_tensorrt_it_says_so_and_goes_on(tmp_path
     assert [file["file"] for file in engine["files"]] == ["logits.fp32.onnx"]
 
 
+@pytest.mark.exhaustive  # the next one takes the same way with a model that is not ours
 def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
     project = workspace.create(tmp_path / "foreign")
     project.snakemake("pretrain")
@@ -154,7 +156,8 @@ def test_a_model_of_another_family_goes_through_the_whole_pipeline(tmp_path):
     training = json.loads((project.path / "reports/training.json").read_text())
     manifest = json.loads((project.path / "data/tokens/manifest.json").read_text())
     assert (training["imported"], training["model"]["family"], training["model"]["n_heads"]) == ("gpt2", "gpt2", 2)
-    assert (manifest["tokenizer"], manifest["vocab_size"], manifest["end"]) == ("tokenizer.json", 3000, 0)
+    assert (manifest["tokenizer"], manifest["end"]) == ("tokenizer.json", 0)
+    assert manifest["vocab_size"] == tokenizer.get_vocab_size()
     assert abs(training["test_loss"] - math.log(3008)) < 0.5, "random weights know nothing"
     heads = json.loads((project.path / "reports/heads.json").read_text())
     assert len(heads["heads"]) == 4 and heads["null"]["heads"] == 4
