@@ -118,6 +118,16 @@ def test_the_clock_overrules_a_processor_that_says_it_has_them(with_bf16, monkey
     assert not has_bf16() and "5 times slower" in emulated_bf16()
 
 
+def test_a_moment_without_a_core_makes_no_processor_one_without_bf16(monkeypatch):
+    """While another process holds a core, a product of two threads takes many times its own time."""
+    measured = iter([3.0, 4.0, 0.2])
+    monkeypatch.setattr(precision, "ratio_of_products", lambda seconds: next(measured))
+    assert bf16_cost() == 0.2
+    bf16_cost.cache_clear()
+    monkeypatch.setattr(precision, "ratio_of_products", lambda seconds: 6.0)
+    assert bf16_cost() == 6.0
+
+
 def test_the_detector_measures_a_real_product():
     assert 0.01 < bf16_cost() < 1000
 
