@@ -14,7 +14,7 @@ export MPLCONFIGDIR := $(CACHES)/matplotlib
 endif
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # --no-compile: Python compiles what is imported, on first use; compiling all of it would take longer than the download.
-PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --use-pep517 -c constraints.txt
 # Two tests at a time: many wait for the tools that they start. Threads that wait for each other must not spin meanwhile:
 # of two such processes on two cores each would hold up the other.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist worksteal
