@@ -18,8 +18,8 @@ def metrics():
 def test_the_five_lines():
     data, model, heads, clusters, speed = lines(metrics(), chapters()["heads"], chapters()["benchmark"])
     assert data == "Data: 1,096 articles, 640,000 training tokens, 70,000 for validation, 60,000 for test."
-    assert "35.3 M parameters after 61,440 tokens: test loss 6.28 nats, about as well as a 4-gram that" in model
-    assert "remembers the row (4-gram 6.50, with the row 6.30)" in model
+    assert "35.3 M parameters after 61,440 tokens: test loss 6.28 nats, about as well as a 4-gram with" in model
+    assert "a cache of the row (4-gram 6.50, with the cache 6.30)" in model
     assert heads == (
         "Heads: of 4, 1 diagonal, 2 global, 1 sink; in untrained models 75% come out global, in untrained ones that "
         "are as peaked 12% token-specific."

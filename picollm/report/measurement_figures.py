@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BASELINE = "eager-fp32"
 BASELINES = {
     "unigram_loss": "unigram", "bigram_loss": "bigram", "four_gram_loss": "4-gram",
-    "four_gram_cache_loss": "4-gram that remembers the row",
+    "four_gram_cache_loss": "4-gram with a cache of the row",
 }  # fmt: skip
 
 

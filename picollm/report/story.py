@@ -75,18 +75,18 @@ def reach(mechanisms: MechanismsReport) -> str:
     """How much context the model can be seen to use."""
     context = mechanisms["context"]
     if context["enough"] is None:
-        return f"uses more than the last {count(context['curve'][-1]['tokens'], 'token')}"
+        return f"still gains from more than the last {count(context['curve'][-1]['tokens'], 'token')} of context"
     if context["enough"] == 1:
-        return "can't be seen to use more than the last token"
-    return f"uses about the last {count(context['enough'], 'token')}"
+        return "shows no gain from more than the last token"
+    return f"shows no gain from more than the last {context['enough']} tokens of context"
 
 
 def missed(ablation: AblationReport) -> str:
     """The head whose loss is the largest that is certain."""
     certain = [head for head in ablation["heads"] if head["q"] < SIGNIFICANT and head["delta"] > 0]
     if not certain:
-        return "no head is missed for certain"
-    return f"misses head {max(certain, key=lambda head: head['delta'])['name']} most"
+        return "needs no single head for certain"
+    return f"loses most without head {max(certain, key=lambda head: head['delta'])['name']}"
 
 
 def underline(training: TrainingReport) -> str:
@@ -95,7 +95,7 @@ def underline(training: TrainingReport) -> str:
         f"best after step {training['best_step']:,} of {training['steps']:,}; " if not training["imported"] else ""
     )
     return (
-        f"{training['parameters'] / 1e6:.1f} M parameters, {trained}one seed. Test loss {loss:.2f} nats a token "
+        f"{training['parameters'] / 1e6:.1f} M parameters, {trained}one seed. Test loss {loss:.2f} nats per token "
         f"(bigram "
         f"{losses['bigram']:.2f}, 4-gram {losses['four_gram']:.2f}, with a cache of the row "
         f"{losses['four_gram_cache']:.2f}). Attention weights are not explanations; what heads cause is measured apart:"
@@ -112,7 +112,14 @@ def five_numbers(c: Mapping[str, Any]) -> list[dict]:
 def costliest(ablation: AblationReport) -> dict:
     top = max(ablation["heads"], key=lambda head: head["delta"])
     middle = median(head["delta"] for head in ablation["heads"])
-    return number(top["delta"], top, "nats", f"lost without head {top['name']}", middle, "the median head")
+    return number(
+        top["delta"],
+        top,
+        "nats",
+        f"lost without head {top['name']}, the most of {len(ablation['heads'])}",
+        middle,
+        "the median head",
+    )
 
 
 def near_by(heads: HeadsReport) -> dict:
@@ -120,14 +127,19 @@ def near_by(heads: HeadsReport) -> dict:
     shares = {end: 100 * local[end] for end in ("low", "high")}
     untrained = 100 * null["labels"]["local"] / max(1, null["heads"])
     return number(
-        100 * local["share"], shares, "%", "of the heads look near by", untrained, "untrained heads as peaked"
+        100 * local["share"],
+        shares,
+        "%",
+        "of the heads attend to nearby tokens",
+        untrained,
+        "untrained heads as peaked",
     )
 
 
 def short_context(mechanisms: MechanismsReport) -> dict:
     curve = mechanisms["context"]["curve"]
     row = next((row for row in curve if row["tokens"] == 4), curve[0])
-    what = f"lost where {count(row['tokens'], 'token')} of context are read"
+    what = f"lost when only the last {count(row['tokens'], 'token')} are read"
     return number(row["cost"], row, "nats", what, 0.0, "all of the context")
 
 
@@ -157,10 +169,11 @@ NUMBERS = {
 
 
 def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, than: str) -> dict:
-    """`place`: 0 to 1 on a strip from the smallest to the largest of what is shown."""
+    """`place`: 0 to 1 on a strip that is a little longer than from the smallest to the largest of what is shown."""
     low, high = ends["low"], ends["high"]
     shown = [value, low, high, baseline]
-    least, span = min(shown), max(max(shown) - min(shown), 1e-9)
+    margin = max(max(shown) - min(shown), 1e-9) / 16
+    least, span = min(shown) - margin, max(shown) - min(shown) + 2 * margin
     place = {
         name: round((x - least) / span, 4) for name, x in zip(("value", "low", "high", "baseline"), shown, strict=True)
     }
@@ -189,7 +202,7 @@ def data_sentence(data: TokensManifest, training: TrainingReport) -> str:
 def training_sentence(training: TrainingReport) -> str:
     loss, losses = on_test(training)
     return (
-        f"On text that nothing was chosen by, it predicts {rank(loss, losses)}: {loss:.2f} nats a token, "
+        f"On text that nothing was chosen by, it predicts {rank(loss, losses)}: {loss:.2f} nats per token, "
         f"{losses['four_gram'] - loss:+.2f} against a 4-gram, {losses['four_gram_cache'] - loss:+.2f} against one "
         f"with a "
         "cache of the row (above 0 is better)."
@@ -222,13 +235,13 @@ def causes_sentence(ablation: AblationReport) -> str:
     in_the_way = sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads)
     way = f"{in_the_way or 'none'} {'is' if in_the_way == 1 else 'are'} in the way"
     if not needed:
-        return f"No head is missed for certain; {way}."
+        return f"No single head is needed for certain; {way}."
     top = max(needed, key=lambda head: head["delta"])
     kinds = {kind: row["delta"] for kind, row in top["on"].items() if row["low"] > 0}
     most = max(kinds, key=lambda kind: kinds[kind]) if kinds else None
     on = f", most on targets that are {KIND_WORDS.get(most, most)} ({kinds[most]:+.3f})" if most else ""
     return (
-        f"Without {top['name']} the model loses {top['delta']:.3f} nats a token{on}; {len(needed)} of {len(heads)} "
+        f"Without {top['name']} the model loses {top['delta']:.3f} nats per token{on}; {len(needed)} of {len(heads)} "
         f"heads cost something alone, {way}."
     )
 

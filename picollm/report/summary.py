@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from picollm.engine.shapes import BenchmarkReport
     from picollm.model.training_report import TrainingReport
 
-ALIKE = 0.05  # nats a token, more than twice what a seed of training moves
-COUNTED = {"bigram": "a bigram", "four_gram": "a 4-gram", "four_gram_cache": "a 4-gram that remembers the row"}
+ALIKE = 0.05  # nats per token, more than twice what a seed of training moves
+COUNTED = {"bigram": "a bigram", "four_gram": "a 4-gram", "four_gram_cache": "a 4-gram with a cache of the row"}
 
 
 def five_lines(reports: Path) -> list[str]:
@@ -62,7 +62,7 @@ def training_line(training: Mapping[str, float]) -> str:
     loss, losses = on_test(training)
     return (
         f"Model: {training['parameters'] / 1e6:.1f} M parameters {trained}: test loss {loss:.2f} nats, "
-        f"{rank(loss, losses)} (4-gram {losses['four_gram']:.2f}, with the row {losses['four_gram_cache']:.2f})."
+        f"{rank(loss, losses)} (4-gram {losses['four_gram']:.2f}, with the cache {losses['four_gram_cache']:.2f})."
     )
 
 
