@@ -112,14 +112,8 @@ def five_numbers(c: Mapping[str, Any]) -> list[dict]:
 def costliest(ablation: AblationReport) -> dict:
     top = max(ablation["heads"], key=lambda head: head["delta"])
     middle = median(head["delta"] for head in ablation["heads"])
-    return number(
-        top["delta"],
-        top,
-        "nats",
-        f"lost without head {top['name']}, the most of {len(ablation['heads'])}",
-        middle,
-        "the median head",
-    )
+    what = f"lost without head {top['name']}, the most of {len(ablation['heads'])}"
+    return number(top["delta"], top, "nats", what, middle, "the median head")
 
 
 def near_by(heads: HeadsReport) -> dict:
