@@ -139,7 +139,7 @@ def load_trained(weights: str | Path, config: str | Path) -> Examined:
 
 
 def open_folder(folder: Path) -> Examined:
-    """Loads the model in a folder of any layout, from the weights alone: for engines, and for use by hand."""
+    """Loads the model in a folder of any layout, with its weights as stored: for engines, and for use by hand."""
     return load_foreign_model(folder) if is_foreign_folder(folder) else load_folder(folder)
 
 
