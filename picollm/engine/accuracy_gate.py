@@ -56,7 +56,7 @@ def compare_all(
     is left out (OverBudget) if its second batch (the first may compile) shows that all batches would take more than
     both SLACK times the reference's time and SECONDS.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in answers}
+    compared_parts: dict[str, list[Tensor]] = {name: [] for name in answers}
     failed: dict[str, Exception] = {}
     positions = np.arange(rows.shape[1] - 1)
     starts = range(0, len(rows), batch)
@@ -67,7 +67,7 @@ def compare_all(
         begin = time.perf_counter()
         expected = torch.from_numpy(np.array(answers[reference](ids, positions))).flatten(0, 1)
         budget = max(SECONDS, SLACK * (time.perf_counter() - begin) * len(starts))
-        for name in list(found):
+        for name in list(compared_parts):
             try:
                 logits = expected
                 if name != reference:
@@ -76,11 +76,11 @@ def compare_all(
                     takes = (call := time.perf_counter() - begin) * len(starts)
                     if number == 1 and takes > budget:
                         raise OverBudget(call, takes, budget)
-                found[name].append(per_token(expected, logits, targets))
+                compared_parts[name].append(per_token(expected, logits, targets))
             except Exception as error:  # runtimes raise any type
                 failed[name] = error.with_traceback(None)
-                del found[name]
-    return {name: summary(torch.cat(parts, 1).double().numpy()) for name, parts in found.items()}, failed
+                del compared_parts[name]
+    return {name: summary(torch.cat(parts, 1).double().numpy()) for name, parts in compared_parts.items()}, failed
 
 
 def rows_at_once(rows: np.ndarray, vocabulary: int, at_most: int) -> int:
@@ -108,9 +108,9 @@ def compared(expected: Tensor, given: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([reference, nats, divergence(expected, given), same.float(), level.float()])
 
 
-def mean_kl(expected: np.ndarray, found: np.ndarray) -> float:
+def mean_kl(expected: np.ndarray, logits: np.ndarray) -> float:
     """Computes the mean KL in nats over all positions of two sets of logits [..., V]."""
-    parts = zip(*(torch.from_numpy(x).flatten(0, -2).split(TOKENS_AT_ONCE) for x in (expected, found)), strict=True)
+    parts = zip(*(torch.from_numpy(x).flatten(0, -2).split(TOKENS_AT_ONCE) for x in (expected, logits)), strict=True)
     return torch.cat([divergence(p.log_softmax(-1), q.log_softmax(-1)) for p, q in parts]).mean().item()
 
 
@@ -122,9 +122,9 @@ def divergence(expected: Tensor, given: Tensor) -> Tensor:
     return (expected.exp() * (torch.expm1(-d) + d)).sum(-1)
 
 
-def summary(found: np.ndarray) -> dict:
+def summary(measured: np.ndarray) -> dict:
     """Summarises [5, N] from `per_token`. Perplexities are per token; differences relative to the reference's."""
-    reference, nats, kl, same, level = found
+    reference, nats, kl, same, level = measured
     more = nats - reference
     error = more.std(ddof=1) / np.sqrt(len(more)) if len(more) > 1 else 0.0
     return {
@@ -140,19 +140,19 @@ def summary(found: np.ndarray) -> dict:
     }
 
 
-def judge(found: dict, precision: str) -> list[str]:
+def judge(measured: dict, precision: str) -> list[str]:
     """Lists the exceeded limits in words; empty means passed. NaN never passes.
 
     The perplexity's limit allows for two standard errors, and one token may always change, however few there are.
     """
-    limits, tokens = LIMITS[precision], found["tokens"]
-    allowed_difference = limits.perplexity + 2 * found["standard_error"]
-    changed, allowed = (1 - found["top1_level"]) * tokens, max(1.0, (1 - limits.top1) * tokens)
+    limits, tokens = LIMITS[precision], measured["tokens"]
+    allowed_difference = limits.perplexity + 2 * measured["standard_error"]
+    changed, allowed = (1 - measured["top1_level"]) * tokens, max(1.0, (1 - limits.top1) * tokens)
     checks = [
-        (found["mean_kl"] <= limits.mean_kl, f"mean KL {found['mean_kl']:.2g} > {limits.mean_kl:g} nats"),
+        (measured["mean_kl"] <= limits.mean_kl, f"mean KL {measured['mean_kl']:.2g} > {limits.mean_kl:g} nats"),
         (
-            abs(found["perplexity_difference"]) <= allowed_difference,
-            f"|perplexity difference| {abs(found['perplexity_difference']):.2%} > {allowed_difference:.2%}",
+            abs(measured["perplexity_difference"]) <= allowed_difference,
+            f"|perplexity difference| {abs(measured['perplexity_difference']):.2%} > {allowed_difference:.2%}",
         ),
         (changed <= allowed + 1e-9, f"top token more than {LEVEL} nats off in {changed:.0f} of {tokens}"),
     ]
@@ -173,9 +173,9 @@ def greedy(answer: Answer, rows: np.ndarray) -> np.ndarray:
     return ids[:, begin:end]
 
 
-def greedy_match(expected: np.ndarray, found: np.ndarray) -> float:
+def greedy_match(expected: np.ndarray, generated: np.ndarray) -> float:
     """Computes the mean share of the text before the first difference: after one, the two texts diverge."""
-    same = np.logical_and.accumulate(expected == found, axis=1)
+    same = np.logical_and.accumulate(expected == generated, axis=1)
     return float(same.mean())
 
 

@@ -214,8 +214,8 @@ def check_accuracy(
             continue
         failed = judge(compared[answered], loaded[name].backend.precision)
         # NaN means failed, and JSON can't represent it.
-        found = {what: value if np.isfinite(value) else None for what, value in compared[answered].items()}
-        accuracy[name] = found | {
+        comparison = {what: value if np.isfinite(value) else None for what, value in compared[answered].items()}
+        accuracy[name] = comparison | {
             "greedy_match": greedy_match(texts[REFERENCE], texts[answered]),
             "failed": failed,
             "of": STAND_IN if name in graphs else "the backend",

@@ -70,13 +70,13 @@ def time_all(
                 if key not in journal.entries:
                     loaded = loaded or load_all(names, ctx, output, journal)
                     journal.add(key, time_cell(loaded, output, given, how.protocol, ctx.device, bar.update, journal))
-                found = journal.entries[key]
+                cell = journal.entries[key]
                 about = {"output": output, "batch": batch}
-                results += summarise(found, status, about, ctx.model.config.context, how.protocol.seed, how.noise_limit)
-                clocks.append(about | found["clocks"])
+                results += summarise(cell, status, about, ctx.model.config.context, how.protocol.seed, how.noise_limit)
+                clocks.append(about | cell["clocks"])
                 samples += [
                     {"backend": name, **about, "round": number, "ms": ms}
-                    for name, rounds in found["host"].items()
+                    for name, rounds in cell["host"].items()
                     for number, block in enumerate(rounds)
                     for ms in block
                 ]
@@ -114,29 +114,29 @@ def time_cell(
     wrong |= {name: f"failed: {why}" for name, why in journal.ended.items()}
     working = {name: backend for name, backend in loaded.items() if name not in wrong}
     runs = {name: journal.watched(name, where, call(each, output, context)) for name, each in working.items()}
-    found: dict = {"host": {}, "warm": {}, "flushed": {}, "clocks": {"before": None, "after": None, "unsteady": None}}
+    times: dict = {"host": {}, "warm": {}, "flushed": {}, "clocks": {"before": None, "after": None, "unsteady": None}}
     try:
         wrong |= check_cell(runs, loaded, inputs[0])
         runs = {name: run for name, run in runs.items() if name not in wrong}
         before = gpu_state() if device.type == "cuda" else None
-        found["host"], failed = timed(runs, inputs, protocol, advance)
+        times["host"], failed = timed(runs, inputs, protocol, advance)
         wrong |= failed
         if device.type == "cuda":
             for kind, flush in (("warm", None), ("flushed", flush_buffer(device))):
-                resident = resident_calls(working, output, inputs, found["host"], where, journal)
+                resident = resident_calls(working, output, inputs, times["host"], where, journal)
                 # A backend that fails here keeps its host times.
-                found[kind], _ = timed(resident, inputs, protocol, advance, event_timer(flush=flush))
+                times[kind], _ = timed(resident, inputs, protocol, advance, event_timer(flush=flush))
             after = gpu_state()
-            found["clocks"] = {"before": before, "after": after, "unsteady": unsteady(before, after)}
+            times["clocks"] = {"before": before, "after": after, "unsteady": unsteady(before, after)}
     except torch.OutOfMemoryError as error:  # from the reference: nothing can be compared here
-        said = (
+        reason = (
             f"not run: the GPU's memory does not hold output {output} at batch {len(inputs[0])} "
             f"({one_line(error)[:120]}): take smaller benchmark.batches, or fewer engine.backends"
         )
-        log.warning("%s", said)
-        found["host"], wrong = {}, dict.fromkeys(loaded, said) | wrong
+        log.warning("%s", reason)
+        times["host"], wrong = {}, dict.fromkeys(loaded, reason) | wrong
     journal.mark()
-    return found | {"wrong": wrong}
+    return times | {"wrong": wrong}
 
 
 def timed(
@@ -166,12 +166,12 @@ def resident_calls(
 ) -> dict[str, Call]:
     """Returns the calls without copies of those backends that were timed from the host and compute on the GPU."""
     positions = {"last": np.array([inputs[0].shape[1] - 1]), "full": np.arange(inputs[0].shape[1]), "loss": None}
-    found = {}
+    calls = {}
     for name, each in loaded.items():
         run = each.runs[OUTPUTS[output]]
         if name in timed_on_host and isinstance(run, DeviceRun):
-            found[name] = journal.watched(name, where, resident_call(run, inputs, positions[output]))
-    return found
+            calls[name] = journal.watched(name, where, resident_call(run, inputs, positions[output]))
+    return calls
 
 
 def add_gpu_times(
@@ -216,11 +216,11 @@ def check_cell(runs: Mapping[str, Call], loaded: Mapping[str, Loaded], ids: np.n
     for name in (name for name in runs if name != REFERENCE):
         limits = LIMITS[loaded[name].backend.precision]
         try:
-            found = np.asarray(runs[name](ids))
+            answer = np.asarray(runs[name](ids))
             if expected.ndim == 2:
-                difference, limit, unit = np.abs((found - expected).mean()), limits.perplexity, "nats"
+                difference, limit, unit = np.abs((answer - expected).mean()), limits.perplexity, "nats"
             else:
-                difference, limit, unit = mean_kl(expected, found), limits.mean_kl, "nats of KL"
+                difference, limit, unit = mean_kl(expected, answer), limits.mean_kl, "nats of KL"
         except Exception as error:  # as in `measure`
             wrong[name] = cell_failure(error)
             continue
@@ -250,14 +250,14 @@ def call(loaded: Loaded, output: str, context: int) -> Call:
 
 
 def summarise(
-    found: Mapping, status: Mapping[str, str], about: dict, context: int, seed: int, noise_limit: float
+    cell: Mapping, status: Mapping[str, str], about: dict, context: int, seed: int, noise_limit: float
 ) -> list[dict]:
     """Returns one row per backend at one output and batch size; throughput is that of the median latency.
 
     The noise is the baseline against itself or the fastest against itself, whichever differs more. `noisy`: it was
     further from 1 than the limit, so the row's ratios are unreliable.
     """
-    measured, status = found["host"], {name: found["wrong"].get(name, said) for name, said in status.items()}
+    measured, status = cell["host"], {name: cell["wrong"].get(name, text) for name, text in status.items()}
     copies = [name for name in measured if again(name) in measured]
     noises = [speedup(measured[name], measured[again(name)], seed) for name in copies]
     noise = {"low": min(x["low"] for x in noises), "high": max(x["high"] for x in noises)} if noises else {}
@@ -269,7 +269,7 @@ def summarise(
             per_second = about["batch"] / times["p50"] * 1e3
             row |= {"latency_ms": times, "sequences_per_s": per_second, "tokens_per_s": per_second * context}
             row |= {"noisy": max(noise["high"] - 1, 1 - noise["low"]) > noise_limit, "speedups": {}, "gpu_ms": None}
-            row["device_ms"] = device_ms(found, name, seed)
+            row["device_ms"] = device_ms(cell, name, seed)
             baselines = [other for other in measured if other.startswith("eager-") and not other.endswith(timing.AGAIN)]
             first = name.removesuffix(timing.AGAIN)  # a second copy is compared with the first, baseline or not
             for baseline in dict.fromkeys(other for other in (*baselines, first) if other != name):
@@ -279,13 +279,12 @@ def summarise(
     return table
 
 
-def device_ms(found: Mapping, name: str, seed: int) -> dict | None:
+def device_ms(cell: Mapping, name: str, seed: int) -> dict | None:
     """Returns latencies on the device, L2 warm and flushed, each with the ratio to the reference; None if not timed."""
-    if name not in found["warm"]:
+    if name not in cell["warm"]:
         return None
     return {
-        kind: latency(found[kind][name])
-        | {"speedup": speedup(found[kind][REFERENCE], found[kind][name], seed)["ratio"]}
+        kind: latency(cell[kind][name]) | {"speedup": speedup(cell[kind][REFERENCE], cell[kind][name], seed)["ratio"]}
         for kind in ("warm", "flushed")
-        if name in found[kind]
+        if name in cell[kind]
     }

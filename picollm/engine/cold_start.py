@@ -41,8 +41,8 @@ def cold_start(name: str, ctx: LoadContext, model_folder: Path, batch: int) -> d
     except subprocess.TimeoutExpired:
         raise PicollmError(f"{name} gave no first answer within {TIMEOUT} s in a fresh process") from None
     if done.returncode:
-        said = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise PicollmError(f"{name} in a fresh process: exit code {done.returncode}: {said[:300]}")
+        last_line = (done.stderr.strip() or "no output").splitlines()[-1]
+        raise PicollmError(f"{name} in a fresh process: exit code {done.returncode}: {last_line[:300]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -101,10 +101,10 @@ def gpu_state() -> dict | None:
 def parse(line: str) -> dict:
     """Parses one line of nvidia-smi's CSV; values a GPU does not report ([N/A], [Not Supported]) become None."""
     *numbers, reasons, persistence = (value.strip() for value in line.split(","))
-    found: dict = {name: number(value) for name, value in zip(FIELDS, numbers, strict=True)}
+    state: dict = {name: number(value) for name, value in zip(FIELDS, numbers, strict=True)}
     active = int(reasons, 16) if reasons.startswith("0x") else 0
-    found["throttled"] = [words for bit, words in THROTTLED.items() if active & bit]
-    return found | {"persistence": persistence == "Enabled"}
+    state["throttled"] = [words for bit, words in THROTTLED.items() if active & bit]
+    return state | {"persistence": persistence == "Enabled"}
 
 
 def number(value: str) -> float | None:
@@ -118,11 +118,11 @@ def unsteady(before: Mapping | None, after: Mapping | None) -> str | None:
     """Returns why a cell's times may not come from a GPU at constant speed, in words; None if nothing suggests it."""
     if before is None or after is None:
         return None
-    said = []
+    reasons = []
     for name, what in {"sm_mhz": "its clock", "memory_mhz": "its memory's clock"}.items():
         a, b = before[name], after[name]
         if a and b and abs(b / a - 1) > MOVED:
-            said.append(f"{what} went from {a:.0f} to {b:.0f} MHz")
+            reasons.append(f"{what} went from {a:.0f} to {b:.0f} MHz")
     if slowed := [reason for reason in THROTTLED.values() if reason in {*before["throttled"], *after["throttled"]}]:
-        said.append(f"slowed down by {', '.join(slowed)}")
-    return "; ".join(said) or None
+        reasons.append(f"slowed down by {', '.join(slowed)}")
+    return "; ".join(reasons) or None

@@ -36,9 +36,9 @@ def split(events: list[dict], calls: int) -> dict[str, float] | None:
     active = [event for event in events if event.get("ph") == "X" and event.get("cat") in KINETO_GPU]
     if not active:
         return None
-    found = {}
+    times = {}
     for part, direction in COPIES.items():
-        found[part] = sum(event["dur"] for event in active if f"Memcpy {direction}" in event["name"])
+        times[part] = sum(event["dur"] for event in active if f"Memcpy {direction}" in event["name"])
     others = [event for event in active if not any(f"Memcpy {x}" in event["name"] for x in COPIES.values())]
-    found["kernels"] = length(union(spans([(event["ts"], event["ts"] + event["dur"]) for event in others])))
-    return {part: microseconds / 1e3 / calls for part, microseconds in found.items()}
+    times["kernels"] = length(union(spans([(event["ts"], event["ts"] + event["dur"]) for event in others])))
+    return {part: microseconds / 1e3 / calls for part, microseconds in times.items()}

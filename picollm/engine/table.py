@@ -19,15 +19,15 @@ def lines(report: dict) -> Iterator[str]:
 def backend_lines(report: dict) -> Iterator[str]:
     """Yields one line per backend except the reference."""
     for name, backend in report["backends"].items():
-        found = backend["accuracy"]
+        gate = backend["accuracy"]
         if name == REFERENCE:
             continue
-        if not found or found["mean_kl"] is None:  # it returned no answers, or NaN
+        if not gate or gate["mean_kl"] is None:  # it returned no answers, or NaN
             yield f"{name:20} {backend['status']}"
         else:
             yield (
-                f"{name:20} perplexity {found['perplexity_difference']:+.3%}, mean KL {found['mean_kl']:.1e} nats, "
-                f"same top token {found['top1_agreement']:.2%} of {found['tokens']}: {backend['status']}"
+                f"{name:20} perplexity {gate['perplexity_difference']:+.3%}, mean KL {gate['mean_kl']:.1e} nats, "
+                f"same top token {gate['top1_agreement']:.2%} of {gate['tokens']}: {backend['status']}"
             )
 
 
@@ -70,12 +70,12 @@ def on_cpu(name: str, hardware: Mapping) -> str:
     return " (CPU)" if hardware["device"] == "cuda" and runs_on_cpu(name) else ""
 
 
-def device_words(found: dict | None) -> str:
+def device_words(times: dict | None) -> str:
     """Formats the medians on the device, L2 cache warm and flushed, with the ratio to eager fp32 there."""
-    if found is None:
+    if times is None:
         return ""
-    said = [f"L2 {kind} {x['p50']:.3f} ms ({x['speedup']:.2f}x)" for kind, x in found.items()]
-    return f"; on the device: {', '.join(said)}"
+    words = [f"L2 {kind} {x['p50']:.3f} ms ({x['speedup']:.2f}x)" for kind, x in times.items()]
+    return f"; on the device: {', '.join(words)}"
 
 
 def gpu_words(parts: dict | None) -> str:

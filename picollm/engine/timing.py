@@ -168,8 +168,8 @@ def thinned(block: list[float]) -> list[float]:
     return block[::step]
 
 
-def verdict(found: dict, noise: dict) -> str:
+def verdict(measured: dict, noise: dict) -> str:
     """Returns faster, slower, or `no difference` if the interval overlaps the noise band (which always contains 1)."""
-    if found["low"] <= max(noise["high"], 1.0) and found["high"] >= min(noise["low"], 1.0):
+    if measured["low"] <= max(noise["high"], 1.0) and measured["high"] >= min(noise["low"], 1.0):
         return "no difference"
-    return "faster" if found["ratio"] > 1 else "slower"
+    return "faster" if measured["ratio"] > 1 else "slower"

@@ -110,16 +110,16 @@ class Checkpoints:
         """Returns tensors and state of the newest complete checkpoint; skips damaged ones with a warning."""
         for mark in self.marks():
             try:
-                found = read_json(mark)
-                tensors = load(prove(mark, found["tensors"], "pretrain").read_bytes())
-                found["state"]["curve"] = rows(tensors, found["state"]["curve"])
+                content = read_json(mark)
+                tensors = load(prove(mark, content["tensors"], "pretrain").read_bytes())
+                content["state"]["curve"] = rows(tensors, content["state"]["curve"])
             except (PicollmError, SafetensorError, KeyError) as error:
                 log.warning("checkpoint %s is damaged and skipped: %s", mark, one_line(error))
                 continue
-            return tensors, found["state"]
+            return tensors, content["state"]
         if not self.folder.exists():
-            for told in self.others():
-                log.warning(told)
+            for reason in self.others():
+                log.warning(reason)
         return None
 
     def others(self) -> Iterator[str]:
@@ -127,12 +127,12 @@ class Checkpoints:
         for folder in sorted(self.root.glob("*")):
             mark = max(folder.glob("step-*.json"), default=folder / "none")
             try:
-                found = read_json(mark)
+                content = read_json(mark)
             except PicollmError:
                 continue
-            names = sorted(differences(found["identity"], self.identity))
+            names = sorted(differences(content["identity"], self.identity))
             yield (
-                f"{mark.parent} holds step {found['step']} of a run with different {', '.join(names)}: "
+                f"{mark.parent} holds step {content['step']} of a run with different {', '.join(names)}: "
                 "starting from scratch"
             )
 

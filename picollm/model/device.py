@@ -43,17 +43,17 @@ def set_up_to_train(device: str, threads: int) -> torch.device:
 
     The other mode, a warning, leaves attention's backward unchanged: it adds in a different order each time.
     """
-    found = set_up(device, threads)
-    if found.type == "cuda":
+    chosen = set_up(device, threads)
+    if chosen.type == "cuda":
         torch.set_deterministic_debug_mode("error")
-    return found
+    return chosen
 
 
 def set_up_to_time(device: str, threads: int) -> torch.device:
     """Like `set_up`, but in torch's default mode: deterministic operations may be slower."""
-    found = set_up(device, threads)
+    chosen = set_up(device, threads)
     torch.set_deterministic_debug_mode("default")
-    return found
+    return chosen
 
 
 def keep_memory() -> None:
@@ -148,9 +148,9 @@ def cause(error: Exception) -> str:
 
 def lacks_memory(error: BaseException) -> bool:
     """Tests if the error means out of memory; on a CPU torch has no type for it, only its allocator's name."""
-    said = str(error)
+    message = str(error)
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or (type(error) is RuntimeError and "DefaultCPUAllocator" in said)
-        or (isinstance(error, RuntimeError) and said.startswith("CUDA error: out of memory"))  # not the allocator's
+        or (type(error) is RuntimeError and "DefaultCPUAllocator" in message)
+        or (isinstance(error, RuntimeError) and message.startswith("CUDA error: out of memory"))  # not the allocator's
     )

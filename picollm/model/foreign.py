@@ -101,8 +101,8 @@ class ForeignBlock:
 
     def __call__(self, x_BTD: Tensor, calls: Calls) -> Tensor:
         arguments, named = calls[self.number]
-        found = self.layer(x_BTD, *arguments, **named)
-        return found[0] if isinstance(found, tuple) else found
+        output = self.layer(x_BTD, *arguments, **named)
+        return output[0] if isinstance(output, tuple) else output
 
     def explicit(self, x_BTD: Tensor, calls: Calls) -> tuple[Tensor, Tensor]:
         """Returns the residual stream after the layer, and its attention weights [B, H, query, key].
@@ -110,7 +110,7 @@ class ForeignBlock:
         Raises PicollmError if its attention returns none.
         """
         seen: list[Any] = []
-        handle = self.attention.register_forward_hook(lambda module, given, found: seen.append(found))
+        handle = self.attention.register_forward_hook(lambda module, given, output: seen.append(output))
         try:
             x_BTD = self(x_BTD, calls)
         finally:

@@ -38,23 +38,23 @@ DECISIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rop
 
 def names(layers: int, tied: bool) -> dict[str, tuple[str, ...]]:
     """Maps each of our parameters to theirs, stacked along the first axis."""
-    found: dict[str, tuple[str, ...]] = {
+    mapping: dict[str, tuple[str, ...]] = {
         "embedding.weight": ("model.embed_tokens.weight",),
         "norm.weight": ("model.norm.weight",),
         "norm.bias": ("model.norm.bias",),
     }
     if not tied:
-        found["head.weight"] = ("lm_head.weight",)
+        mapping["head.weight"] = ("lm_head.weight",)
     for i in range(layers):
         ours, theirs = f"blocks.{i}", f"model.layers.{i}"
         for part, other in (("norm_attention", "input_layernorm"), ("norm_mlp", "post_attention_layernorm")):
             for kind in ("weight", "bias"):
-                found[f"{ours}.{part}.{kind}"] = (f"{theirs}.{other}.{kind}",)
-        found[f"{ours}.attention.qkv.weight"] = tuple(f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv")
-        found[f"{ours}.attention.out.weight"] = (f"{theirs}.self_attn.o_proj.weight",)
-        found[f"{ours}.mlp.gate_up.weight"] = tuple(f"{theirs}.mlp.{x}_proj.weight" for x in ("gate", "up"))
-        found[f"{ours}.mlp.down.weight"] = (f"{theirs}.mlp.down_proj.weight",)
-    return found
+                mapping[f"{ours}.{part}.{kind}"] = (f"{theirs}.{other}.{kind}",)
+        mapping[f"{ours}.attention.qkv.weight"] = tuple(f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv")
+        mapping[f"{ours}.attention.out.weight"] = (f"{theirs}.self_attn.o_proj.weight",)
+        mapping[f"{ours}.mlp.gate_up.weight"] = tuple(f"{theirs}.mlp.{x}_proj.weight" for x in ("gate", "up"))
+        mapping[f"{ours}.mlp.down.weight"] = (f"{theirs}.mlp.down_proj.weight",)
+    return mapping
 
 
 def export(model: Transformer, folder: Path) -> None:
@@ -114,9 +114,9 @@ def load_foreign(folder: Path, wanted: ModelConfig) -> Transformer:
     weights, config = folder / "model.safetensors", folder / "config.json"
     values = read_json(config)
     foreign = is_foreign(values)
-    told = sorted(disagreements(theirs(values) if foreign else values, MEANING if foreign else {}, wanted))
-    if told:
-        raise PicollmError(f"{folder} does not fit the config: {'; '.join(told)}")
+    mismatches = sorted(disagreements(theirs(values) if foreign else values, MEANING if foreign else {}, wanted))
+    if mismatches:
+        raise PicollmError(f"{folder} does not fit the config: {'; '.join(mismatches)}")
     if not foreign:
         model = Transformer(wanted)
         model.load_state_dict(load_model(weights, config).state_dict())
@@ -146,15 +146,15 @@ def theirs(values: dict) -> dict:
     }
 
 
-def disagreements(found: dict, meaning: dict, wanted: ModelConfig) -> list[str]:
+def disagreements(values: dict, meaning: dict, wanted: ModelConfig) -> list[str]:
     """Lists the fields of `meaning` and DECISIVE that differ from the config."""
     expected = meaning | {name: getattr(wanted, name) for name in DECISIVE}
-    heads = found.get("num_key_value_heads", wanted.n_heads)
-    told = [] if heads == wanted.n_heads else [f"num_key_value_heads is {heads}, the config asks for {wanted.n_heads}"]
+    heads = values.get("num_key_value_heads", wanted.n_heads)
+    wrong = [] if heads == wanted.n_heads else [f"num_key_value_heads is {heads}, the config asks for {wanted.n_heads}"]
     for name, value in expected.items():
-        if found.get(name) != value:
-            told.append(f"{name} is {found.get(name)}, the config asks for {value}")
-    return told
+        if values.get(name) != value:
+            wrong.append(f"{name} is {values.get(name)}, the config asks for {value}")
+    return wrong
 
 
 def assemble(tensors: dict[str, Tensor], config: ModelConfig, source: Path) -> Transformer:

@@ -78,11 +78,11 @@ class Objective(nn.Module):
 
     @property
     def how(self) -> str:
-        found = self.compiled.how if self.compiled else "eager"
+        description = self.compiled.how if self.compiled else "eager"
         if self.sampled:
             part = f"{len(self.sampled.common):,} common and {self.sampled.sampled:,} sampled tokens"
-            found += f", each target against {part}"
-        return found
+            description += f", each target against {part}"
+        return description
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, step: int) -> Tensor:
         candidates = to_device(self.sampled.candidates(step), self.device) if self.sampled else None

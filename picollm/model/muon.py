@@ -60,12 +60,12 @@ class Muon(torch.optim.Optimizer):
         """Orthogonalizes each update. A CPU batches those of one shape, since padding wastes arithmetic; a GPU batches
         all of them, since a launch costs more."""
         if updates[0].device.type == "cpu":
-            found = list(updates)
+            results = list(updates)
             for alike in by_shape(updates).values():
                 together = orthogonalize(torch.stack([updates[i] for i in alike]), self.dtype)
                 for i, update in zip(alike, together, strict=True):
-                    found[i] = update
-            return found
+                    results[i] = update
+            return results
         shapes = tuple(update.shape for update in updates)
         if self.padding is None or self.padding.shapes != shapes:
             self.padding = Padding(shapes, updates[0].device)
@@ -74,10 +74,10 @@ class Muon(torch.optim.Optimizer):
 
 def by_shape(matrices: Iterable[Tensor]) -> dict[torch.Size, list[int]]:
     """Maps each shape to the indices of its matrices."""
-    found: dict[torch.Size, list[int]] = {}
+    indices: dict[torch.Size, list[int]] = {}
     for i, matrix in enumerate(matrices):
-        found.setdefault(matrix.shape, []).append(i)
-    return found
+        indices.setdefault(matrix.shape, []).append(i)
+    return indices
 
 
 class Padding:

@@ -239,10 +239,10 @@ def relay(stream: IO[str], path: Path, ended: list[dict]) -> None:
 
 def result(run: Run) -> Result:
     """Loads the result from the run's last checkpoint."""
-    found = run.checkpoints().newest()
-    if found is None:
+    newest = run.checkpoints().newest()
+    if newest is None:
         raise PicollmError(f"{run.checkpoints().folder} holds no complete checkpoint: run pretrain again")
-    tensors, state = found
+    tensors, state = newest
     shape, curve = run.shape(), state["curve"]
     models = []
     for name in ("best", "model"):
@@ -289,12 +289,12 @@ def phases(curve: list[dict]) -> list[Phase]:
     """Returns the tokens after which the training loss, a mean over 2 % of steps, first reached each phase's end."""
     window = max(1, len(curve) // 50)
     smooth = np.convolve([row["loss"] for row in curve], np.full(window, 1 / window), "valid")
-    found: list[Phase] = []
+    reached: list[Phase] = []
     for start, end in ORIGINAL_PHASES:
         at = np.flatnonzero(smooth <= end)
         tokens = curve[int(at[0]) + window - 1]["tokens"] if len(at) else None
-        found.append({"from": start, "to": end, "tokens": tokens})
-    return found
+        reached.append({"from": start, "to": end, "tokens": tokens})
+    return reached
 
 
 def main() -> None:
@@ -305,8 +305,8 @@ def main() -> None:
     try:
         work(Run(**json.loads(path.read_text())))
     except (PicollmError, OSError) as error:
-        told = {"error": one_line(error), "stopped": isinstance(error, Stopped)}
-        os.write(2, f"{ENDED}{json.dumps(told)}\n".encode())  # in one write: the others share the pipe
+        failure = {"error": one_line(error), "stopped": isinstance(error, Stopped)}
+        os.write(2, f"{ENDED}{json.dumps(failure)}\n".encode())  # in one write: the others share the pipe
         sys.exit(getattr(error, "exit_code", 1))
 
 

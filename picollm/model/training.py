@@ -99,12 +99,12 @@ def optimizers(model: Transformer, config: TrainingConfig) -> list[torch.optim.O
         {"params": [p for p in rest if p.ndim == 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    found = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
+    built = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
     if taken:
-        found.append(Muon(hidden, config.muon_lr, config.muon_weight_decay, dtype=muon_dtype(hidden[0].device)))
-    for group in (group for optimizer in found for group in optimizer.param_groups):
+        built.append(Muon(hidden, config.muon_lr, config.muon_weight_decay, dtype=muon_dtype(hidden[0].device)))
+    for group in (group for optimizer in built for group in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
-    return found
+    return built
 
 
 class Trainer:
@@ -268,12 +268,12 @@ class Trainer:
                 parameter.copy_(tensors[f"model.{name}"])
         self.best_weights = {name: tensors[f"best.{name}"].to(self.device) for name in own if f"best.{name}" in tensors}
         for k, optimizer in enumerate(self.optimizers):
-            found = optimizer.state_dict()
+            values = optimizer.state_dict()
             for name, tensor in tensors.items():
                 if name.startswith(f"optimizer.{k}."):
                     _, _, i, key = name.split(".")
-                    found["state"].setdefault(int(i), {})[key] = tensor
-            optimizer.load_state_dict(found)
+                    values["state"].setdefault(int(i), {})[key] = tensor
+            optimizer.load_state_dict(values)
         self.feed.load_state_dict(state["feed"])
         self.curve, self.best = state["curve"], state["best"]
         self.resumed_at = [*state["resumed_at"], self.step]
@@ -302,9 +302,9 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
     Raises Stopped after SIGTERM or Ctrl-C, with the state saved; PicollmError if the loss diverges, leaving earlier
     checkpoints unchanged.
     """
-    config, world, found = trainer.config, trainer.world, checkpoints and checkpoints.newest()
-    if found:
-        trainer.load_state(*found)
+    config, world, newest = trainer.config, trainer.world, checkpoints and checkpoints.newest()
+    if newest:
+        trainer.load_state(*newest)
         log.info("resuming after step %d of %d, from a checkpoint", trainer.step, trainer.steps)
     store = checkpoints if world.rank == 0 else None
     with (

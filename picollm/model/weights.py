@@ -87,11 +87,11 @@ def load_unproven(weights_path: str | Path, config_path: str | Path) -> Transfor
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tied:
         del expected["head.weight"]
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if expected != found:
-        name = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))[0]
+    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != stored:
+        name = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))[0]
         raise PicollmError(
-            f"{weights_path} does not fit {config_path}: {name} has shape {found.get(name, 'none')}, "
+            f"{weights_path} does not fit {config_path}: {name} has shape {stored.get(name, 'none')}, "
             f"the config asks for {expected.get(name, 'none')}"
         )
     model.load_state_dict(state, strict=False)  # a tied head is stored once; every other name was compared above

@@ -124,21 +124,21 @@ def one_at_a_time() -> Iterator[None]:
 
 def check_workload(errors: Path) -> None:
     """Logs the workload's stderr; raises PicollmError if the shell of APART recorded its failure."""
-    said = errors.read_text() if errors.exists() else ""  # nsys may have failed before starting it
-    log.debug("%s", said)
+    stderr = errors.read_text() if errors.exists() else ""  # nsys may have failed before starting it
+    log.debug("%s", stderr)
     code = errors.with_suffix(".errors.code")
     if code.exists():
         code = code.read_text().strip()
-        raise PicollmError(f"the workload under nsys failed with exit code {code}: {last_line(said) or 'no output'}")
+        raise PicollmError(f"the workload under nsys failed with exit code {code}: {last_line(stderr) or 'no output'}")
 
 
 def import_by_hand(nsys: str, raw: Path, report: Path) -> None:
     """Runs nsys's importer: Debian's nsys 2022.4 records but does not find it, as it is not in the expected folder."""
     folders = [Path(nsys).resolve().parent.parent, *map(Path, IMPORTERS)]
-    found = [path for folder in folders for path in sorted(folder.glob("**/host-linux-*/QdstrmImporter"))]
-    if not raw.exists() or not found:
+    importers = [path for folder in folders for path in sorted(folder.glob("**/host-linux-*/QdstrmImporter"))]
+    if not raw.exists() or not importers:
         raise PicollmError(f"nsys wrote no report, and QdstrmImporter is in none of {', '.join(map(str, folders))}")
-    call([str(found[0]), "-i", str(raw), "-o", str(report)], LIMIT)
+    call([str(importers[0]), "-i", str(raw), "-o", str(report)], LIMIT)
 
 
 def with_torch(spec: dict, folder: Path, reason: str) -> Capture:
@@ -186,8 +186,8 @@ def call(command: list[str], limit: float | None = None, alive: Path | None = No
             f"{name} hung: nothing happened for {limit:g} seconds, so it was killed; set profile.tool to torch.profiler"
         )
     if process.returncode:
-        said = last_line(errors) or last_line(output) or "no output"
-        raise PicollmError(f"{name} failed with exit code {process.returncode}: {said}")
+        message = last_line(errors) or last_line(output) or "no output"
+        raise PicollmError(f"{name} failed with exit code {process.returncode}: {message}")
     return output
 
 

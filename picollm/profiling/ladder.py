@@ -72,22 +72,22 @@ def ladder(rows: Rows | np.ndarray, batch: int, device: torch.device) -> list[di
     return [
         {
             "rung": rung,
-            "n": len(found),
-            "median_ms": float(np.median(found)),
-            "p90_ms": float(np.quantile(found, 0.9)),
+            "n": len(milliseconds),
+            "median_ms": float(np.median(milliseconds)),
+            "p90_ms": float(np.quantile(milliseconds, 0.9)),
         }
-        for rung, found in times.items()
+        for rung, milliseconds in times.items()
     ]
 
 
 def block(batches: Iterator[Tensor], device: torch.device) -> list[float]:
     for _ in range(DRAINED):
         next(batches)
-    found = []
+    milliseconds = []
     for _ in range(BATCHES):
         start = time.perf_counter()
         taken = next(batches).to(device, non_blocking=True)
         if taken.is_cuda:
             torch.cuda.synchronize(device)
-        found.append((time.perf_counter() - start) * 1e3)
-    return found
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+    return milliseconds

@@ -215,11 +215,11 @@ def metrics(report: ProfileReport | NoProfile) -> dict[str, float]:
     if "needs" in report:
         return {}
     workload, mean = report["workload"], report["steps"]["mean_ms"]
-    found = {
+    numbers = {
         "step_ms": mean,
         "tokens_per_second": workload["batch_rows"] * workload["context"] / mean * 1e3,
         "other_share": report["other_share"],
     }
-    found |= {f"{name}_share": row["share"] for name, row in sorted(report["ranges"].items())}
-    found |= {f"gpu_{name}": value for name, value in cast(dict, report["gpu"] or {}).items()}
-    return dict(list(found.items())[:20])
+    numbers |= {f"{name}_share": row["share"] for name, row in sorted(report["ranges"].items())}
+    numbers |= {f"gpu_{name}": value for name, value in cast(dict, report["gpu"] or {}).items()}
+    return dict(list(numbers.items())[:20])

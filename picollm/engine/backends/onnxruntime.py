@@ -94,14 +94,14 @@ def embed_from_head(graph: GraphProto, embedding: str) -> None:
     from onnx import TensorProto, helper
 
     at, lookup = next((i, node) for i, node in enumerate(graph.node) if node.input and node.input[0] == embedding)
-    ids, found = lookup.input[1], lookup.output[0]
+    ids, embedded = lookup.input[1], lookup.output[0]
     nodes = [
         helper.make_node("Gather", [f"{HEAD}_quantized", ids], ["columns"], axis=1),  # [D, B, T]
         helper.make_node("Transpose", ["columns"], ["rows"], perm=[1, 2, 0]),
         helper.make_node("Cast", ["rows"], ["whole"], to=TensorProto.FLOAT),
         helper.make_node("Gather", [f"{HEAD}_scale", ids], ["scales"], axis=0),
         helper.make_node("Unsqueeze", ["scales", "last_axis"], ["scale"]),
-        helper.make_node("Mul", ["whole", "scale"], [found]),
+        helper.make_node("Mul", ["whole", "scale"], [embedded]),
     ]
     graph.node.remove(lookup)
     for offset, node in enumerate(nodes):

@@ -75,9 +75,9 @@ class TensorRt(Backend):
             return path, {"target": TORCH, "compute_capabilities": capabilities, "profile": profile, "flags": FLAGS}
         path = ctx.path(graph, self.precision, f"{self.suffix}.plan")
         onnx = ctx.onnx(graph, self.precision)
-        found = build_plan(onnx, path, capabilities, profile)
+        build_facts = build_plan(onnx, path, capabilities, profile)
         about = {"target": RTX, "from": onnx.name, "compute_capabilities": capabilities, "profile": profile}
-        return path, about | found
+        return path, about | build_facts
 
     def refuses(self, built: dict, device: torch.device) -> str | None:
         about = built["graphs"]["logits"]

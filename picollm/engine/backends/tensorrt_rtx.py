@@ -34,13 +34,13 @@ def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Ma
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
-        found = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
-        if found is None:
+        known = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
+        if known is None:
             raise PicollmError(
                 f"TensorRT-RTX {trt.__version__} does not support compute capability {capability}; on a GPU that has "
                 "it: pip install torch-tensorrt"
             )
-        config.set_compute_capability(found, index)
+        config.set_compute_capability(known, index)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     optimization = builder.create_optimization_profile()
     for name, sizes in profile.items():
