@@ -356,7 +356,7 @@ def test_a_checkpoint_of_no_numbers_is_refused(model, folder, rows):
         broken.norm.weight.fill_(float("nan"))
     manifest = read_json(folder / "manifest.json")
     ctx = LoadContext(broken.eval(), manifest, folder, torch.device("cpu"), threads=2)
-    with pytest.raises(PicollmError, match="the checkpoint itself can't be compared with: failed: accuracy"):
+    with pytest.raises(PicollmError, match="the checkpoint itself can't serve as the reference: failed: accuracy"):
         benchmark(ctx, rows, setting([], last=(1,)), folder)
 
 

@@ -128,7 +128,7 @@ def test_a_signal_saves_and_says_so(tmp_path, undisturbed, monkeypatch, number):
     stopped.advance = signalled
     before = signal.default_int_handler  # whatever started the tests: a shell's background ignores Ctrl-C
     kept = signal.signal(number, before)
-    with pytest.raises(Stopped, match="after step 4 of 9; the checkpoint is saved, run again to go on") as caught:
+    with pytest.raises(Stopped, match="after step 4 of 9; the checkpoint is saved, run again to resume") as caught:
         train(stopped, random_rows(7, seed=1), store)
     assert caught.value.exit_code == 75
     os.kill(os.getpid(), number)  # as part of the same request: nothing happens
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, undisturbed,
     again = trainer()
     with caplog.at_level(logging.WARNING):
         train(again, random_rows(7, seed=1), store)
-    assert f"step-{STEPS:06d}.json is damaged and passed over" in caplog.text
+    assert f"step-{STEPS:06d}.json is damaged and skipped" in caplog.text
     assert again.resumed_at == [6] and outcome(again, store) == undisturbed
 
 
@@ -192,7 +192,7 @@ def test_another_run_starts_anew_and_says_why(tmp_path, caplog):
     new = trainer(lr=0.02)
     with caplog.at_level(logging.WARNING):
         train(new, random_rows(7, seed=1), Checkpoints(tmp_path, {"pretrain": {"lr": 0.02, "seed": 1}, "code": "a"}))
-    assert new.resumed_at == [] and "of a run with other pretrain.lr: starting anew" in caplog.text
+    assert new.resumed_at == [] and "of a run with different pretrain.lr: starting from scratch" in caplog.text
     assert Checkpoints(tmp_path, old).newest() is not None, "the old one may still be wanted"
 
 

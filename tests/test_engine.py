@@ -190,7 +190,7 @@ def test_what_a_runtime_cannot_read_is_one_clear_line(ctx, file, backend, said):
 def test_a_gpu_that_tensorrt_rtx_does_not_know_is_one_clear_line(built, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no plan can be built")
     profile = shapes("logits", CONTEXT, MAX_BATCH)
-    with pytest.raises(PicollmError, match=r"TensorRT-RTX 1\.\S+ builds nothing for compute capability 9\.0; on a GPU"):
+    with pytest.raises(PicollmError, match=r"TensorRT-RTX 1\.\S+ does not support compute capability 9\.0; on a GPU"):
         build_plan(built[0] / "logits.fp16.onnx", tmp_path / "a.plan", ["9.0"], profile)
     assert not (tmp_path / "a.plan").exists()
 
@@ -402,7 +402,7 @@ def test_every_keyword_for_torch_tensorrt_exists_in_its_releases(model, tmp_path
         assert all(keywords <= set(known[name]) for name, keywords in used.items())
     assert "enabled_precisions" not in signatures["2.13.0"]["dynamo.compile"]
     compiled.add_module("_run_on_acc_1", torch.nn.Identity())
-    with pytest.raises(PicollmError, match="made 2 engines of the graph, not one"):
+    with pytest.raises(PicollmError, match="built 2 engines from the graph, not one"):
         tensorrt.build_torch_tensorrt(ctx, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
 
 

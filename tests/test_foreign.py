@@ -311,9 +311,7 @@ def test_a_folder_that_lacks_something_is_one_line(tmp_path):
     assert len(files) > 2
     files[1].unlink()
     said = refusal(load_foreign_model, parts)
-    assert (
-        f"of {len(files)} files of weights 1 are missing, the first is {files[1].name}: copy the folder whole" in said
-    )
+    assert f"lacks 1 of its {len(files)} weight files, the first is {files[1].name}: copy the complete folder" in said
     files[0].write_bytes(files[0].read_bytes()[:7])
     (parts / "model.safetensors.index.json").unlink()
     assert "has no model.safetensors" in refusal(load_foreign_model, parts)
@@ -330,10 +328,10 @@ def test_a_folder_that_lacks_something_is_one_line(tmp_path):
             {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
             "is an encoder (BertForMaskedLM): only decoders",
         ),
-        ({"model_type": "opt"}, "is of the family 'opt'; known are gpt2"),
+        ({"model_type": "opt"}, "is of the family 'opt'; supported: gpt2"),
         (
             {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}},
-            "needs code of its own, which is never",
+            "needs its own code, which is never",
         ),
     ],
 )
@@ -366,7 +364,7 @@ def test_attention_without_weights_is_one_line(ids):
     model = theirs("gpt2")
     model.set_attn_implementation("sdpa")
     said = refusal(ForeignModel(model).attention_maps, ids)
-    assert said == "layer 0: its attention gives no weights; they need attn_implementation='eager'"
+    assert said == "layer 0: its attention returns no weights; they need attn_implementation='eager'"
     with pytest.raises(PicollmError, match="a sequence of 65 tokens: the model accepts at most 64"):
         ForeignModel(model).attention_maps(torch.ones(1, 65, dtype=torch.long))
 
@@ -428,6 +426,6 @@ for name in sys.argv[1:]:
     server.server_close()
     assert "some/gated is gated: accept its terms" in gated and "or name a folder on this machine" in gated
     assert "some/other is unknown on the hub, or private: check it, log in" in unknown
-    assert name.startswith("no such folder is no folder here and can't be fetched")
+    assert name.startswith("no such folder is not a folder here and can't be fetched")
     (silent,) = said("http://127.0.0.1:9", "gpt2")
-    assert "gpt2 is no folder here, and the hub (http://127.0.0.1:9) can't be reached" in silent
+    assert "gpt2 is not a folder here, and the hub (http://127.0.0.1:9) can't be reached" in silent

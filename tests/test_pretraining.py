@@ -66,7 +66,7 @@ def test_a_run_gives_its_best_and_last_model_and_their_numbers(run, tokens):
     assert summary["validation_loss"] < summary["last_validation_loss"]
     assert summary["tokens"] == 6 * 8 * 16 and summary["peak_memory_mib"] > 50
     assert result(run(lr=0.1, final_lr=1.0, validate_every=1)).summary == summary, "its last checkpoint holds all of it"
-    with pytest.raises(PicollmError, match="no whole checkpoint"):
+    with pytest.raises(PicollmError, match="no complete checkpoint"):
         result(run(seed=9))
 
 
@@ -204,7 +204,7 @@ def stopped(first, spec, send):
 def test_whoever_gets_the_signal_the_state_is_saved_and_only_then_said_to_be(run, tmp_path, processes, loading, send):
     first = run(processes=processes, loading=loading, **LONG)
     code, said, step = stopped(first, tmp_path / "spec.json", send)
-    assert code == 75 and f"after step {step} of 4000; the checkpoint is saved, run again to go on" in said
+    assert code == 75 and f"after step {step} of 4000; the checkpoint is saved, run again to resume" in said
     other = replace(first, pretrain=first.pretrain | {"processes": 3 - processes})
     assert other.checkpoints().folder == first.checkpoints().folder and 5 <= step < 4000, "any number may go on"
 

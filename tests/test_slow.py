@@ -187,7 +187,7 @@ def test_a_run_that_is_ended_in_training_goes_on_from_its_checkpoint(tmp_path, d
     project.set("pretrain", length=60, checkpoint_every=3, validate_every=30)
     undisturbed = project.copy(tmp_path / "undisturbed")
     environment = workspace.ENVIRONMENT | {"PYTHONPATH": str(project.path)}
-    for number, words in ((signal.SIGTERM, "run again to go on"), (signal.SIGKILL, "")):
+    for number, words in ((signal.SIGTERM, "run again to resume"), (signal.SIGKILL, "")):
         before = set(project.path.glob("checkpoints/*/step-*.json"))
         process = subprocess.Popen(driver, cwd=project.path, env=environment, start_new_session=True)
         deadline = time.monotonic() + 200

@@ -1,6 +1,6 @@
-"""The benchmark: accuracy gate, cold starts, interleaved latencies; the report, and a row for each timed call.
+"""Runs the benchmark: accuracy gate, cold starts, interleaved latencies; returns the report and a row per timed call.
 
-What can't run, or fails the gate, gets its reason and no number. What it may say is in benchmark.schema.json.
+A backend that can't run or fails the gate gets a reason and no numbers. benchmark.schema.json defines the report.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ log = logging.getLogger(__name__)
 
 SCHEMA = "picollm-benchmark/4"
 COLUMNS = ("backend", "output", "batch", "round", "ms")
-DISTURBED = 0.1  # share of the cores that others may take before the benchmark warns
+DISTURBED = 0.1  # share of the cores that other processes may use before the benchmark warns
 GREEDY_ROWS = 4
-# It rounds weights and activations as the engine does, and adds up products in float32.
+# ONNX Runtime rounds weights and activations as the engine does, and accumulates products in float32.
 STAND_IN = "its ONNX graph in ONNX Runtime"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and how.
+    """Settings of a benchmark.
 
-    gate_rows: of the validation split; None: all. noise_limit: how far the interval of the baseline against itself may
-    reach from 1 before a row is marked. cold: also start each backend in a fresh process.
+    gate_rows: number of validation rows; None: all. noise_limit: how far the interval of the baseline against itself
+    may reach from 1 before a row is marked. cold: also start each backend in a fresh process.
     """
 
     grid: Grid
@@ -56,7 +56,7 @@ class Setting:
 
 
 def setting(engine: Mapping, benchmark: Mapping) -> Setting:
-    """Of the configuration's sections `engine` and `benchmark`; engine.grid: full takes the whole validation split."""
+    """Reads the configuration's sections `engine` and `benchmark`; engine.grid: full takes all validation rows."""
     protocol = Protocol(**{key: benchmark[key] for key in ("rounds", "block_seconds", "warmup_seconds", "seed")})
     return Setting(
         grid(engine, benchmark["batches"]),
@@ -70,10 +70,10 @@ def setting(engine: Mapping, benchmark: Mapping) -> Setting:
 def benchmark(
     ctx: LoadContext, rows: np.ndarray, how: Setting, model_folder: Path, journal: Journal | None = None
 ) -> tuple[dict, list[dict]]:
-    """The report, and one row per timed call: backend, output, batch, round, ms. rows: validation rows [n, T + 1].
+    """Returns the report, and one row per timed call: backend, output, batch, round, ms. rows: validation [n, T + 1].
 
-    What the journal has is not measured again; backends that ended a process before are left out.
-    Raises PicollmError where sizes don't fit, or the checkpoint itself answers no numbers.
+    Entries of the journal are not measured again; backends that ended an earlier process are left out.
+    Raises PicollmError if sizes don't fit, or if the checkpoint itself returns no numbers.
     """
     journal = journal or Journal()
     check_sizes(rows, how.grid, ctx.manifest["max_batch"], ctx.model)
@@ -81,14 +81,14 @@ def benchmark(
     gate = journal.get("gate", lambda: pass_gate(names, ctx, rows[: how.gate_rows], how.grid, journal))
     accuracy, status = gate["accuracy"], gate["status"]
     if status[REFERENCE] != "ok":
-        raise PicollmError(f"{model_folder}: the checkpoint itself can't be compared with: {status[REFERENCE]}")
+        raise PicollmError(f"{model_folder}: the checkpoint itself can't serve as the reference: {status[REFERENCE]}")
     runnable = [name for name in names if status[name] == "ok"]
     cold = {name: cold_start_once(name, ctx, model_folder, journal) for name in runnable if how.cold}
     meter, before = CpuMeter(), os.getloadavg()[0]
     results, samples, clocks = time_all(runnable, status, ctx, rows, how, journal)
     others = meter.others()
     if others and sum(others.values()) > DISTURBED * (os.cpu_count() or 1):
-        log.warning("other processes took %.1f cores meanwhile: measure again when it is quiet", sum(others.values()))
+        log.warning("other processes used %.1f cores: measure again on an idle machine", sum(others.values()))
     report = describe(ctx, how, len(rows[: how.gate_rows])) | {
         "other_processes": others,
         "load_average": [before, os.getloadavg()[0]],
@@ -106,7 +106,7 @@ def benchmark(
 
 
 def pass_gate(names: Sequence[str], ctx: LoadContext, rows: np.ndarray, wanted: Grid, journal: Journal) -> dict:
-    """`accuracy` and `status` of each backend; see `check_accuracy`."""
+    """Returns `accuracy` and `status` of each backend; see `check_accuracy`."""
     loaded = {name: load_wanted(name, ctx, wanted, journal) for name in names}
     accuracy, status = check_accuracy(loaded, ctx, rows, journal)
     journal.mark()
@@ -114,7 +114,7 @@ def pass_gate(names: Sequence[str], ctx: LoadContext, rows: np.ndarray, wanted: 
 
 
 def load_wanted(name: str, ctx: LoadContext, wanted: Grid, journal: Journal) -> Loaded:
-    """Every graph of the grid; what is left out comes back with the reason."""
+    """Loads every graph of the grid; a backend that is left out is returned with the reason."""
     if why := journal.ended.get(name):
         return Loaded(find_backend(name), f"failed: {why}")
     reason = why_skipped(find_backend(name), wanted, ctx.device)
@@ -125,7 +125,7 @@ def load_wanted(name: str, ctx: LoadContext, wanted: Grid, journal: Journal) -> 
 
 
 def cold_start_once(name: str, ctx: LoadContext, model_folder: Path, journal: Journal) -> dict | None:
-    """None where it failed, or ended this process before."""
+    """Measures a cold start; returns None if it failed, or if it ended an earlier process."""
     if name in journal.ended:
         return journal.entries.get(f"cold {name}")
 
@@ -134,7 +134,7 @@ def cold_start_once(name: str, ctx: LoadContext, model_folder: Path, journal: Jo
         try:
             return cold_start(name, ctx, model_folder, batch=1)
         except PicollmError as error:
-            log.warning("no cold start: %s", error)
+            log.warning("no cold start measured: %s", error)
             return None
         finally:
             journal.mark()
@@ -143,7 +143,7 @@ def cold_start_once(name: str, ctx: LoadContext, model_folder: Path, journal: Jo
 
 
 def describe(ctx: LoadContext, how: Setting, gate_rows: int) -> dict:
-    """Of what, where and how: everything in the report that is not a result."""
+    """Returns everything in the report that is not a result: model, hardware, protocol, limits."""
     model, manifest = ctx.model, ctx.manifest
     return {
         "schema": SCHEMA,
@@ -163,7 +163,7 @@ def describe(ctx: LoadContext, how: Setting, gate_rows: int) -> dict:
 
 
 def check_sizes(rows: np.ndarray, grid: Grid, max_batch: int, model: Transformer) -> None:
-    """Raises PicollmError where the grid, the engines, the tokens and the model don't fit each other."""
+    """Raises PicollmError if the grid, the engines, the tokens and the model don't fit together."""
     context, vocabulary = model.config.context, model.config.vocab_size
     if grid.largest > max_batch:
         raise PicollmError(
@@ -184,9 +184,9 @@ def check_sizes(rows: np.ndarray, grid: Grid, max_batch: int, model: Transformer
 def check_accuracy(
     loaded: Mapping[str, Loaded], ctx: LoadContext, rows: np.ndarray, journal: Journal
 ) -> tuple[dict, dict[str, str]]:
-    """{backend: comparison with the reference, `failed` the exceeded limits}, and every backend's status.
+    """Returns {backend: comparison with the reference, `failed`: the exceeded limits}, and every backend's status.
 
-    A TensorRT plan that can't run here is judged by the graph that it was compiled from: that can.
+    A TensorRT plan that can't run here is judged by the graph that it was compiled from, which can.
     """
     status = {name: backend.status for name, backend in loaded.items()}
     answers = {
@@ -213,9 +213,9 @@ def check_accuracy(
             status[name] = failure(raised[answered])
             continue
         failed = judge(compared[answered], loaded[name].backend.precision)
-        # What is not a number failed, and JSON has no word for it.
-        found = {what: value if np.isfinite(value) else None for what, value in compared[answered].items()}
-        accuracy[name] = found | {
+        # NaN means failed, and JSON can't represent it.
+        comparison = {what: value if np.isfinite(value) else None for what, value in compared[answered].items()}
+        accuracy[name] = comparison | {
             "greedy_match": greedy_match(texts[REFERENCE], texts[answered]),
             "failed": failed,
             "of": STAND_IN if name in graphs else "the backend",
@@ -226,7 +226,7 @@ def check_accuracy(
 
 
 def source_graph(name: str, loaded: Loaded, ctx: LoadContext) -> Path | None:
-    """The ONNX file given to TensorRT's builder, where the engine itself can't run and ONNX Runtime is installed."""
+    """Returns TensorRT's source ONNX file if the engine itself can't run here and ONNX Runtime is installed."""
     built = ctx.manifest["backends"].get(name, {"graphs": {}})
     made_from = built["graphs"].get("logits", {}).get("from")
     if loaded.runs or not isinstance(loaded.backend, TensorRt) or not made_from:
@@ -237,7 +237,7 @@ def source_graph(name: str, loaded: Loaded, ctx: LoadContext) -> Path | None:
 
 
 def metrics(report: dict) -> dict[str, float]:
-    """Flat scalars for DVC, at most 20: first speed-ups over eager float32, then medians, in the report's order."""
+    """Returns at most 20 flat scalars for DVC: first speed-ups over eager float32, then medians, in report order."""
     rows = [row for row in report["results"] if "latency_ms" in row and not row["backend"].endswith(AGAIN)]
     pairs = [
         (f"{result_key(row)}_speedup", row["speedups"][REFERENCE]["ratio"])

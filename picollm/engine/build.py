@@ -1,4 +1,4 @@
-"""Build every named backend's artefacts into one folder, and the manifest that says what they are good for."""
+"""Builds every named backend's artefacts into one folder, with a manifest of what each was built for."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ WEIGHTS = "model.safetensors"
 
 class BuiltBackend(TypedDict):
     precision: str
-    reason: str | None  # why it was not built
+    reason: str | None  # reason why it was not built
     files: dict[str, str]
     graphs: dict[str, dict]
     made_for: dict
 
 
 class EngineManifest(TypedDict):
-    """data/engine/manifest.json."""
+    """Contents of data/engine/manifest.json."""
 
     format: int
     context: int
@@ -53,7 +53,7 @@ class EngineManifest(TypedDict):
 
 
 def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> EngineManifest:
-    """The artefacts of the section `engine` for the model in `checkpoint`; the manifest.
+    """Builds the artefacts of the section `engine` for the model in `checkpoint`; returns the manifest.
 
     tokens: the manifest of packed tokens, of the model's context; int8 is calibrated on its training rows.
     """
@@ -66,16 +66,16 @@ def compile_engines(checkpoint: Path, tokens: Path, folder: Path, config: Mappin
 
 
 def calibration(rows: Rows | np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Training rows for int8 and fp8, [count, T] int64, drawn once each; all of them where there are fewer."""
+    """Draws training rows for int8 and fp8, [count, T] int64, without replacement; all of them if there are fewer."""
     chosen = np.random.default_rng(seed).choice(len(rows), min(count, len(rows)), replace=False)
     return np.ascontiguousarray(rows[np.sort(chosen)][:, :-1], dtype=np.int64)
 
 
 def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str, journal: Journal | None = None) -> EngineManifest:
-    """Write artefacts and manifest.json, last; returns the manifest.
+    """Writes the artefacts and, last, manifest.json; returns the manifest.
 
-    A backend that this machine can't build, or whose build fails, gets the reason, and the others go on; so does one
-    that ended a process before, as the journal says, which also has what is built already.
+    A backend that this machine can't build, or whose build fails, gets the reason, and the others continue; likewise
+    one that ended an earlier process, according to the journal, which also lists what is already built.
     """
     journal = journal or Journal()
     manifest_path = ctx.folder / "manifest.json"
@@ -98,7 +98,7 @@ def build(ctx: BuildContext, wanted: Grid, *, checkpoint_sha256: str, journal: J
 
 
 def build_once(backend: Backend, ctx: BuildContext, wanted: Grid, journal: Journal) -> BuiltBackend:
-    """`build_one`, where the journal has it not."""
+    """Calls `build_one`, unless the journal has the result."""
     name = backend.name
     if f"built {name}" not in journal.entries:
         if why := journal.ended.get(name):
@@ -116,7 +116,7 @@ def empty(backend: Backend) -> BuiltBackend:
 
 
 def build_one(backend: Backend, ctx: BuildContext, wanted: Grid) -> BuiltBackend:
-    """The manifest's entry: `reason` is null where it was built or needs no artefact."""
+    """Returns the manifest's entry: `reason` is null if it was built or needs no artefact."""
     entry = empty(backend)
     if not backend.builds:
         return entry
@@ -126,9 +126,9 @@ def build_one(backend: Backend, ctx: BuildContext, wanted: Grid) -> BuiltBackend
         return {**entry, "reason": f"it was not built: {reason}"}
     try:
         build_graphs(backend, ctx, wanted.graphs, entry)
-    except OSError:  # a full disk is no property of a backend
+    except OSError:  # a full disk is not a fault of the backend
         raise
-    except Exception as error:  # runtimes raise what they like: unsupported operators, assertions, compilers' output
+    except Exception as error:  # runtimes raise any type: unsupported operators, assertions, compilers' output
         log.warning("%s is not built: %s", backend.name, one_line(error)[:300])
         log.debug("%s", backend.name, exc_info=True)
         return {**entry, "files": {}, "graphs": {}, "reason": f"its build failed: {one_line(error)[:300]}"}
@@ -140,19 +140,19 @@ def build_graphs(backend: Backend, ctx: BuildContext, graphs: Sequence[str], ent
         start, shared = time.perf_counter(), sum(ctx.seconds.values())
         path, about = backend.build(ctx, graph)
         entry["files"][graph], entry["graphs"][graph] = path.name, about
-        if path.name not in ctx.seconds:  # less the exports that it caused, which have their own
+        if path.name not in ctx.seconds:  # without the exports that it caused, which are timed separately
             own = time.perf_counter() - start - (sum(ctx.seconds.values()) - shared)
             ctx.seconds[path.name] = round(own, 2)
-            # OpenVINO's weights lie beside its graph.
+            # OpenVINO's weights are in a file next to its graph.
             files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
             size = sum(file.stat().st_size for file in files)
             log.info("%s: %.1f s, %.1f MB", path.name, own, size / 1e6)
 
 
 def read_manifest(path: str | Path, *, weights: str | Path) -> dict:
-    """The manifest, after every file it names was hashed and the checkpoint compared.
+    """Returns the manifest, after hashing every file it names and comparing the checkpoint.
 
-    Raises PicollmError where a file is missing or damaged, or the engine was built from other weights.
+    Raises PicollmError if a file is missing or damaged, or if the engine was built from other weights.
     """
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
@@ -165,9 +165,9 @@ def read_manifest(path: str | Path, *, weights: str | Path) -> dict:
 
 
 def artefact(manifest: dict, backend: str) -> dict | None:
-    """Files, bytes and build seconds of a backend's artefact for logits; None where it has none.
+    """Returns files, bytes and build seconds of a backend's artefact for logits; None if it has none.
 
-    The seconds include the ONNX export that it was built from; what backends share is counted for each.
+    The seconds include the ONNX export that it was built from; an export shared by backends counts for each.
     """
     built = manifest["backends"].get(backend, {"files": {}})
     main = built["files"].get("logits")

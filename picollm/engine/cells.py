@@ -1,6 +1,6 @@
-"""Cells of the benchmark's table, one output and batch size each: the backends that run take turns, and are timed.
+"""Times the cells of the benchmark's table, one output and batch size each: the runnable backends take turns.
 
-On a GPU each cell has three times: from the host to the host, and on the device with its L2 cache warm and flushed
+On a GPU each cell has three times: from host to host, and on the device with its L2 cache warm and flushed
 (picollm.engine.device_timing).
 """
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AGAIN = again(REFERENCE)
-INPUTS = 16  # rotating inputs: timing one and the same would flatter caches and branch prediction
+INPUTS = 16  # rotating inputs: timing a single one would favour caches and branch prediction
 CELL_MARGIN = 10
 
 
@@ -55,7 +55,7 @@ def time_all(
     how: Setting,
     journal: Journal,
 ) -> tuple[list[dict], list[dict], list[dict] | None]:
-    """The table's rows, the raw samples, and the GPU's clocks (None without one), one cell after another."""
+    """Times all cells; returns the table's rows, the raw samples, and the GPU's clocks (None without a GPU)."""
     results, samples, clocks, inputs = [], [], [], {}
     on_gpu, draw = ctx.device.type == "cuda", np.random.default_rng(how.protocol.seed)
     cells = [(output, batch) for output, batches in how.grid.batches.items() for batch in batches]
@@ -70,13 +70,13 @@ def time_all(
                 if key not in journal.entries:
                     loaded = loaded or load_all(names, ctx, output, journal)
                     journal.add(key, time_cell(loaded, output, given, how.protocol, ctx.device, bar.update, journal))
-                found = journal.entries[key]
+                cell = journal.entries[key]
                 about = {"output": output, "batch": batch}
-                results += summarise(found, status, about, ctx.model.config.context, how.protocol.seed, how.noise_limit)
-                clocks.append(about | found["clocks"])
+                results += summarise(cell, status, about, ctx.model.config.context, how.protocol.seed, how.noise_limit)
+                clocks.append(about | cell["clocks"])
                 samples += [
                     {"backend": name, **about, "round": number, "ms": ms}
-                    for name, rounds in found["host"].items()
+                    for name, rounds in cell["host"].items()
                     for number, block in enumerate(rounds)
                     for ms in block
                 ]
@@ -86,7 +86,7 @@ def time_all(
 
 
 def load_all(names: Sequence[str], ctx: LoadContext, output: str, journal: Journal) -> dict[str, Loaded]:
-    """The backends' graph of one output. Loaded anew for each: runtimes keep the memory of their largest answer."""
+    """Loads the backends' graph of one output; per output, since runtimes keep the memory of their largest answer."""
     loaded = {}
     for name in (name for name in names if name not in journal.ended):
         journal.mark(name, f"while it was loaded for output {output}")
@@ -106,37 +106,37 @@ def time_cell(
     advance: Callable,
     journal: Journal,
 ) -> dict:
-    """One output and batch size: `host`, and on a GPU `warm` and `flushed`, are milliseconds by backend and round;
-    `wrong` is {backend: status} of those that have none; `clocks` has the GPU's state before and after, and `unsteady`.
+    """Times one cell: `host`, and on a GPU `warm` and `flushed`, are milliseconds by backend and round; `wrong` is
+    {backend: status} of those without times; `clocks` has the GPU's state before and after, and `unsteady`.
     """
     context, where = inputs[0].shape[1], f"at output {output}, batch {len(inputs[0])}"
     wrong = {name: backend.status for name, backend in loaded.items() if not backend.runs}
     wrong |= {name: f"failed: {why}" for name, why in journal.ended.items()}
     working = {name: backend for name, backend in loaded.items() if name not in wrong}
     runs = {name: journal.watched(name, where, call(each, output, context)) for name, each in working.items()}
-    found: dict = {"host": {}, "warm": {}, "flushed": {}, "clocks": {"before": None, "after": None, "unsteady": None}}
+    times: dict = {"host": {}, "warm": {}, "flushed": {}, "clocks": {"before": None, "after": None, "unsteady": None}}
     try:
         wrong |= check_cell(runs, loaded, inputs[0])
         runs = {name: run for name, run in runs.items() if name not in wrong}
         before = gpu_state() if device.type == "cuda" else None
-        found["host"], failed = timed(runs, inputs, protocol, advance)
+        times["host"], failed = timed(runs, inputs, protocol, advance)
         wrong |= failed
         if device.type == "cuda":
             for kind, flush in (("warm", None), ("flushed", flush_buffer(device))):
-                resident = resident_calls(working, output, inputs, found["host"], where, journal)
-                # What fails here has its host times all the same.
-                found[kind], _ = timed(resident, inputs, protocol, advance, event_timer(flush=flush))
+                resident = resident_calls(working, output, inputs, times["host"], where, journal)
+                # A backend that fails here keeps its host times.
+                times[kind], _ = timed(resident, inputs, protocol, advance, event_timer(flush=flush))
             after = gpu_state()
-            found["clocks"] = {"before": before, "after": after, "unsteady": unsteady(before, after)}
-    except torch.OutOfMemoryError as error:  # of the reference: nothing can be compared here
-        said = (
+            times["clocks"] = {"before": before, "after": after, "unsteady": unsteady(before, after)}
+    except torch.OutOfMemoryError as error:  # from the reference: nothing can be compared here
+        reason = (
             f"not run: the GPU's memory does not hold output {output} at batch {len(inputs[0])} "
             f"({one_line(error)[:120]}): take smaller benchmark.batches, or fewer engine.backends"
         )
-        log.warning("%s", said)
-        found["host"], wrong = {}, dict.fromkeys(loaded, said) | wrong
+        log.warning("%s", reason)
+        times["host"], wrong = {}, dict.fromkeys(loaded, reason) | wrong
     journal.mark()
-    return found | {"wrong": wrong}
+    return times | {"wrong": wrong}
 
 
 def timed(
@@ -146,7 +146,7 @@ def timed(
     advance: Callable,
     timer: Timer | None = None,
 ) -> tuple[dict[str, Rounds], dict[str, str]]:
-    """Milliseconds, to a tenth of a microsecond, and {backend: status} of those that failed."""
+    """Returns milliseconds, to a tenth of a microsecond, and {backend: status} of those that failed."""
     measured, failed = measure(
         {**runs, AGAIN: runs[REFERENCE]}, inputs, protocol, advance=advance, timer=timer, twice=True
     )
@@ -164,14 +164,14 @@ def resident_calls(
     where: str,
     journal: Journal,
 ) -> dict[str, Call]:
-    """Of those that were timed from the host and compute on the GPU, the calls without the copies."""
+    """Returns the calls without copies of those backends that were timed from the host and compute on the GPU."""
     positions = {"last": np.array([inputs[0].shape[1] - 1]), "full": np.arange(inputs[0].shape[1]), "loss": None}
-    found = {}
+    calls = {}
     for name, each in loaded.items():
         run = each.runs[OUTPUTS[output]]
         if name in timed_on_host and isinstance(run, DeviceRun):
-            found[name] = journal.watched(name, where, resident_call(run, inputs, positions[output]))
-    return found
+            calls[name] = journal.watched(name, where, resident_call(run, inputs, positions[output]))
+    return calls
 
 
 def add_gpu_times(
@@ -181,7 +181,7 @@ def add_gpu_times(
     inputs: Mapping[tuple[str, int], list[np.ndarray]],
     journal: Journal,
 ) -> None:
-    """`gpu_ms` of every timed row; a profiler that fails costs no other number."""
+    """Adds `gpu_ms` to every timed row; a failing profiler loses no other number."""
     for name, output in product(names, dict.fromkeys(output for output, _ in inputs)):
         for row in results:
             if (row["backend"], row["output"]) != (name, output) or "latency_ms" not in row:
@@ -202,25 +202,25 @@ def profiled(
         loaded = load_backend(name, ctx, (OUTPUTS[output],))
         return gpu_time(journal.watched(name, where, call(loaded, output, inputs[0].shape[1])), inputs)
     except Exception as error:
-        log.warning("%s: no time on the GPU: %s", name, one_line(error)[:300])
+        log.warning("%s: no GPU time measured: %s", name, one_line(error)[:300])
         return None
 
 
 def check_cell(runs: Mapping[str, Call], loaded: Mapping[str, Loaded], ids: np.ndarray) -> dict[str, str]:
-    """{backend: status} of those whose answer at this very output and shape is a wrong one, or none at all.
+    """Returns {backend: status} of those whose answer at exactly this output and shape is wrong or missing.
 
-    The gate has looked at all tokens, at its own shapes; compiled kernels may be others here, and `loss` is a graph of
-    its own. One input's mean scatters, so only what exceeds the gate's limits tenfold is wrong.
+    The gate checked all tokens, at its own shapes; here compiled kernels may differ, and `loss` is a separate graph.
+    The mean over one input varies, so an answer is wrong only if it exceeds the gate's limits tenfold.
     """
     expected, wrong = np.asarray(runs[REFERENCE](ids)), {}
     for name in (name for name in runs if name != REFERENCE):
         limits = LIMITS[loaded[name].backend.precision]
         try:
-            found = np.asarray(runs[name](ids))
+            answer = np.asarray(runs[name](ids))
             if expected.ndim == 2:
-                difference, limit, unit = np.abs((found - expected).mean()), limits.perplexity, "nats"
+                difference, limit, unit = np.abs((answer - expected).mean()), limits.perplexity, "nats"
             else:
-                difference, limit, unit = mean_kl(expected, found), limits.mean_kl, "nats of KL"
+                difference, limit, unit = mean_kl(expected, answer), limits.mean_kl, "nats of KL"
         except Exception as error:  # as in `measure`
             wrong[name] = cell_failure(error)
             continue
@@ -237,7 +237,7 @@ def cell_failure(error: Exception) -> str:
 
 
 def failure(error: Exception, where: str = "") -> str:
-    """A status: a backend that would take too long is fit for work, only not here."""
+    """Returns a status: `not run` for a backend that works but would take too long here, otherwise `failed`."""
     return f"{'not run' if isinstance(error, OverBudget) else 'failed'}: {where}{one_line(error)[:300]}"
 
 
@@ -250,14 +250,14 @@ def call(loaded: Loaded, output: str, context: int) -> Call:
 
 
 def summarise(
-    found: Mapping, status: Mapping[str, str], about: dict, context: int, seed: int, noise_limit: float
+    cell: Mapping, status: Mapping[str, str], about: dict, context: int, seed: int, noise_limit: float
 ) -> list[dict]:
-    """One row per backend at one output and batch size; throughput is that of the median latency.
+    """Returns one row per backend at one output and batch size; throughput is that of the median latency.
 
-    The noise is the baseline against itself and the fastest against itself, whichever differ by more. `noisy`: that was
-    further from 1 than the limit, so the row's ratios are not to be trusted.
+    The noise is the baseline against itself or the fastest against itself, whichever differs more. `noisy`: it was
+    further from 1 than the limit, so the row's ratios are unreliable.
     """
-    measured, status = found["host"], {name: found["wrong"].get(name, said) for name, said in status.items()}
+    measured, status = cell["host"], {name: cell["wrong"].get(name, text) for name, text in status.items()}
     copies = [name for name in measured if again(name) in measured]
     noises = [speedup(measured[name], measured[again(name)], seed) for name in copies]
     noise = {"low": min(x["low"] for x in noises), "high": max(x["high"] for x in noises)} if noises else {}
@@ -269,7 +269,7 @@ def summarise(
             per_second = about["batch"] / times["p50"] * 1e3
             row |= {"latency_ms": times, "sequences_per_s": per_second, "tokens_per_s": per_second * context}
             row |= {"noisy": max(noise["high"] - 1, 1 - noise["low"]) > noise_limit, "speedups": {}, "gpu_ms": None}
-            row["device_ms"] = device_ms(found, name, seed)
+            row["device_ms"] = device_ms(cell, name, seed)
             baselines = [other for other in measured if other.startswith("eager-") and not other.endswith(timing.AGAIN)]
             first = name.removesuffix(timing.AGAIN)  # a second copy is compared with the first, baseline or not
             for baseline in dict.fromkeys(other for other in (*baselines, first) if other != name):
@@ -279,13 +279,12 @@ def summarise(
     return table
 
 
-def device_ms(found: Mapping, name: str, seed: int) -> dict | None:
-    """Latencies on the device, L2 warm and flushed, each with the ratio to the reference's; None without them."""
-    if name not in found["warm"]:
+def device_ms(cell: Mapping, name: str, seed: int) -> dict | None:
+    """Returns latencies on the device, L2 warm and flushed, each with the ratio to the reference; None if not timed."""
+    if name not in cell["warm"]:
         return None
     return {
-        kind: latency(found[kind][name])
-        | {"speedup": speedup(found[kind][REFERENCE], found[kind][name], seed)["ratio"]}
+        kind: latency(cell[kind][name]) | {"speedup": speedup(cell[kind][REFERENCE], cell[kind][name], seed)["ratio"]}
         for kind in ("warm", "flushed")
-        if name in found[kind]
+        if name in cell[kind]
     }

@@ -1,9 +1,9 @@
-"""Cold start and memory of one backend, in a process that does nothing else.
+"""Measures cold start and memory of one backend, in a process that does nothing else.
 
     python -m picollm.engine.cold_start --backend NAME --engine data/engine/manifest.json --model data/model ...
 
-Prints one line of JSON: seconds to load, milliseconds of the first answer, and by how much the most resident memory up
-to that answer exceeds what was resident before the load, in MiB (a GPU's used memory: from before to after).
+Prints one line of JSON: seconds to load, milliseconds of the first answer, and in MiB the growth from the resident
+memory before the load to the peak up to that answer (for a GPU, the growth in used memory from before to after).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TIMEOUT = 900  # seconds; torch.compile of a large model takes minutes on a slow
 
 
 def cold_start(name: str, ctx: LoadContext, model_folder: Path, batch: int) -> dict:
-    """What the new process measured. Raises PicollmError with its last line where it fails."""
+    """Measures a cold start in a new process. Raises PicollmError with its last line if it fails."""
     command = [
         sys.executable, "-m", __name__, "--backend", name, "--engine", str(ctx.folder / "manifest.json"),
         "--model", str(model_folder), "--device", ctx.device.type, "--threads", str(ctx.threads),
@@ -41,13 +41,13 @@ def cold_start(name: str, ctx: LoadContext, model_folder: Path, batch: int) -> d
     except subprocess.TimeoutExpired:
         raise PicollmError(f"{name} gave no first answer within {TIMEOUT} s in a fresh process") from None
     if done.returncode:
-        said = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise PicollmError(f"{name} in a fresh process: exit code {done.returncode}: {said[:300]}")
+        last_line = (done.stderr.strip() or "no output").splitlines()[-1]
+        raise PicollmError(f"{name} in a fresh process: exit code {done.returncode}: {last_line[:300]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def resident_mib(field: str) -> float | None:
-    """Of this process, `VmRSS` (now) or `VmHWM` (the most since `forget_peak`); None where the system has no /proc."""
+    """Reads `VmRSS` (now) or `VmHWM` (peak since `forget_peak`) of this process; None if the system has no /proc."""
     try:
         text = Path("/proc/self/status").read_text()
     except OSError:
@@ -56,13 +56,13 @@ def resident_mib(field: str) -> float | None:
 
 
 def forget_peak() -> None:
-    """The imports and the checkpoint's own loading must not hide what a backend takes (man 5 proc, clear_refs)."""
+    """Resets the peak: imports and loading the checkpoint must not hide a backend's use (man 5 proc, clear_refs)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def gpu_used_mib(device: torch.device) -> float | None:
-    """Of the whole GPU: TensorRT's memory is not torch's."""
+    """Returns the used memory of the whole GPU: torch does not count TensorRT's."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info()
@@ -101,7 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = set_up_to_time(arguments.device, arguments.threads)
     engine = Path(arguments.engine)
-    # Whoever started this has proven the files already.
+    # The process that started this one has already verified the files.
     ctx = LoadContext(open_folder(Path(arguments.model)), read_json(engine), engine.parent, device, arguments.threads)
     print(json.dumps(measure(arguments.backend, ctx, arguments.batch)))
 

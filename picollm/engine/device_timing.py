@@ -1,8 +1,8 @@
-"""What the host's clock can't tell: a call's latency on the GPU itself, and whether the GPU's clocks stood still.
+"""Measures what the host's clock can't: a call's latency on the GPU itself, and whether the GPU's clocks were steady.
 
-Input on the device before, answer left there, time by CUDA events (of a call whose kernels the host starts one by one,
-the gaps between them too). Twice: the L2 cache as the previous call left it, and flushed. Never executed by us on a
-GPU.
+Inputs are on the device beforehand and answers stay there; CUDA events measure the time (with the gaps between kernels,
+if the host launches them one by one). Each call is timed twice: with the L2 cache as the previous call left it, and
+flushed. Never executed by us on a GPU.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from picollm.errors import one_line
 
 log = logging.getLogger(__name__)
 
-FLUSH_MIB = 256  # at least; a write of twice the L2 cache leaves nothing of the model in it
-MOVED = 0.05  # of the processor's or the memory's clock, from before a cell to after it
-# nvidia-smi's names since driver 535, and before
+FLUSH_MIB = 256  # at least; writing twice the L2 cache leaves nothing of the model in it
+MOVED = 0.05  # relative change of the GPU's or its memory's clock over a cell
+# nvidia-smi's names since driver 535, and those before it
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 FIELDS = {
     "sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "power_w": "power.draw", "power_limit_w": "power.limit",
     "temperature_c": "temperature.gpu",
 }  # fmt: skip
-# Bits of the reasons that slow the GPU down; idleness, a fixed clock and the display's are none (nvml.h).
+# Bits of the reasons that slow the GPU down; idle, fixed clocks and display do not count (nvml.h).
 THROTTLED = {
     0x04: "power cap", 0x08: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)",
     0x80: "power brake",
@@ -38,7 +38,7 @@ THROTTLED = {
 
 
 class Event(Protocol):
-    """What torch.cuda.Event(enable_timing=True) can do."""
+    """Interface of torch.cuda.Event(enable_timing=True)."""
 
     def record(self) -> object: ...
     def synchronize(self) -> object: ...
@@ -50,7 +50,7 @@ def cuda_event() -> Event:
 
 
 def event_timer(event: Callable[[], Event] = cuda_event, flush: Tensor | None = None) -> Timer:
-    """Milliseconds between two events around a call; `flush` is written before."""
+    """Returns a timer: milliseconds between two events around a call; writes `flush` before."""
 
     def timer(run: Call, ids: np.ndarray) -> float:
         if flush is not None:
@@ -72,7 +72,7 @@ def flush_buffer(device: torch.device) -> Tensor:
 
 @torch.inference_mode()
 def resident_call(run: DeviceRun, inputs: list[np.ndarray], positions: np.ndarray | None) -> Call:
-    """A call whose inputs lie on the device already; it takes the very arrays of `inputs`."""
+    """Returns a call whose inputs are on the device already; it accepts only the array objects of `inputs`."""
     held = {id(ids): torch.from_numpy(ids).to(run.device) for ids in inputs}
     more = [] if positions is None else [torch.from_numpy(positions).to(run.device)]
 
@@ -84,7 +84,7 @@ def resident_call(run: DeviceRun, inputs: list[np.ndarray], positions: np.ndarra
 
 
 def gpu_state() -> dict | None:
-    """Clocks, power, heat and what slows the GPU down, by nvidia-smi; None where it does not say."""
+    """Reads clocks, power, temperature and throttling reasons from nvidia-smi; None if it reports nothing."""
     chosen = str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None
     for reasons in REASONS:
         fields = [*FIELDS.values(), reasons, "persistence_mode"]
@@ -99,12 +99,12 @@ def gpu_state() -> dict | None:
 
 
 def parse(line: str) -> dict:
-    """One line of nvidia-smi's CSV; what a GPU does not tell ([N/A], [Not Supported]) is None."""
+    """Parses one line of nvidia-smi's CSV; values a GPU does not report ([N/A], [Not Supported]) become None."""
     *numbers, reasons, persistence = (value.strip() for value in line.split(","))
-    found: dict = {name: number(value) for name, value in zip(FIELDS, numbers, strict=True)}
+    state: dict = {name: number(value) for name, value in zip(FIELDS, numbers, strict=True)}
     active = int(reasons, 16) if reasons.startswith("0x") else 0
-    found["throttled"] = [words for bit, words in THROTTLED.items() if active & bit]
-    return found | {"persistence": persistence == "Enabled"}
+    state["throttled"] = [words for bit, words in THROTTLED.items() if active & bit]
+    return state | {"persistence": persistence == "Enabled"}
 
 
 def number(value: str) -> float | None:
@@ -115,14 +115,14 @@ def number(value: str) -> float | None:
 
 
 def unsteady(before: Mapping | None, after: Mapping | None) -> str | None:
-    """Why a cell's times may not be one GPU's at one speed, in words; None: nothing speaks against it."""
+    """Returns why a cell's times may not come from a GPU at constant speed, in words; None if nothing suggests it."""
     if before is None or after is None:
         return None
-    said = []
+    reasons = []
     for name, what in {"sm_mhz": "its clock", "memory_mhz": "its memory's clock"}.items():
         a, b = before[name], after[name]
         if a and b and abs(b / a - 1) > MOVED:
-            said.append(f"{what} went from {a:.0f} to {b:.0f} MHz")
+            reasons.append(f"{what} went from {a:.0f} to {b:.0f} MHz")
     if slowed := [reason for reason in THROTTLED.values() if reason in {*before["throttled"], *after["throttled"]}]:
-        said.append(f"slowed down by {', '.join(slowed)}")
-    return "; ".join(said) or None
+        reasons.append(f"slowed down by {', '.join(slowed)}")
+    return "; ".join(reasons) or None

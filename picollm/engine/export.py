@@ -1,8 +1,8 @@
-"""A trained Transformer -> torch.export program -> ONNX file: the input of every compiled backend.
+"""Exports a trained Transformer to a torch.export program and an ONNX file, the inputs of every compiled backend.
 
-All backends compute the same two graphs, with T tokens (static: rotary tables become constants) and the batch dynamic.
-The last position is what a next-token service needs; copying all T x V logits off the device would cost
-more than the model itself.
+All backends compute the same two graphs, with T tokens (static: rotary tables become constants) and a dynamic batch.
+A next-token service needs only the last position; copying all T x V logits off the device would cost more than the
+model itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Logits(nn.Module):
 
 
 class LogitsAlone(Logits):
-    """The same answers; the last block is computed only at the positions that are read."""
+    """Returns the same logits; computes the last block only at the positions that are read."""
 
     def hidden(self, ids_BT: Tensor, positions_P: Tensor) -> Tensor:
         return self.model.hidden_at(ids_BT, positions_P)
@@ -65,14 +65,14 @@ GRAPHS: dict[str, type[Logits | Nats]] = {"logits": Logits, "nats": Nats}
 
 
 def compilable(model: Transformer, graph: str) -> Logits | Nats:
-    """The graph as compiled backends get it. What runs eagerly, and is compared with, stays the plain model."""
-    # Models of other families don't say how to compute their last block in part.
+    """Returns the graph for compiled backends. Eager backends, and so the reference, keep the plain model."""
+    # Models of other families offer no way to compute their last block in part.
     alone = graph == "logits" and hasattr(model, "hidden_at")
     return (LogitsAlone if alone else GRAPHS[graph])(model).eval()
 
 
 class Float32Norm(nn.Module):
-    """A LayerNorm whose statistics stay in float32 whatever the type around it."""
+    """LayerNorm whose statistics stay in float32, whatever the surrounding type."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -83,9 +83,9 @@ class Float32Norm(nn.Module):
 
 
 def half_precision(model: Transformer) -> Transformer:
-    """A float16 copy with LayerNorm in float32, every cast explicit.
+    """Returns a float16 copy with LayerNorm in float32 and every cast explicit.
 
-    TensorRT 11 and TensorRT-RTX take the types from the graph ("strongly typed"); there is no precision flag left.
+    TensorRT 11 and TensorRT-RTX take the types from the graph ("strongly typed"); they have no precision flag any more.
     """
     model = copy.deepcopy(model).half()
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
@@ -96,17 +96,17 @@ def half_precision(model: Transformer) -> Transformer:
 
 
 def in_precision(model: Transformer, precision: str) -> Transformer:
-    """The model itself for fp32, else a copy whose types say the precision: fp16 with LayerNorm in float32, or bf16."""
+    """Returns the model itself for fp32, else a copy in the precision: fp16 with LayerNorm in float32, or bf16."""
     if precision == "bf16":
         return copy.deepcopy(model).bfloat16()
     return half_precision(model) if precision == "fp16" else model
 
 
 def export_program(model: Transformer, graph: str, *, max_batch: int) -> torch.export.ExportedProgram:
-    """One of GRAPHS with a batch of 1 to `max_batch` and any number of positions, on the model's device."""
+    """Exports one of GRAPHS with a batch of 1 to `max_batch` and any number of positions, on the model's device."""
     context, device = model.config.context, model.embedding.weight.device
-    # Engines are tuned for the example, and torch-tensorrt takes its profile from this program alone. An example of 1
-    # is specialised to a constant: wanted for the batch where there is only one, never for the positions.
+    # Engines are tuned for the example, and torch-tensorrt takes its profile only from this program. An example of
+    # size 1 is specialised to a constant: right for the batch if the maximum is 1, never for the positions.
     ids = torch.zeros(max_batch, context, dtype=torch.int64, device=device)
     example = {"ids": ids, "positions": torch.tensor([0, context - 1], device=device)}
     shapes = {
@@ -124,7 +124,7 @@ def export_program(model: Transformer, graph: str, *, max_batch: int) -> torch.e
 
 
 def export_onnx(model: Transformer, path: str | Path, graph: str, *, max_batch: int) -> None:
-    """Write a self-contained ONNX file with the graph's inputs and output by name; equal models give equal bytes."""
+    """Writes a self-contained ONNX file with the graph's inputs and output by name; equal models give equal bytes."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
@@ -141,8 +141,8 @@ def export_onnx(model: Transformer, path: str | Path, graph: str, *, max_batch: 
             output_names=[graph],
             dynamic_shapes=tuple({0: torch.export.Dim(axes[name])} for name in inputs),
         )
-        # In place of optimize=True, whose search for patterns takes seconds and finds what the engines fuse anyway.
-        # Folding is needed: it makes Split of SplitToSequence, which TensorRT refuses.
+        # Replaces optimize=True, whose pattern search takes seconds and finds only what the engines fuse anyway.
+        # Folding is needed: it turns SplitToSequence, which TensorRT refuses, into Split.
         fold_constants(exported.model)
         remove_unused_nodes(exported.model)
         ClearMetadataAndDocStringPass()(exported.model)  # stack traces with this machine's paths
@@ -152,7 +152,7 @@ def export_onnx(model: Transformer, path: str | Path, graph: str, *, max_batch: 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter reports what has nothing to do with this model: torchvision is absent, pytree APIs changed."""
+    """Silences exporter messages irrelevant to this model: torchvision is absent, pytree APIs changed."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,7 @@
-"""How long the GPU itself works for a call, and how long its copies take: what the host's clock can't tell apart.
+"""Measures the GPU's own time for a call, kernels and copies separately, which the host's clock can't distinguish.
 
-torch.profiler sees the kernels of every runtime in the process, TensorRT's among them. It slows the host, not the GPU,
-and stays attached to the process, so all other timing comes first. Never executed by us: no GPU was at hand.
+torch.profiler sees the kernels of every runtime in the process, including TensorRT's. It slows the host, not the GPU,
+and stays attached to the process, so all other timing comes first. Never executed by us: no GPU was available.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COPIES = {"to_device": "HtoD", "to_host": "DtoH"}  # as CUPTI names them: `Memcp
 
 
 def gpu_time(run: Call, inputs: list[np.ndarray]) -> dict[str, float] | None:
-    """Milliseconds per call, the mean over `inputs`; None where the profiler saw no GPU activity."""
+    """Measures milliseconds per call, the mean over `inputs`; None if the profiler saw no GPU activity."""
     run(inputs[0])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for ids in inputs:
@@ -32,13 +32,13 @@ def gpu_time(run: Call, inputs: list[np.ndarray]) -> dict[str, float] | None:
 
 
 def split(events: list[dict], calls: int) -> dict[str, float] | None:
-    """Of a Kineto trace's events: copies each way, and `kernels`, all else (at the same time on two streams: once)."""
+    """Splits a Kineto trace's events into copies each way and `kernels`, the rest (overlapping streams count once)."""
     active = [event for event in events if event.get("ph") == "X" and event.get("cat") in KINETO_GPU]
     if not active:
         return None
-    found = {}
+    times = {}
     for part, direction in COPIES.items():
-        found[part] = sum(event["dur"] for event in active if f"Memcpy {direction}" in event["name"])
+        times[part] = sum(event["dur"] for event in active if f"Memcpy {direction}" in event["name"])
     others = [event for event in active if not any(f"Memcpy {x}" in event["name"] for x in COPIES.values())]
-    found["kernels"] = length(union(spans([(event["ts"], event["ts"] + event["dur"]) for event in others])))
-    return {part: microseconds / 1e3 / calls for part, microseconds in found.items()}
+    times["kernels"] = length(union(spans([(event["ts"], event["ts"] + event["dur"]) for event in others])))
+    return {part: microseconds / 1e3 / calls for part, microseconds in times.items()}

@@ -1,4 +1,4 @@
-"""What can be built and timed, by name: backends, outputs, batch sizes. Imports nothing: the configuration reads it."""
+"""Names of backends, outputs and batch sizes to build and time. Imports nothing heavy: the configuration reads it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RUNTIMES = {
 ON_CPU = ("onnxruntime", "openvino")  # wherever the others run
 BACKENDS = tuple(f"{runtime}-{precision}" for runtime, precisions in RUNTIMES.items() for precision in precisions)
 REFERENCE = "eager-fp32"
-BASELINES = (REFERENCE, "eager-bf16")  # measured always: a speed-up over float32 alone would flatter
+BASELINES = (REFERENCE, "eager-bf16")  # always measured: a speed-up over float32 alone would look too good
 
-# output: the graph of picollm.engine.export that computes it. last: logits of the last position; full: of all of them;
-# loss: nats of each next token.
+# Maps each output to the graph of picollm.engine.export that computes it. last: logits of the last position; full: of
+# all positions; loss: nats of each next token.
 OUTPUTS = {"last": "logits", "full": "logits", "loss": "nats"}
 # Not in the full grid: max-autotune at one row took 554 s for one package on a CPU, and its gain is unproven.
 FULL_BACKENDS = tuple(name for name in BACKENDS if not name.startswith("aoti-b1-"))
@@ -33,9 +33,9 @@ FULL_BATCHES = {"last": SWEEP, "full": (1, 8), "loss": (1, 8)}  # all logits of 
 
 @dataclass(frozen=True)
 class Grid:
-    """Backends in order, the batch sizes that each output is timed at, and the largest that engines accept.
+    """Backends in order, the batch sizes at which each output is timed, and the largest that engines accept.
 
-    emulated: whether what the processor only emulates is built and timed too.
+    emulated: also build and time what the processor only emulates.
     """
 
     backends: tuple[str, ...]
@@ -49,12 +49,12 @@ class Grid:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """`logits` always: the gate reads them."""
+        """Graphs to build; always with `logits`, which the gate reads."""
         return tuple(dict.fromkeys(["logits", *(OUTPUTS[output] for output in self.batches)]))
 
 
 def grid(engine: Mapping, batches: Sequence[int] = (1,)) -> Grid:
-    """Of the configuration's section `engine`, and benchmark.batches."""
+    """Builds the grid from the configuration's section `engine`, and benchmark.batches."""
     if engine["grid"] == "full":
         return Grid(FULL_BACKENDS, FULL_BATCHES, max(SWEEP), engine["emulated"])
     names = tuple(dict.fromkeys([*BASELINES, *engine["backends"]]))
@@ -67,6 +67,6 @@ def runs_on_cpu(name: str) -> bool:
 
 
 def result_key(row: Mapping) -> str:
-    """A result's name in flat metrics: backend and batch, and the output where it is not the usual one."""
-    output = row.get("output", "last")  # older reports had no other
+    """Returns a result's name in flat metrics: backend and batch, and the output unless it is `last`."""
+    output = row.get("output", "last")  # older reports have only this one
     return f"{row['backend'].replace('-', '_')}{'' if output == 'last' else f'_{output}'}_b{row['batch']}"

@@ -1,8 +1,8 @@
-"""Work that may end its process: a journal of what is done, and a parent that starts it again without what ended it.
+"""Crash-tolerant work: a journal of completed parts, and a parent that restarts the process without what ended it.
 
-A backend that raises costs only itself. One that crashes, that breaks the GPU (after an illegal access every later call
-of the process fails, whoever makes it) or that never returns is known by the journal's last mark: the process ends, and
-a new one goes on without that backend from where the old one was.
+A backend that raises loses only its own results. One that crashes, breaks the GPU (after an illegal access every later
+call of the process fails, from any backend) or never returns is identified by the journal's last mark: the process
+ends, and a new one resumes without that backend.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 
 from picollm.errors import PicollmError, one_line
 
-BROKEN = 75  # the exit code of a process whose GPU answers nobody any more
-LIMIT = 600.0  # seconds without a mark: a compilation, on a slow machine too, takes less
-MARK_SECONDS = 1.0  # marks of one and the same are written no more often: they stand between timed calls
+BROKEN = 75  # exit code of a process whose GPU no longer works
+LIMIT = 600.0  # seconds without a mark: a compilation takes less, even on a slow machine
+MARK_SECONDS = 1.0  # shortest interval between identical marks: they are written between timed calls
 POLL_SECONDS = 0.5
 
 
 class Journal:
-    """`entries`, by key, are what is done; without a folder in memory alone.
+    """Journal; `entries` has the completed parts by key; without a folder it is in memory only.
 
-    folder/done.jsonl has a line for each entry, folder/now the backend at work and at what.
+    folder/done.jsonl has a line per entry, folder/now the running backend and its task.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -44,7 +44,7 @@ class Journal:
     def read(self) -> None:
         with suppress(FileNotFoundError):
             for line in (self.folder / "done.jsonl").read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError):  # of a process that was killed while it wrote
+                with suppress(ValueError):  # left by a process killed while writing
                     key, value = json.loads(line)
                     self.entries[key] = value
 
@@ -52,12 +52,12 @@ class Journal:
         self.entries[key] = value
         if self.folder:
             with open(self.folder / "done.jsonl", "a", encoding="utf-8") as file:
-                # A line that was cut off must not swallow this one.
+                # The newline keeps a truncated line from merging with this one.
                 file.write(f"\n{json.dumps([key, value], allow_nan=False)}\n")
         return value
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
-        """What is there under the key, else what `make` returns, and then it is there."""
+        """Returns the entry under the key; if missing, adds the result of `make`."""
         return self.entries[key] if key in self.entries else self.add(key, make())
 
     @property
@@ -66,7 +66,7 @@ class Journal:
         return {key.removeprefix("ended "): why for key, why in self.entries.items() if key.startswith("ended ")}
 
     def mark(self, backend: str = "", where: str = "") -> None:
-        """From here on this backend is at work; without one, none is to blame."""
+        """Marks this backend as running from now on; without one, no backend is to blame."""
         now = time.monotonic()
         if not self.folder or (backend, where) == self.marked and now - self.at < MARK_SECONDS:
             return
@@ -81,7 +81,7 @@ class Journal:
         return backend, where
 
     def watched(self, backend: str, where: str, run: Callable) -> Callable:
-        """`run`, marked; where it raises and leaves a broken GPU behind, this process ends."""
+        """Wraps `run` with a mark; ends this process if `run` raises and leaves a broken GPU."""
 
         def call(*inputs):
             self.mark(backend, where)
@@ -97,12 +97,12 @@ class Journal:
         if self.folder and gpu_is_broken():
             self.add(f"ended {backend}", f"it broke the GPU {where}: {one_line(error)[:200]}")
             sys.stderr.flush()
-            os._exit(BROKEN)  # what would be torn down in order needs the GPU
+            os._exit(BROKEN)  # an orderly teardown needs the GPU
 
 
 def gpu_is_broken() -> bool:
-    """Whether this process can't use its GPU any more; too little memory is no such thing."""
-    torch = sys.modules.get("torch")  # heavy: the parent has no need of it
+    """Tests if this process can no longer use its GPU; running out of memory does not count."""
+    torch = sys.modules.get("torch")  # heavy to import: the parent does not need it
     if torch is None or not torch.cuda.is_initialized():
         return False
     try:
@@ -113,12 +113,12 @@ def gpu_is_broken() -> bool:
 
 
 def supervise(command: list[str], journal: Path, *, needed: str, limit: float = LIMIT) -> None:
-    """Run a command that keeps a journal in this folder, again for each backend that ends it, until it is done.
+    """Runs a command that keeps a journal in this folder; reruns it for each backend that ends it, until it is done.
 
-    Raises PicollmError with what the command itself gave as the reason (`child`), or where nothing but `needed`, the
-    backend without which there is nothing to measure, is to blame.
+    Raises PicollmError with the reason that the command itself recorded (`child`), or if the only one to blame is
+    `needed`, the backend without which nothing can be measured.
     """
-    Journal(journal).add("error", None)  # of an attempt before this one
+    Journal(journal).add("error", None)  # clears the error of an earlier attempt
     while ended := run_once(command, journal, limit):
         kept = Journal(journal)
         if kept.entries["error"]:
@@ -135,7 +135,7 @@ BROKEN_WORDS = "broke the GPU"
 
 
 def run_once(command: list[str], journal: Path, limit: float) -> str | None:
-    """None where the command succeeded; else how it ended, in words."""
+    """Runs the command; returns None if it succeeded, else how it ended, in words."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     changed, since = None, start
@@ -150,7 +150,7 @@ def run_once(command: list[str], journal: Path, limit: float) -> str | None:
                 changed, since = now, time.monotonic()
         return f"gave no answer for {limit:g} s"
     finally:
-        with suppress(ProcessLookupError):  # and what it started
+        with suppress(ProcessLookupError):  # also kills its children
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -161,10 +161,10 @@ def stamp(journal: Path) -> tuple[int, ...]:
 
 
 def child(work: Callable[[Journal], None], journal: Path) -> None:
-    """What a supervised command does: the work, its error as a reason for the parent, an end when the parent ends."""
+    """Runs the work of a supervised command, records its error for the parent, and exits when the parent ends."""
 
     def follow() -> None:
-        os.read(0, 1)  # not through sys.stdin, whose lock Python wants at its end
+        os.read(0, 1)  # not through sys.stdin, whose lock Python needs at exit
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -1,4 +1,4 @@
-"""From a checkpoint to a table: `measure` is what trt_benchmark does, `optimize` builds the engines before it."""
+"""Benchmarks a checkpoint: `measure` is the work of the rule trt_benchmark, `optimize` builds the engines first."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from picollm.model.foreign_folder import open_folder
 
 
 def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> dict:
-    """Every backend of the sections `engine` and `benchmark` for one model; returns the report.
+    """Builds and measures every backend of the sections `engine` and `benchmark` for one model; returns the report.
 
-    Written: folder/engine/, folder/benchmark.json, folder/benchmark.csv. tokens: the manifest of packed tokens, of the
+    Writes folder/engine/, folder/benchmark.json and folder/benchmark.csv. tokens: the manifest of packed tokens, of the
     model's context.
     """
     wanted = grid(config["engine"], config["benchmark"]["batches"])
     check_sizes(np.asarray(open_split(tokens, "validation")), wanted, wanted.max_batch, open_folder(checkpoint))
-    for file in ("benchmark.json", "benchmark.csv"):  # of another checkpoint's engines, if this one's don't come so far
+    for file in ("benchmark.json", "benchmark.csv"):  # else another checkpoint's would remain if this build fails
         (folder / file).unlink(missing_ok=True)
     compile_engines(checkpoint, tokens, folder / "engine", config)
     report, samples = measure(checkpoint, tokens, folder / "engine", config)
@@ -36,7 +36,7 @@ def optimize(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, 
 
 
 def measure(checkpoint: Path, tokens: Path, folder: Path, config: Mapping[str, Mapping]) -> tuple[dict, list[dict]]:
-    """Gate and benchmark of an engine folder that exists; the report and its samples."""
+    """Gates and benchmarks an existing engine folder; returns the report and its samples."""
     device = set_up_to_time(**config["compute"])
     model = open_folder(checkpoint)
     manifest = read_manifest(folder / "manifest.json", weights=checkpoint / WEIGHTS)

@@ -1,4 +1,4 @@
-"""The shape of benchmark.json, for those who read it; benchmark.schema.json has its ranges too."""
+"""Types of benchmark.json for the code that reads it; benchmark.schema.json also has the ranges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal, NotRequired, TypedDict
 
 
 class Ratio(TypedDict):
-    """Of median latencies, baseline / backend, with its 95 % interval."""
+    """Ratio of median latencies, baseline / backend, with its 95 % interval."""
 
     ratio: float
     low: float
@@ -18,7 +18,7 @@ class Speedup(Ratio):
 
 
 class Latency(TypedDict):
-    """Over all calls, in milliseconds."""
+    """Statistics over all calls, in milliseconds."""
 
     n: int
     mean: float
@@ -32,7 +32,7 @@ class Latency(TypedDict):
 
 
 class GpuTime(TypedDict):
-    """Milliseconds a call, as the GPU's profiler saw them."""
+    """Milliseconds per call, from the GPU's profiler."""
 
     kernels: float
     to_device: float
@@ -40,20 +40,20 @@ class GpuTime(TypedDict):
 
 
 class DeviceLatency(Latency):
-    """On the GPU alone; speedup: the ratio of medians over eager fp32 there."""
+    """Latency on the GPU only; speedup: the ratio of medians over eager fp32 there."""
 
     speedup: float
 
 
 class DeviceTime(TypedDict):
-    """The L2 cache as the previous call left it, and flushed."""
+    """Latencies with the L2 cache as the previous call left it, and flushed."""
 
     warm: DeviceLatency
     flushed: NotRequired[DeviceLatency]
 
 
 class GpuState(TypedDict):
-    """What nvidia-smi reported; None where the GPU does not report it."""
+    """State reported by nvidia-smi; None for values that the GPU does not report."""
 
     sm_mhz: float | None
     memory_mhz: float | None
@@ -65,7 +65,7 @@ class GpuState(TypedDict):
 
 
 class CellClocks(TypedDict):
-    """The GPU before and after one output and batch size; unsteady: why its times can't be trusted, or None."""
+    """The GPU before and after one output and batch size; unsteady: why its times are unreliable, or None."""
 
     output: str
     batch: int
@@ -75,7 +75,7 @@ class CellClocks(TypedDict):
 
 
 class Result(TypedDict):
-    """A backend at one output and batch size; what was not timed has no more than its status."""
+    """Result of a backend at one output and batch size; an untimed one has only its status."""
 
     backend: str
     output: str

@@ -1,4 +1,4 @@
-"""A benchmark report as lines for a terminal or a log."""
+"""Formats a benchmark report as lines for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ log = logging.getLogger(__name__)
 
 
 def lines(report: dict) -> Iterator[str]:
-    """What became of each backend at the gate, then what was timed."""
+    """Yields each backend's result at the gate, then the latencies."""
     yield from backend_lines(report)
     yield from latency_lines(report)
 
 
 def backend_lines(report: dict) -> Iterator[str]:
-    """One line a backend but the reference."""
+    """Yields one line per backend except the reference."""
     for name, backend in report["backends"].items():
-        found = backend["accuracy"]
+        gate = backend["accuracy"]
         if name == REFERENCE:
             continue
-        if not found or found["mean_kl"] is None:  # it gave no answers, or such as are no numbers
+        if not gate or gate["mean_kl"] is None:  # it returned no answers, or NaN
             yield f"{name:20} {backend['status']}"
         else:
             yield (
-                f"{name:20} perplexity {found['perplexity_difference']:+.3%}, mean KL {found['mean_kl']:.1e} nats, "
-                f"same top token {found['top1_agreement']:.2%} of {found['tokens']}: {backend['status']}"
+                f"{name:20} perplexity {gate['perplexity_difference']:+.3%}, mean KL {gate['mean_kl']:.1e} nats, "
+                f"same top token {gate['top1_agreement']:.2%} of {gate['tokens']}: {backend['status']}"
             )
 
 
 def latency_lines(report: dict) -> Iterator[str]:
-    """One line a result, medians and ratios to the eager baselines with 95 % intervals, or what went wrong there."""
+    """Yields one line per result: medians and ratios to the eager baselines with 95 % intervals, or what failed."""
     for cell in report.get("clocks") or ():
         if cell["unsteady"]:
             yield f"UNSTEADY: output {cell['output']}, batch {cell['batch']}: the GPU: {cell['unsteady']}"
@@ -50,7 +50,7 @@ def latency_lines(report: dict) -> Iterator[str]:
 
 
 def best_row(report: Mapping) -> dict | None:
-    """The row with the largest speed-up over eager fp32, at batch 1 and the first output; None where nothing was."""
+    """Returns the row with the largest speed-up over eager fp32, at batch 1 and the first output; None if none ran."""
     output = report["results"][0]["output"]
     rows = [
         row for row in report["results"]
@@ -66,16 +66,16 @@ def best_words(report: Mapping) -> str:
 
 
 def on_cpu(name: str, hardware: Mapping) -> str:
-    """A mark for what runs on the processor while others run on a GPU."""
+    """Returns a mark for a backend that runs on the CPU while others run on a GPU."""
     return " (CPU)" if hardware["device"] == "cuda" and runs_on_cpu(name) else ""
 
 
-def device_words(found: dict | None) -> str:
-    """Medians on the device, the L2 cache warm and flushed, with the ratio to eager fp32's there."""
-    if found is None:
+def device_words(times: dict | None) -> str:
+    """Formats the medians on the device, L2 cache warm and flushed, with the ratio to eager fp32 there."""
+    if times is None:
         return ""
-    said = [f"L2 {kind} {x['p50']:.3f} ms ({x['speedup']:.2f}x)" for kind, x in found.items()]
-    return f"; on the device: {', '.join(said)}"
+    words = [f"L2 {kind} {x['p50']:.3f} ms ({x['speedup']:.2f}x)" for kind, x in times.items()]
+    return f"; on the device: {', '.join(words)}"
 
 
 def gpu_words(parts: dict | None) -> str:

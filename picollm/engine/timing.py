@@ -1,8 +1,8 @@
-"""Latencies, measured so that a shared machine can't decide the result, and what may be said of their ratios.
+"""Measures latencies robustly on a shared machine, and judges their ratios.
 
-All backends are loaded in one process and take turns: in every round, in a fresh shuffled order, each runs a block of
-calls on real token rows. A disturbance hits all of them, or is seen as spread between rounds. The baseline takes part
-twice, and so does the fastest; what the copies differ by is the noise band, and a speed-up whose interval overlaps it
+All backends are loaded in one process and take turns: in every round, in a newly shuffled order, each runs a block of
+calls on real token rows. A disturbance hits all of them, or is visible as spread between rounds. The baseline and the
+fastest take part twice; the difference between the copies is the noise band, and a speed-up whose interval overlaps it
 is no difference.
 """
 
@@ -19,17 +19,17 @@ import numpy as np
 from picollm.errors import PicollmError
 
 BOOTSTRAPS = 1000
-RESAMPLED_CALLS = 200  # of a round at most, evenly spread over it: on a GPU there are thousands, and 50 ratios a cell
+RESAMPLED_CALLS = 200  # per round at most, evenly spaced: on a GPU a round has thousands, and a cell 50 ratios
 ENOUGH_FOR_P99 = 1000
-SLACK, SECONDS = 4.0, 10.0  # times its share, and seconds at least, that a backend may take
+SLACK, SECONDS = 4.0, 10.0  # a backend may take this multiple of its share, and at least these seconds
 WARMUP_CALLS = 3  # at least; the first of a compiled model compiles
 
-Call = Callable[[np.ndarray], object]  # ids [B, T] int64 on the host; the answer has arrived there when it returns
+Call = Callable[[np.ndarray], object]  # ids [B, T] int64 on the host; when it returns, the answer is on the host
 Rounds = list[list[float]]  # milliseconds of each call, by round
 Timer = Callable[[Call, np.ndarray], float]  # milliseconds of one call on these ids
 
 
-AGAIN = " (again)"  # a backend's second copy, which differs from the first by noise alone
+AGAIN = " (again)"  # a backend's second copy, which differs from the first only by noise
 
 
 def again(name: str) -> str:
@@ -44,13 +44,13 @@ class Protocol:
     seed: int
 
     def seconds(self, call: float) -> float:
-        """What one backend takes at one output and batch size, warm-up included, where a call takes this long."""
+        """Computes the time of one backend at one output and batch size, with warm-up, from the time of a call."""
         block = max(self.block_seconds, call) + call  # the untimed call, and at least one that counts
         return max(self.warmup_seconds, WARMUP_CALLS * call) + self.rounds * block
 
 
 class OverBudget(PicollmError):
-    """One call showed that a backend would take far more than its share of the benchmark's time."""
+    """Signals that, judging by one call, a backend would take far more than its share of the benchmark's time."""
 
     def __init__(self, call: float, takes: float, budget: float) -> None:
         super().__init__(f"one call takes {call:.2g} s, so {takes:.0f} s in all; its share is {budget:.2g} s")
@@ -66,12 +66,12 @@ def measure(
     timer: Timer | None = None,
     twice: bool = False,
 ) -> tuple[dict[str, Rounds], dict[str, Exception]]:
-    """Milliseconds of every timed call, by backend and round; and what a call raised: that backend has no numbers.
+    """Returns milliseconds of every timed call, by backend and round; and exceptions by backend, which has no numbers.
 
-    The first of `runs` is the baseline. Another one whose second call (the first may compile) shows that it would take
-    more than SLACK times the baseline's time and the protocol's is not timed: OverBudget.
-    `advance` is called after each block. timer: milliseconds of a call, by default the host's clock around it. twice:
-    the fastest at warm-up takes part once more, as `again` names it.
+    The first of `runs` is the baseline. Another one is not timed (OverBudget) if its second call (the first may
+    compile) shows that it would take more than SLACK times the baseline's time and the protocol's.
+    `advance` is called after each block. timer: milliseconds of a call, by default from the host's clock around it.
+    twice: the fastest at warm-up takes part twice, under the name from `again`.
     """
 
     def host_timer(run: Call, ids: np.ndarray) -> float:
@@ -102,7 +102,7 @@ def measure(
             raise OverBudget(call, takes, budget[0])
 
     def block(run: Call) -> list[float]:
-        run(next(source))  # untimed: the caches are the previous backend's
+        run(next(source))  # untimed: the caches still hold the previous backend's data
         times, start = [], clock()
         while not times or clock() - start < protocol.block_seconds:
             times.append(timer(run, next(source)))
@@ -114,8 +114,8 @@ def measure(
     def attempt(name: str, part: Callable[[Call], Any]) -> Any:
         try:
             return part(runs[name])
-        except Exception as error:  # runtimes raise what they like; out of memory is one of it
-            failed[name] = error.with_traceback(None)  # its frames would keep the memory of the failed call
+        except Exception as error:  # runtimes raise any type; out of memory is one of them
+            failed[name] = error.with_traceback(None)  # its frames would hold the memory of the failed call
             del samples[name]
 
     for name in runs:
@@ -134,9 +134,9 @@ def measure(
 
 
 def latency(rounds: Rounds) -> dict:
-    """Statistics over all calls, in milliseconds (n: calls). Percentiles interpolate linearly, as NumPy does.
+    """Computes statistics over all calls, in milliseconds (n: calls). Percentiles interpolate linearly, as in NumPy.
 
-    Tails need calls: p99 is None below a thousand. iqr_rel: interquartile range / median.
+    Tails need many calls: p99 is None below a thousand. iqr_rel: interquartile range / median.
     """
     x = np.concatenate(rounds)
     p25, p50, p75, p90, p95, p99 = map(float, np.percentile(x, [25, 50, 75, 90, 95, 99]))
@@ -146,9 +146,9 @@ def latency(rounds: Rounds) -> dict:
 
 
 def speedup(baseline: Rounds, rounds: Rounds, seed: int) -> dict:
-    """Ratio of median latencies, baseline / backend, with its 95 % percentile-bootstrap interval.
+    """Computes the ratio of median latencies, baseline / backend, with its 95 % percentile-bootstrap interval.
 
-    Rounds are resampled, the same ones for both sides: calls within a round are not independent of each other.
+    Rounds are resampled, the same ones for both sides: calls within a round are not independent.
     """
     draw = np.random.default_rng(seed)
     sides = [[thinned(block) for block in x] for x in (baseline, rounds)]
@@ -168,8 +168,8 @@ def thinned(block: list[float]) -> list[float]:
     return block[::step]
 
 
-def verdict(found: dict, noise: dict) -> str:
-    """faster, slower, or `no difference` where the interval overlaps the noise band (which always holds 1)."""
-    if found["low"] <= max(noise["high"], 1.0) and found["high"] >= min(noise["low"], 1.0):
+def verdict(measured: dict, noise: dict) -> str:
+    """Returns faster, slower, or `no difference` if the interval overlaps the noise band (which always contains 1)."""
+    if measured["low"] <= max(noise["high"], 1.0) and measured["high"] >= min(noise["low"], 1.0):
         return "no difference"
-    return "faster" if found["ratio"] > 1 else "slower"
+    return "faster" if measured["ratio"] > 1 else "slower"

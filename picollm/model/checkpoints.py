@@ -1,13 +1,13 @@
-"""Checkpoints of a training run: all that the next step depends on, so that a killed run goes on as if nothing was.
+"""Checkpoints of a training run: everything the next step depends on, so that a killed run resumes unchanged.
 
 checkpoints/KEY/step-NNNNNN.safetensors   weights, optimizers, best weights so far, curve; nothing is ever unpickled
-checkpoints/KEY/step-NNNNNN.json          written last: what proves the file above, and the rest of the state
+checkpoints/KEY/step-NNNNNN.json          written last: the hash that verifies the file above, and the rest of the state
 checkpoints/KEY/snapshots/                the weights at steps 0, 1, 2, 4, ...
 
-KEY is a hash of everything that decides the result: configuration, data, code, torch. A run never sees the
-checkpoints of another one. They lie outside the declared outputs, which both drivers remove before a rule runs.
+KEY is a hash of everything that determines the result: configuration, data, code, torch. A run never sees the
+checkpoints of another run. They are kept outside the declared outputs, which both drivers remove before a rule runs.
 
-`save` takes a copy of the state, and a thread hashes and writes it while training goes on.
+`save` copies the state, and a thread hashes and writes it while training continues.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from picollm.model.weights import weights
 
 log = logging.getLogger(__name__)
 
-KEEP = 2  # the newest, and one to fall back to
-CURVE = "curve."  # before the names of a curve's columns, among the tensors
+KEEP = 2  # the newest, and one as a fallback
+CURVE = "curve."  # prefix of the names of a curve's columns among the tensors
 
 
 class Checkpoints:
-    """Those of one run, which `identity` (JSON-ready: {"config": {...}, "data": ..., ...}) names."""
+    """Checkpoints of one run, identified by `identity` (JSON-ready: {"config": {...}, "data": ..., ...})."""
 
     def __init__(self, root: Path, identity: dict) -> None:
         self.root, self.identity = root, identity
         self.folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self.stop = self.folder / "stop"  # a file that asks a run of several processes to save and end
+        self.stop = self.folder / "stop"  # its existence asks a run of several processes to save and end
         self.writing: threading.Thread | None = None
         self.failure: BaseException | None = None
         self.saved_at = time.monotonic()
@@ -56,19 +56,19 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the last checkpoint, unless somebody asked to end at once; what ended the run is what is raised."""
+        """Waits for the last checkpoint, except after a request to end at once; raises only what ended the run."""
         if self.writing and (kind is None or issubclass(kind, Exception)):
             self.writing.join()
 
     def age(self) -> float:
-        """Seconds since the last `save`, or since the run began."""
+        """Returns the seconds since the last `save`, or since the run began."""
         return time.monotonic() - self.saved_at
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
-        """After `step` steps; whatever moment it is killed at, this checkpoint is whole or is none.
+        """Saves the state after `step` steps; a process killed at any moment leaves a complete checkpoint or none.
 
-        The state may change as soon as this returns; the file is there after `wait`. Raises what the writing of the
-        one before raised.
+        The state may change as soon as this returns; the file exists after `wait`. Raises what the previous write
+        raised.
         """
         curve = columns(state["curve"])
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in (tensors | curve).items()})
@@ -79,7 +79,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def wait(self) -> None:
-        """Until what `save` took is written. Raises what went wrong."""
+        """Waits until the state passed to `save` is written. Raises the error of the write."""
         if self.writing:
             self.writing.join()
         self.writing, failure, self.failure = None, self.failure, None
@@ -89,7 +89,7 @@ class Checkpoints:
     def attempt(self, step: int, data: bytes, mark: dict) -> None:
         try:
             self.write(step, data, mark)
-        except BaseException as error:  # for the thread that waits
+        except BaseException as error:  # raised later by `wait`, in the calling thread
             self.failure = error
 
     def write(self, step: int, data: bytes, mark: dict) -> None:
@@ -100,53 +100,56 @@ class Checkpoints:
         for old in self.marks()[KEEP:]:
             old.unlink()
         kept = {mark.with_suffix(".safetensors") for mark in self.marks()}
-        for orphan in set(self.folder.glob("step-*.safetensors")) - kept:  # also what a kill left without its mark
+        for orphan in set(self.folder.glob("step-*.safetensors")) - kept:  # also those that a kill left without a mark
             orphan.unlink()
 
     def marks(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.json"), reverse=True)
 
     def newest(self) -> tuple[dict[str, Tensor], dict] | None:
-        """Tensors and state of the newest checkpoint that is whole; damaged ones are told and passed over."""
+        """Returns tensors and state of the newest complete checkpoint; skips damaged ones with a warning."""
         for mark in self.marks():
             try:
-                found = read_json(mark)
-                tensors = load(prove(mark, found["tensors"], "pretrain").read_bytes())
-                found["state"]["curve"] = rows(tensors, found["state"]["curve"])
+                content = read_json(mark)
+                tensors = load(prove(mark, content["tensors"], "pretrain").read_bytes())
+                content["state"]["curve"] = rows(tensors, content["state"]["curve"])
             except (PicollmError, SafetensorError, KeyError) as error:
-                log.warning("checkpoint %s is damaged and passed over: %s", mark, one_line(error))
+                log.warning("checkpoint %s is damaged and skipped: %s", mark, one_line(error))
                 continue
-            return tensors, found["state"]
+            return tensors, content["state"]
         if not self.folder.exists():
-            for told in self.others():
-                log.warning(told)
+            for reason in self.others():
+                log.warning(reason)
         return None
 
     def others(self) -> Iterator[str]:
-        """Why the checkpoints of another run don't serve this one."""
+        """Yields the reasons why the checkpoints of other runs can't be used."""
         for folder in sorted(self.root.glob("*")):
             mark = max(folder.glob("step-*.json"), default=folder / "none")
             try:
-                found = read_json(mark)
+                content = read_json(mark)
             except PicollmError:
                 continue
-            names = sorted(differences(found["identity"], self.identity))
-            yield f"{mark.parent} holds step {found['step']} of a run with other {', '.join(names)}: starting anew"
+            names = sorted(differences(content["identity"], self.identity))
+            yield (
+                f"{mark.parent} holds step {content['step']} of a run with different {', '.join(names)}: "
+                "starting from scratch"
+            )
 
     def snapshot(self, step: int, model: Transformer) -> None:
-        """The weights in bfloat16."""
+        """Writes the weights in bfloat16."""
         write_bytes(self.folder / "snapshots" / f"step-{step:06d}.safetensors", weights(model, torch.bfloat16))
 
     def snapshots(self) -> dict[int, Path]:
         return {int(path.stem[5:]): path for path in sorted(self.folder.glob("snapshots/step-*.safetensors"))}
 
     def remove(self) -> None:
-        """After the run's results are written."""
+        """Removes the folder, after the run's results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def columns(curve: Sequence[dict]) -> dict[str, Tensor]:
-    """A curve's rows of numbers as a tensor a column: whole numbers stay whole, None is NaN."""
+    """Converts a curve's rows of numbers to one tensor per column: integers stay integers, None becomes NaN."""
     values = {f"{CURVE}{name}": [row[name] for row in curve] for name in (curve[0] if curve else ())}
     return {
         name: torch.tensor(column, dtype=torch.int64)
@@ -157,14 +160,14 @@ def columns(curve: Sequence[dict]) -> dict[str, Tensor]:
 
 
 def rows(tensors: dict[str, Tensor], names: Sequence[str]) -> list[dict]:
-    """The curve that `columns` made these tensors of; they are taken out."""
+    """Rebuilds the curve from the tensors that `columns` made, and removes them from `tensors`."""
     values = [[None if math.isnan(x) else x for x in tensors.pop(name).tolist()] for name in names]
     keys = [name.removeprefix(CURVE) for name in names]
     return [dict(zip(keys, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def differences(old: object, new: object, name: str = "") -> Iterator[str]:
-    """Dotted names of what differs between two identities."""
+    """Yields the dotted names of the values that differ between two identities."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old.keys() | new.keys():
             yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)

@@ -1,6 +1,6 @@
-"""What training costs: arithmetic, counted; the machine's own rate, measured; memory, as the system saw it.
+"""Costs of training: counts arithmetic, measures the machine's own rate, reads peak memory from the system.
 
-torch is imported where it is needed: who only counts must not wait for it.
+torch is imported inside functions: callers that only count must not wait for it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
     from picollm.model.transformer import ModelConfig
 
-FEWEST_TOKENS = 8  # of the product that `gemm_rate` times
+FEWEST_TOKENS = 8  # in the product that `gemm_rate` times
 
 
 def flops_per_token(shape: ModelConfig, head_rows: int | None = None) -> int:
-    """Floating-point operations of forward and backward for one token in a row of `context`, matrix products alone.
+    """Counts the floating-point operations of forward and backward for one token in a row of `context`.
 
-    A multiply-add is two; backward is twice forward. Causal attention sees half of the row on average. `head_rows`:
-    rows of the vocabulary head that the loss compares (all of them by default, without the padding).
+    Only matrix products count; a multiply-add is two operations, and backward is twice forward. Causal attention sees
+    half of the row on average. `head_rows`: rows of the vocabulary head that the loss compares (by default all of them,
+    without the padding).
     """
     weights = shape.n_layers * shape.d_model * (4 * shape.d_model + 3 * shape.d_ff)
     weights += shape.d_model * (shape.vocab_size if head_rows is None else head_rows)
@@ -32,10 +33,10 @@ def flops_per_token(shape: ModelConfig, head_rows: int | None = None) -> int:
 
 
 def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of a matrix product with the vocabulary head's shape, [tokens, d_model] x [d_model, vocabulary].
+    """Measures the FLOP/s of a product of the vocabulary head's shape, [tokens, d_model] x [d_model, vocabulary].
 
-    The median of as many products as fit into `seconds`, after one that counts only where no other fits. Where few
-    would, fewer tokens are multiplied.
+    Returns the median over as many products as fit into `seconds`, after one that counts only if no other fits. If few
+    would fit, fewer tokens are multiplied.
     """
     import torch
 
@@ -43,7 +44,7 @@ def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torc
 
     def operands(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.randn(rows, shape.d_model, device=device).to(dtype)
-        return x, torch.zeros(rows, shape.padded_vocab_size, device=device, dtype=dtype)  # its pages are there already
+        return x, torch.zeros(rows, shape.padded_vocab_size, device=device, dtype=dtype)  # its pages are already mapped
 
     def product(x: torch.Tensor, out: torch.Tensor) -> float:
         start = time.perf_counter()
@@ -66,10 +67,10 @@ def gemm_rate(tokens: int, shape: ModelConfig, device: torch.device, dtype: torc
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory that this process has held: on a GPU torch's, else the process's."""
+    """Returns the peak memory of this process: torch's on a GPU, otherwise the process's."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,4 +1,4 @@
-"""Where the model runs: device, threads, precision, and torch.compile with a stated fallback."""
+"""Set-up of device, threads and precision, and torch.compile with a fallback whose reason is reported."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 
 def set_up(device: str, threads: int) -> torch.device:
-    """Fix the threads (bytes are identical at equal threads) and choose the device; `auto` takes a GPU if there is one.
+    """Fixes the threads (equal threads give equal bytes) and chooses the device; `auto` takes a GPU if there is one.
 
-    Raises PicollmError where `cuda` is asked for and missing.
+    Raises PicollmError if `cuda` is requested and not available.
     """
     keep_memory()
     keep_caches_apart()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS adds in whatever order, and warns
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS adds in no fixed order, and warns
     torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler too, 5 s
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms also imports the compiler, 5 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every fresh tensor
     if device == "cuda" and not torch.cuda.is_available():
         raise PicollmError(f"compute.device = cuda, but {no_gpu_seen()}: set it to auto or cpu")
@@ -39,28 +39,28 @@ def set_up(device: str, threads: int) -> torch.device:
 
 
 def set_up_to_train(device: str, threads: int) -> torch.device:
-    """`set_up`, and on a GPU what has no order of its own raises an error.
+    """Like `set_up`, but on a GPU an operation without a fixed order raises an error.
 
-    The other mode, a warning, leaves attention's backward as it is: it adds in another order each time.
+    The other mode, a warning, leaves attention's backward unchanged: it adds in a different order each time.
     """
-    found = set_up(device, threads)
-    if found.type == "cuda":
+    chosen = set_up(device, threads)
+    if chosen.type == "cuda":
         torch.set_deterministic_debug_mode("error")
-    return found
+    return chosen
 
 
 def set_up_to_time(device: str, threads: int) -> torch.device:
-    """`set_up` as people would run it: what repeats exactly may be slower."""
-    found = set_up(device, threads)
+    """Like `set_up`, but in torch's default mode: deterministic operations may be slower."""
+    chosen = set_up(device, threads)
     torch.set_deterministic_debug_mode("default")
-    return found
+    return chosen
 
 
 def keep_memory() -> None:
-    """Let the C library keep what is freed, where it is glibc.
+    """Makes the C library keep freed memory, if it is glibc.
 
-    It gives blocks of more than 32 MB back to the system at once, and a step frees and wants such blocks all the time:
-    on a virtual machine of two cores the new pages cost between nothing and half of a step (docs/benchmarks.md).
+    glibc returns blocks of more than 32 MB to the system at once, and every step frees and allocates such blocks: on a
+    virtual machine of two cores the new pages cost between nothing and half of a step (docs/benchmarks.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -70,12 +70,12 @@ def keep_memory() -> None:
 
 
 def keep_caches_apart() -> None:
-    """Compiled code of one instruction set goes to a folder of its own, inside the folder that Inductor would take.
+    """Gives the compiled code of each instruction set its own folder, inside the folder that Inductor would use.
 
-    Inductor (torch 2.13) does not tell them apart: kernels that were compiled for AVX2 and are found again by a process
-    with AVX-512, or the other way round, answer NaN or overwrite memory.
+    Inductor (torch 2.13) does not distinguish them: kernels compiled for AVX2 and reused by a process with AVX-512, or
+    the other way round, return NaN or overwrite memory.
     """
-    variable = "TORCHINDUCTOR_CACHE_DIR"  # which processes that are started from here inherit
+    variable = "TORCHINDUCTOR_CACHE_DIR"  # child processes inherit it
     own = "_".join([torch.backends.cpu.get_cpu_capability().lower(), *describe_cpu()["isa"]])
     folder = os.environ.get(variable) or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
     if Path(folder).name != own:
@@ -83,14 +83,14 @@ def keep_caches_apart() -> None:
 
 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:
-    """bf16 autocast. float32 keeps its range there, so no gradient scaler is needed."""
+    """Returns bf16 autocast. bf16 has the range of float32, so no gradient scaler is needed."""
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 class Compiled:
-    """torch.compile of a function, or the function itself where there is no compiler, or it turns out to fail.
+    """A function under torch.compile, or the function itself if there is no compiler or compilation fails.
 
-    `how` says which of the two; the first call decides.
+    `how` reports which of the two; the first call decides.
     """
 
     def __init__(self, function: Callable, device: torch.device) -> None:
@@ -115,42 +115,42 @@ class Compiled:
 
 
 def compiler_options(device: torch.device) -> dict[str, str | int | bool | Callable] | None:
-    """Inductor's, as far as this version of it knows them.
+    """Returns those of the wanted Inductor options that the installed version knows.
 
-    On a GPU the host is short of time: small independent kernels, such as the casts of all weights, become one launch.
-    And a kernel's configuration must not be chosen by the clock where the same seed has to give the same bits.
+    On a GPU the host is the bottleneck: small independent kernels, such as the casts of all weights, become one launch.
+    And a kernel's configuration must not be chosen by timing if the same seed has to give the same bits.
     """
     if device.type == "cpu":
         return None
-    from torch._inductor import config  # takes seconds
+    from torch._inductor import config  # importing it takes seconds
 
     wanted = {"combo_kernels": True, "deterministic": torch.are_deterministic_algorithms_enabled()}
     return {name: value for name, value in wanted.items() if hasattr(config, name)}
 
 
 def trial(device: torch.device) -> str | None:
-    """Why torch.compile fails on this GPU, found out on a kernel of a second; None: it works.
+    """Returns why torch.compile fails on this GPU, tested on a kernel that takes a second; None if it works.
 
-    The backward graph is compiled at the first backward, where nothing could give way any more.
+    The backward graph is compiled at the first backward, when it is too late to fall back.
     """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-    except Exception as error:  # no compiler that works, a GPU too old for Triton, no Triton, a /tmp without exec, ...
+    except Exception as error:  # no working compiler, a GPU too old for Triton, no Triton, a /tmp without exec, ...
         return cause(error)
     return None
 
 
 def cause(error: Exception) -> str:
-    """The one line of a compiler's output that says what is wrong."""
+    """Extracts the one line of a compiler's output that names the problem."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if re.search(r"\berror: |failed to map|not permitted", line)), lines[0])[:200]
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether it is that; on a CPU torch has no type for it, only its allocator's name."""
-    said = str(error)
+    """Tests if the error means out of memory; on a CPU torch has no type for it, only its allocator's name."""
+    message = str(error)
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or (type(error) is RuntimeError and "DefaultCPUAllocator" in said)
-        or (isinstance(error, RuntimeError) and said.startswith("CUDA error: out of memory"))  # not the allocator's
+        or (type(error) is RuntimeError and "DefaultCPUAllocator" in message)
+        or (isinstance(error, RuntimeError) and message.startswith("CUDA error: out of memory"))  # not the allocator's
     )

@@ -1,6 +1,6 @@
-"""Several processes that train one model: what torchrun tells each, and the two things that they share.
+"""Data-parallel training in several processes: reads torchrun's environment, shares gradients and decisions.
 
-NCCL between GPUs, one a process; gloo between CPUs. Without torchrun there is one process, and nothing is shared.
+NCCL connects GPUs, one per process; gloo connects CPUs. Without torchrun there is one process, and nothing is shared.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class World:
-    """This process, `rank`, among `size`."""
+    """This process's `rank` among `size` processes."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module, whose gradients are the mean over the processes after each backward."""
+        """Wraps the module so that its gradients are the mean over the processes after each backward."""
         if self.size == 1:
             return module
         own = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=own, broadcast_buffers=False)  # rotary tables are constants
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes, in each of them."""
+        """Computes the mean over the processes, in each of them."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
         return values
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is up in any process: all of them stop after the same step."""
+        """Tests if the flag is set in any process, so that all of them stop after the same step."""
         return self.agreed(float(flag), device) > 0
 
     def agreed(self, value: float, device: torch.device) -> float:
-        """The mean over the processes, to the same bit in each: what they decide by it, they decide alike."""
+        """Returns the mean over the processes, bit-identical in each, so that all make the same decision from it."""
         return value if self.size == 1 else self.mean(torch.tensor(value, dtype=torch.float64, device=device)).item()
 
     def wait(self) -> None:
@@ -55,7 +55,7 @@ ALONE = World()
 
 @contextmanager
 def world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """The world that torchrun's environment describes, joined; and this process's own device."""
+    """Joins the world that torchrun's environment describes; yields it and this process's own device."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield ALONE, device

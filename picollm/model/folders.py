@@ -1,4 +1,4 @@
-"""What kind of model a folder holds, told from its files alone: the Snakefile asks, and must not wait for torch."""
+"""Detects the kind of model in a folder from its files, without torch: the Snakefile asks, and must not wait for it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PROOF = "weights_sha256"  # in the config.json that the pipeline writes
 
 
 def is_foreign_folder(folder: Path) -> bool:
-    """Whether a folder, or a name that is none, holds a model of transformers that is examined as it is.
+    """Tests if a name that is no folder, or a folder's contents, means a transformers model to examine unchanged.
 
-    Not what this project writes: its own layout, and StableLM's without a tokenizer (`picollm export`).
+    False for what this project writes: its own layout, and StableLM's without a tokenizer (`picollm export`).
     """
     if not folder.is_dir():
         return True
@@ -27,9 +27,9 @@ def is_foreign_folder(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or the shards that its index names.
+    """Lists the safetensors files of a folder: one, or the shards that its index names.
 
-    Raises PicollmError where there is none, or a shard is missing.
+    Raises PicollmError if there is none, or if a shard is missing.
     """
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -38,8 +38,8 @@ def weight_files(folder: Path) -> list[Path]:
         lost = [file.name for file in files if not file.is_file()]
         if lost:
             raise PicollmError(
-                f"{folder}: of {len(files)} files of weights {len(lost)} are missing, the first is {lost[0]}: copy the "
-                "folder whole"
+                f"{folder} lacks {len(lost)} of its {len(files)} weight files, the first is {lost[0]}: copy the "
+                "complete folder"
             )
         return files
     old = [path.name for path in sorted(folder.glob("*.bin"))]
@@ -48,4 +48,4 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: its weights are in {old[0]}, a pickle, which is never read: convert them "
             "(AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True))"
         )
-    raise PicollmError(f"{folder} has no model.safetensors, nor the index of one in parts")
+    raise PicollmError(f"{folder} has no model.safetensors and no index of a sharded one")

@@ -1,8 +1,8 @@
-"""Models of Hugging Face's transformers, examined as they are: attention by its eager path, heads by hooks.
+"""Adapter for Hugging Face transformers models, unchanged: attention by its eager path, heads by hooks.
 
-One table of module names per family is all that is known of one; nothing is ported. A model offers what the analyses
-take from picollm's own (picollm.model.transformer): `start`, `layers`, `norm` and `head`, so that attention maps,
-replaced heads and the logit lens are written once. Weights are read from safetensors alone, and no code of the folder
+A family is described only by a table of module names; nothing is ported. A model offers the interface that the
+analyses use in picollm's own (picollm.model.transformer): `start`, `layers`, `norm` and `head`, so that attention maps,
+replaced heads and the logit lens are written once. Weights are read only from safetensors, and no code of the folder
 is ever run (picollm.model.foreign_folder).
 
 Shape suffixes: B sequence, T position, L layer, H head of a layer, Q query, K key, D model width, W head width.
@@ -24,7 +24,7 @@ from picollm.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its parts: the list of layers, the last norm, and in a layer the output projection.
+    """Module names of a family: the list of layers, the last norm, and in a layer the output projection.
 
     `scale` multiplies the queries of a layer by a factor.
     """
@@ -36,7 +36,7 @@ class Family:
 
 
 def scale_first_columns(layer: nn.Module, factor: float) -> None:
-    """GPT-2's Conv1D, [width, 3 width]: the queries are its first columns."""
+    """Scales the queries in GPT-2's Conv1D, [width, 3 width]: its first columns."""
     weight, bias = layer.attn.c_attn.weight, layer.attn.c_attn.bias
     width = weight.shape[0]
     weight[:, :width] *= factor
@@ -44,7 +44,7 @@ def scale_first_columns(layer: nn.Module, factor: float) -> None:
 
 
 def scale_interleaved(layer: nn.Module, factor: float) -> None:
-    """GPT-NeoX: query, key and value of one head after another."""
+    """Scales the queries of GPT-NeoX, which stores query, key and value of one head after another."""
     attention = layer.attention
     heads = attention.config.num_attention_heads
     attention.query_key_value.weight.view(heads, 3, -1, attention.config.hidden_size)[:, 0] *= factor
@@ -57,7 +57,7 @@ def scale_neo(layer: nn.Module, factor: float) -> None:
 
 
 def scale_query(layer: nn.Module, factor: float) -> None:
-    """Llama and those like it; where queries are normed, by the norm's weight, since it undoes any other scale."""
+    """Scales the queries of Llama-like layers; in their norm's weight if there is one, since it undoes any other."""
     norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "q_layernorm"))
     queries = next((norm for norm in norms if isinstance(norm, nn.Module)), layer.self_attn.q_proj)
     for parameter in queries.parameters():
@@ -75,9 +75,9 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class ForeignConfig:
-    """What the analyses ask of a model's shape, under the names of picollm's own.
+    """Shape of a model as the analyses need it, under the names of picollm's own.
 
-    `context` is the longest sequence that it reads, in a run the one that the tokens are cut to.
+    `context` is the longest sequence that the model reads; in a run, the length that the tokens are cut to.
     """
 
     family: str
@@ -92,7 +92,7 @@ class ForeignConfig:
 
 
 class ForeignBlock:
-    """A layer with the arguments that its model calls it with, `calls` in all methods, which depend on T alone."""
+    """A layer. `calls` in all methods are the arguments that its model passes to each layer; they depend only on T."""
 
     def __init__(self, number: int, layer: nn.Module, family: Family, n_heads: int) -> None:
         self.number, self.layer, self.n_heads = number, layer, n_heads
@@ -101,16 +101,16 @@ class ForeignBlock:
 
     def __call__(self, x_BTD: Tensor, calls: Calls) -> Tensor:
         arguments, named = calls[self.number]
-        found = self.layer(x_BTD, *arguments, **named)
-        return found[0] if isinstance(found, tuple) else found
+        output = self.layer(x_BTD, *arguments, **named)
+        return output[0] if isinstance(output, tuple) else output
 
     def explicit(self, x_BTD: Tensor, calls: Calls) -> tuple[Tensor, Tensor]:
-        """The residual stream after the layer, and its attention weights [B, H, query, key].
+        """Returns the residual stream after the layer, and its attention weights [B, H, query, key].
 
-        Raises PicollmError where its attention gives none.
+        Raises PicollmError if its attention returns none.
         """
         seen: list[Any] = []
-        handle = self.attention.register_forward_hook(lambda module, given, found: seen.append(found))
+        handle = self.attention.register_forward_hook(lambda module, given, output: seen.append(output))
         try:
             x_BTD = self(x_BTD, calls)
         finally:
@@ -118,12 +118,12 @@ class ForeignBlock:
         weights = seen[0][1] if isinstance(seen[0], tuple) and len(seen[0]) > 1 else None
         if weights is None:
             raise PicollmError(
-                f"layer {self.number}: its attention gives no weights; they need attn_implementation='eager'"
+                f"layer {self.number}: its attention returns no weights; they need attn_implementation='eager'"
             )
         return x_BTD, weights
 
     def outputs(self, x_BTD: Tensor, calls: Calls) -> Tensor:
-        """What the heads hand to the output projection, [B, H, T, W]."""
+        """Returns the heads' inputs to the output projection, [B, H, T, W]."""
         seen: list[Tensor] = []
         handle = self.out.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
         try:
@@ -133,7 +133,7 @@ class ForeignBlock:
         return seen[0].unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
     def after(self, x_BTD: Tensor, z_BHTW: Tensor, calls: Calls) -> Tensor:
-        """The residual stream after the layer where the heads hand z to the output projection."""
+        """Returns the residual stream after the layer when the heads pass z to the output projection."""
         z_BTD = z_BHTW.transpose(1, 2).flatten(2)
         handle = self.out.register_forward_pre_hook(lambda module, given: (z_BTD, *given[1:]))
         try:
@@ -142,17 +142,17 @@ class ForeignBlock:
             handle.remove()
 
     def out_weight(self) -> Tensor:
-        """The output projection by head, [D, H, W]."""
+        """Returns the output projection by head, [D, H, W]."""
         weight = self.out.weight.mT if type(self.out).__name__ == "Conv1D" else self.out.weight
         return weight.unflatten(1, (self.n_heads, -1))
 
 
-# list[tuple[tuple, dict[str, Any]]]: a checker can't tell it from the rotary tensors that picollm's own blocks take.
+# list[tuple[tuple, dict[str, Any]]]: checkers confuse it with the rotary tensors that picollm's own blocks take.
 Calls = Any
 
 
-class Reached(Exception):  # noqa: N818, no error
-    """The first layer was called: what it was given is all that was wanted."""
+class Reached(Exception):  # noqa: N818, not an error
+    """Signals that the first layer was called: only its inputs were needed."""
 
 
 class ForeignModel(nn.Module):
@@ -192,9 +192,9 @@ class ForeignModel(nn.Module):
         return self.model.get_input_embeddings()
 
     def start(self, ids_BT: Tensor) -> tuple[Tensor, Calls]:
-        """The residual stream before the first layer, [B, T, D], and what each layer is called with beside it.
+        """Returns the residual stream before the first layer, [B, T, D], and each layer's other arguments.
 
-        Raises PicollmError where the sequence is longer than the model accepts.
+        Raises PicollmError if the sequence is longer than the model accepts.
         """
         T = ids_BT.shape[1]
         if T > self.config.context:
@@ -203,14 +203,14 @@ class ForeignModel(nn.Module):
         if key not in self.calls:
             with self.watched() as seen:
                 self.hidden(ids_BT[:1])
-            self.calls = {key: [(given[1:], named) for given, named in seen]}  # of one length: masks are of size T x T
+            self.calls = {key: [(given[1:], named) for given, named in seen]}  # of one length: masks have size T x T
         with self.watched(stop=True) as seen, torch.no_grad(), suppress(Reached):
             self.hidden(ids_BT)
         return seen[0][0][0], self.calls[key]
 
     @contextmanager
     def watched(self, stop: bool = False) -> Iterator[list[tuple[tuple, dict[str, Any]]]]:
-        """A list that gets what each layer is called with; with `stop` the first one raises Reached."""
+        """Yields a list that collects each layer's arguments; with `stop` the first layer raises Reached."""
         seen: list[tuple[tuple, dict[str, Any]]] = []
 
         def note(module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
@@ -226,20 +226,20 @@ class ForeignModel(nn.Module):
                 handle.remove()
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
-        """The normed residual stream before the vocabulary head, [B, T, D]."""
+        """Returns the normed residual stream before the vocabulary head, [B, T, D]."""
         return self.model.base_model(ids_BT, use_cache=False).last_hidden_state
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         return self.head(x_BTD)
 
     def forward(self, ids_BT: Tensor, last: bool = False) -> Tensor:
-        """Logits [B, T, V], or with `last` only those of the last position, [B, V]."""
+        """Returns logits [B, T, V], or with `last` only those of the last position, [B, V]."""
         x_BTD = self.hidden(ids_BT)
         return self.logits(x_BTD[:, -1] if last else x_BTD)
 
     @torch.no_grad()
     def attention_maps(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention weights [B, L, H, query, key], and what `hidden` returns."""
+        """Returns attention weights [B, L, H, query, key], and the result of `hidden`."""
         x_BTD, calls = self.start(ids_BT)
         maps = []
         for block in self.layers:
@@ -248,18 +248,18 @@ class ForeignModel(nn.Module):
         return torch.stack(maps, dim=1), self.norm(x_BTD)
 
     def untrained(self) -> ForeignModel:
-        """The same shape with fresh random weights, by the family's own initialisation and torch's random state."""
+        """Returns the same shape with new random weights, by the family's initialisation and torch's random state."""
         from transformers import AutoModelForCausalLM
 
         return ForeignModel(AutoModelForCausalLM.from_config(self.model.config, attn_implementation="eager"))
 
     @torch.no_grad()
     def scale_logits(self, layer: int, factor: float) -> None:
-        """Multiply the attention logits of a layer."""
+        """Multiplies the attention logits of a layer by `factor`."""
         self.family.scale(self.layers[layer].layer, factor)
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters: all of them, and those outside embeddings (of positions too) and head."""
+        """Counts all parameters, and those outside head and embeddings (including those of positions)."""
         total = sum(p.numel() for p in self.parameters())
         body = sum(p.numel() for block in self.layers for p in block.layer.parameters())
         return {"total": total, "non_embedding": body + sum(p.numel() for p in self.norm.parameters())}

@@ -1,7 +1,7 @@
-"""Models of Hugging Face's transformers read from folders: what can't be examined is one line, before it is loaded.
+"""Loads Hugging Face transformers models from folders; refuses the unsupported in one line, before loading.
 
-Weights come from safetensors alone (a pickle may run any code) and no code of the folder is ever run. They are held in
-float32, whatever they are stored in.
+Weights are read only from safetensors (a pickle may run any code), and no code of the folder is ever run. In memory
+they are float32, whatever their stored type.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from picollm.model.foreign import FAMILIES, Examined, ForeignModel
 from picollm.model.huggingface import load_folder
 from picollm.model.weights import load_model
 
-COPIES = 2  # of the weights in memory: the model and one untrained beside it
+COPIES = 2  # of the weights in memory: the model and an untrained one to compare with
 WANTED = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]  # of a repository
 
 
 def folder_of(name: str, revision: str | None = None) -> Path:
-    """A folder as it is, or a name on the hub and a revision there, fetched. Raises PicollmError where it can't be."""
+    """Returns a local folder, or fetches a name and revision from the hub. Raises PicollmError if it can't."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import constants, errors, snapshot_download
@@ -42,7 +42,7 @@ def folder_of(name: str, revision: str | None = None) -> Path:
             return Path(snapshot_download(**wanted, local_files_only=True))
         except (OSError, ValueError):
             raise PicollmError(
-                f"{name} is no folder here, and the hub ({constants.ENDPOINT}) can't be reached: check the network, "
+                f"{name} is not a folder here, and the hub ({constants.ENDPOINT}) can't be reached: check the network, "
                 f"{elsewhere}"
             ) from None
     try:
@@ -57,12 +57,12 @@ def folder_of(name: str, revision: str | None = None) -> Path:
         raise PicollmError(f"{name}{at} is unknown on the hub, or private: check it, log in, {elsewhere}") from None
     except (OSError, ValueError) as error:
         raise PicollmError(
-            f"{name} is no folder here and can't be fetched ({one_line(error)[:200]}): {elsewhere[3:]}"
+            f"{name} is not a folder here and can't be fetched ({one_line(error)[:200]}): {elsewhere[3:]}"
         ) from None
 
 
 def load_foreign_model(folder: str | Path) -> ForeignModel:
-    """A folder's model. Raises PicollmError for what can't be examined, with what to do."""
+    """Loads a folder's model. Raises PicollmError, with a remedy, for a model that can't be examined."""
     folder = Path(folder)
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -70,9 +70,9 @@ def load_foreign_model(folder: str | Path) -> ForeignModel:
         raise PicollmError("models of other families need transformers: pip install -e '.[models]'") from None
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     if values is None:
-        raise PicollmError(f"{folder} has no config.json: it is no model's folder")
+        raise PicollmError(f"{folder} has no config.json: it is not a model's folder")
     if "auto_map" in values and values.get("model_type") not in FAMILIES:
-        raise PicollmError(f"{folder} needs code of its own, which is never run; known are {', '.join(FAMILIES)}")
+        raise PicollmError(f"{folder} needs its own code, which is never run; supported: {', '.join(FAMILIES)}")
     here = {"trust_remote_code": False, "local_files_only": True}
     try:
         settings = AutoConfig.from_pretrained(folder, **here)
@@ -83,26 +83,26 @@ def load_foreign_model(folder: str | Path) -> ForeignModel:
         )
     except PicollmError:
         raise
-    except Exception as error:  # noqa: BLE001, transformers raises what it likes
+    except Exception as error:  # noqa: BLE001, transformers raises any type
         raise PicollmError(f"{folder} can't be loaded by transformers: {one_line(error)[:300]}") from None
     return ForeignModel(model)
 
 
 def check_settings(name: Path, settings: Any) -> None:
-    """Raises PicollmError for a model that is no decoder of a known family."""
+    """Raises PicollmError for a model that is not a decoder of a supported family."""
     if getattr(settings, "is_encoder_decoder", False):
         raise PicollmError(f"{name} is an encoder-decoder ({settings.model_type}): only decoders are examined")
     if settings.model_type not in FAMILIES:
         kind = next((kind for kind in getattr(settings, "architectures", None) or [] if "Masked" in kind), None)
         encoder = f"{name} is an encoder ({kind}): only decoders are examined. " if kind else ""
         raise PicollmError(
-            f"{encoder}{name} is of the family {settings.model_type!r}; known are {', '.join(FAMILIES)}. Its maps can "
-            "be analysed without it: docs/heads.md"
+            f"{encoder}{name} is of the family {settings.model_type!r}; supported: {', '.join(FAMILIES)}. Its maps can "
+            "be analysed without the model: docs/heads.md"
         )
 
 
 def parameters_in(folder: Path) -> int:
-    """Of the headers of its safetensors files, without reading a weight."""
+    """Counts the parameters from the headers of the safetensors files, without reading a weight."""
     total = 0
     for path in weight_files(folder):
         with path.open("rb") as file:
@@ -115,20 +115,20 @@ def parameters_in(folder: Path) -> int:
 
 
 def check_memory(folder: Path) -> None:
-    """Raises PicollmError where the weights would not fit, with what they would take."""
+    """Raises PicollmError, with the memory needed, if the weights would not fit."""
     parameters, free = parameters_in(folder), psutil.virtual_memory().available
     needed = 4 * parameters * COPIES
     if needed > free:
         raise PicollmError(
-            f"{folder}: {parameters / 1e9:.1f} billion parameters take {needed / 2**30:.1f} GiB in float32, the model "
-            f"and an untrained one to compare with; {free / 2**30:.1f} GiB are free here"
+            f"{folder}: {parameters / 1e9:.1f} billion parameters take {needed / 2**30:.1f} GiB in float32, for the "
+            f"model and an untrained one to compare with; {free / 2**30:.1f} GiB are free here"
         )
 
 
 def load_trained(weights: str | Path, config: str | Path) -> Examined:
-    """The model of a run, picollm's own or one of another family, in evaluation mode on the CPU.
+    """Loads the model of a run, picollm's own or of another family, in evaluation mode on the CPU.
 
-    Raises PicollmError where the file is damaged or does not fit.
+    Raises PicollmError if the file is damaged or does not fit.
     """
     folder = Path(config).parent
     if not is_foreign_folder(folder):
@@ -139,12 +139,12 @@ def load_trained(weights: str | Path, config: str | Path) -> Examined:
 
 
 def open_folder(folder: Path) -> Examined:
-    """The model in a folder of any layout, as its weights are: for engines, and by hand."""
+    """Loads the model in a folder of any layout, with its weights as stored: for engines, and for use by hand."""
     return load_foreign_model(folder) if is_foreign_folder(folder) else load_folder(folder)
 
 
 def save_foreign(model: ForeignModel, weights: Path, last: Path, config: Path) -> None:
-    """Their folder layout, in one file and float32, with the context of the run's tokens and the weights' sha256."""
+    """Writes their folder layout, one float32 file, with the context of the run's tokens and the weights' sha256."""
     with TemporaryDirectory(dir=weights.parent) as name:
         model.model.save_pretrained(name, max_shard_size="1TB")
         data = (Path(name) / "model.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Text from the model, a token at a time."""
+"""Generates text from the model, one token at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from picollm.model.transformer import Cache, Transformer
 def generate(
     model: Transformer, ids: list[int], tokens: int, temperature: float, top_k: int, seed: int
 ) -> Iterator[int]:
-    """Up to `tokens` ids after `ids`, ending before <|endoftext|>; temperature 0 takes the likeliest each time.
+    """Yields up to `tokens` ids after `ids`, stopping before <|endoftext|>; temperature 0 always takes the likeliest.
 
-    A `top_k` of 0 draws from the whole vocabulary. Raises PicollmError where a number is out of its range, or prompt
-    and answer don't fit the positions that the model accepts.
+    A `top_k` of 0 samples from the whole vocabulary. Raises PicollmError if a number is out of range, or if prompt and
+    continuation don't fit the positions that the model accepts.
     """
     if tokens < 0 or top_k < 0 or seed < 0:
         raise PicollmError(f"tokens = {tokens}, top-k = {top_k}, seed = {seed}: each must be 0 or more")
@@ -46,7 +46,7 @@ def generate(
 
 
 def continuation(model: Transformer, prompt: str, **how) -> Iterator[str]:
-    """The text in pieces, as they come. An empty prompt begins a new article."""
+    """Yields the generated text in pieces. An empty prompt begins a new article."""
     ids = encoding().encode_ordinary(prompt) or [END_OF_TEXT]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
     for token in generate(model, ids, **how):

@@ -1,8 +1,8 @@
-"""The model for others and from others: Hugging Face's folder layout, as its class StableLM reads it.
+"""Export to and import from Hugging Face's folder layout, as its StableLM class reads it.
 
 StableLM has exactly this model's parts: LayerNorm with bias, RoPE over the whole head, SwiGLU, no other bias.
-An exported folder loads with `AutoModelForCausalLM.from_pretrained(FOLDER)`; a folder of that layout, or of the
-pipeline's own (`model.safetensors`, `config.json`), loads here.
+`AutoModelForCausalLM.from_pretrained(FOLDER)` loads an exported folder; this module loads a folder of that layout or of
+the pipeline's own (`model.safetensors`, `config.json`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from picollm.files import read_json, write_bytes, write_json
 from picollm.model.transformer import ModelConfig, Transformer
 from picollm.model.weights import load_model
 
-# What a foreign config.json must say for its weights to mean the same here.
+# Values that a foreign config.json must have for its weights to mean the same here.
 MEANING = {
     "model_type": "stablelm",
     "hidden_act": "silu",
@@ -32,33 +32,33 @@ MEANING = {
     "use_parallel_residual": False,
 }
 
-# What decides the function that the weights compute; dropout and context only matter while they are trained.
+# Fields that determine the function the weights compute; dropout and context matter only in training.
 DECISIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rope_theta")
 
 
 def names(layers: int, tied: bool) -> dict[str, tuple[str, ...]]:
-    """Our parameter -> theirs, stacked along the first axis."""
-    found: dict[str, tuple[str, ...]] = {
+    """Maps each of our parameters to theirs, stacked along the first axis."""
+    mapping: dict[str, tuple[str, ...]] = {
         "embedding.weight": ("model.embed_tokens.weight",),
         "norm.weight": ("model.norm.weight",),
         "norm.bias": ("model.norm.bias",),
     }
     if not tied:
-        found["head.weight"] = ("lm_head.weight",)
+        mapping["head.weight"] = ("lm_head.weight",)
     for i in range(layers):
         ours, theirs = f"blocks.{i}", f"model.layers.{i}"
         for part, other in (("norm_attention", "input_layernorm"), ("norm_mlp", "post_attention_layernorm")):
             for kind in ("weight", "bias"):
-                found[f"{ours}.{part}.{kind}"] = (f"{theirs}.{other}.{kind}",)
-        found[f"{ours}.attention.qkv.weight"] = tuple(f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv")
-        found[f"{ours}.attention.out.weight"] = (f"{theirs}.self_attn.o_proj.weight",)
-        found[f"{ours}.mlp.gate_up.weight"] = tuple(f"{theirs}.mlp.{x}_proj.weight" for x in ("gate", "up"))
-        found[f"{ours}.mlp.down.weight"] = (f"{theirs}.mlp.down_proj.weight",)
-    return found
+                mapping[f"{ours}.{part}.{kind}"] = (f"{theirs}.{other}.{kind}",)
+        mapping[f"{ours}.attention.qkv.weight"] = tuple(f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv")
+        mapping[f"{ours}.attention.out.weight"] = (f"{theirs}.self_attn.o_proj.weight",)
+        mapping[f"{ours}.mlp.gate_up.weight"] = tuple(f"{theirs}.mlp.{x}_proj.weight" for x in ("gate", "up"))
+        mapping[f"{ours}.mlp.down.weight"] = (f"{theirs}.mlp.down_proj.weight",)
+    return mapping
 
 
 def export(model: Transformer, folder: Path) -> None:
-    """Write config.json and model.safetensors (float32), without the vocabulary's padding rows."""
+    """Writes config.json and model.safetensors (float32), without the vocabulary's padding rows."""
     config, state = model.config, model.state_dict()
     tensors = {}
     for ours, theirs in names(config.n_layers, config.tied).items():
@@ -79,7 +79,7 @@ def export(model: Transformer, folder: Path) -> None:
             "num_attention_heads": config.n_heads,
             "num_key_value_heads": config.n_heads,
             "max_position_embeddings": config.rope_cache,
-            "training_context": config.context,  # ours; transformers carries what it doesn't know
+            "training_context": config.context,  # our own field; transformers keeps fields it doesn't know
             "rope_theta": config.rope_theta,
             "rope_parameters": {
                 "rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": 1.0,
@@ -93,7 +93,7 @@ def export(model: Transformer, folder: Path) -> None:
 
 
 def load_folder(folder: Path) -> Transformer:
-    """The model in a folder of either layout, whatever its shape, in evaluation mode."""
+    """Loads the model in a folder of either layout, of any shape, in evaluation mode."""
     weights, config = folder / "model.safetensors", folder / "config.json"
     values = read_json(config)
     if not is_foreign(values):
@@ -105,18 +105,18 @@ def load_folder(folder: Path) -> Transformer:
     shape |= {name: values.get(name) for name in DECISIVE}
     missing = [name for name, value in shape.items() if value is None]
     if missing:
-        raise PicollmError(f"{config} is no StableLM's: it does not say {', '.join(missing)}")
+        raise PicollmError(f"{config} is not StableLM's: it lacks {', '.join(missing)}")
     return load_foreign(folder, ModelConfig(**shape))
 
 
 def load_foreign(folder: Path, wanted: ModelConfig) -> Transformer:
-    """The model in a folder, in evaluation mode. Raises PicollmError naming each field that differs from `wanted`."""
+    """Loads a folder's model in evaluation mode. Raises PicollmError naming each field that differs from `wanted`."""
     weights, config = folder / "model.safetensors", folder / "config.json"
     values = read_json(config)
     foreign = is_foreign(values)
-    told = sorted(disagreements(theirs(values) if foreign else values, MEANING if foreign else {}, wanted))
-    if told:
-        raise PicollmError(f"{folder} does not fit the config: {'; '.join(told)}")
+    mismatches = sorted(disagreements(theirs(values) if foreign else values, MEANING if foreign else {}, wanted))
+    if mismatches:
+        raise PicollmError(f"{folder} does not fit the config: {'; '.join(mismatches)}")
     if not foreign:
         model = Transformer(wanted)
         model.load_state_dict(load_model(weights, config).state_dict())
@@ -133,7 +133,7 @@ def is_foreign(values: dict) -> bool:
 
 
 def theirs(values: dict) -> dict:
-    """Their fields under our names; those of MEANING as they are."""
+    """Returns their fields under our names; those of MEANING keep theirs."""
     rope = values.get("rope_parameters") or {}
     return values | {
         "d_model": values.get("hidden_size"),
@@ -146,19 +146,19 @@ def theirs(values: dict) -> dict:
     }
 
 
-def disagreements(found: dict, meaning: dict, wanted: ModelConfig) -> list[str]:
-    """Of `meaning` and DECISIVE."""
+def disagreements(values: dict, meaning: dict, wanted: ModelConfig) -> list[str]:
+    """Lists the fields of `meaning` and DECISIVE that differ from the config."""
     expected = meaning | {name: getattr(wanted, name) for name in DECISIVE}
-    heads = found.get("num_key_value_heads", wanted.n_heads)
-    told = [] if heads == wanted.n_heads else [f"num_key_value_heads is {heads}, the config asks for {wanted.n_heads}"]
+    heads = values.get("num_key_value_heads", wanted.n_heads)
+    wrong = [] if heads == wanted.n_heads else [f"num_key_value_heads is {heads}, the config asks for {wanted.n_heads}"]
     for name, value in expected.items():
-        if found.get(name) != value:
-            told.append(f"{name} is {found.get(name)}, the config asks for {value}")
-    return told
+        if values.get(name) != value:
+            wrong.append(f"{name} is {values.get(name)}, the config asks for {value}")
+    return wrong
 
 
 def assemble(tensors: dict[str, Tensor], config: ModelConfig, source: Path) -> Transformer:
-    """Their tensors in our model. Raises PicollmError for the first that is missing or has another shape."""
+    """Loads their tensors into our model. Raises PicollmError for the first that is missing or has the wrong shape."""
     model = Transformer(config)
     state = model.state_dict()
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""What training minimises, and how it is computed: precision, torch.compile, and the vocabulary head's two losses.
+"""Training objective: precision, torch.compile, and the vocabulary head's two losses, full and sampled.
 
-The head is where the time goes: of the small default's arithmetic 87 % is the product with 50,257 rows. So the loss
-may compare each target with fewer of them (`SampledSoftmax`). Every loss that is reported for validation or test is
-over the whole vocabulary (`evaluate`).
+The head dominates the time: 87 % of the small default's arithmetic is the product with 50,257 rows. So the loss may
+compare each target with fewer of them (`SampledSoftmax`). Every loss reported for validation or test is over the whole
+vocabulary (`evaluate`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from picollm.model.device import Compiled, autocast
 from picollm.model.foreign import Examined
 from picollm.model.transformer import Transformer
 
-# Tokens and rows of the vocabulary whose logits are computed at once in evaluation: on a CPU 4 MB, which stay in the
-# cache; on a GPU 400 MB, which keep it busy.
+# Tokens and vocabulary rows whose logits are computed at once in evaluation: 4 MB on a CPU, which stay in the cache;
+# 400 MB on a GPU, which keep it busy.
 EVALUATION_TOKENS = {"cpu": 512, "cuda": 12_288}
 EVALUATION_VOCABULARY = {"cpu": 2048, "cuda": 8192}
 
 
 class SampledSoftmax:
-    """Cross-entropy whose normaliser is exact over the commonest tokens and estimated over the rest from a sample.
+    """Cross-entropy whose normaliser is exact over the most frequent tokens and estimated over the rest from a sample.
 
-    Of n rare tokens m are drawn without replacement at every step, and their terms count n / m times: the sum that
-    the logarithm is taken of is unbiased (Bengio & Senecal 2008). The target's own term is always there, once.
+    At every step, m of n rare tokens are drawn without replacement, and their terms are weighted by n / m: the sum
+    inside the logarithm is unbiased (Bengio & Senecal 2008). The target's own term is always included, once.
     """
 
     def __init__(self, counts_V: np.ndarray, common: int, sampled: int, seed: int) -> None:
@@ -40,12 +40,12 @@ class SampledSoftmax:
         self.correction = math.log(len(self.rare) / self.sampled) if self.sampled else 0.0
 
     def candidates(self, step: int) -> Tensor:
-        """Ids of the commonest tokens and of the step's sample, the same in every process, [common + sampled]."""
+        """Returns the ids, [common + sampled], of the frequent tokens and the step's sample, equal in every process."""
         drawn = np.random.default_rng([self.seed, step]).choice(self.rare, self.sampled, replace=False, shuffle=False)
         return torch.from_numpy(np.concatenate([self.common, drawn]))
 
     def loss(self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, candidates_C: Tensor) -> Tensor:
-        """Mean in nats. The target's column, where it is among the candidates, gives way to its own exact term."""
+        """Returns the mean in nats. If the target is among the candidates, its exact term replaces its column."""
         rows_CD = weight_VD[candidates_C]
         logits_NC = (x_ND @ rows_CD.T).float()
         correction_C = torch.zeros(len(candidates_C), device=x_ND.device)
@@ -57,16 +57,16 @@ class SampledSoftmax:
 
 
 class Objective(nn.Module):
-    """(ids [B, T], targets [B, T]) -> mean training loss in nats per token; `how` says what computes it.
+    """(ids [B, T], targets [B, T]) -> mean training loss in nats per token; `how` describes its computation.
 
-    On a CPU the best of a narrow model is a float32 body and a bf16 head: the casts of a narrow body cost more than
-    bf16 gains.
+    On a CPU, a float32 body with a bf16 head is best for a narrow model: the casts of a narrow body cost more than bf16
+    gains.
     """
 
     def __init__(
         self, model: Transformer, precision: str, compile: str, sampled: SampledSoftmax | None, device: torch.device
     ) -> None:
-        """`precision` and `compile` are the config's: all | head | none."""
+        """`precision` and `compile` are values of the config: all | head | none."""
         super().__init__()
         self.model, self.precision, self.sampled, self.device = model, precision, sampled, device
         self.compiled: Compiled | None = None
@@ -78,11 +78,11 @@ class Objective(nn.Module):
 
     @property
     def how(self) -> str:
-        found = self.compiled.how if self.compiled else "eager"
+        description = self.compiled.how if self.compiled else "eager"
         if self.sampled:
             part = f"{len(self.sampled.common):,} common and {self.sampled.sampled:,} sampled tokens"
-            found += f", each target against {part}"
-        return found
+            description += f", each target against {part}"
+        return description
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, step: int) -> Tensor:
         candidates = to_device(self.sampled.candidates(step), self.device) if self.sampled else None
@@ -102,7 +102,7 @@ class Objective(nn.Module):
 
 @torch.no_grad()
 def evaluate(model: Examined, rows: Rows | np.ndarray, device: torch.device) -> float:
-    """Mean loss in nats per token over all rows [rows, context + 1], float32, evaluation mode, whole vocabulary."""
+    """Mean loss in nats per token over all rows [rows, context + 1], float32, evaluation mode, full vocabulary."""
     was_training = model.training
     model.eval()
     total = summed(small_losses, model, rows, device)
@@ -113,7 +113,7 @@ def evaluate(model: Examined, rows: Rows | np.ndarray, device: torch.device) -> 
 
 
 def summed(losses: Callable, model: Transformer, rows: Rows | np.ndarray, device: torch.device) -> float:
-    """The `losses` of all tokens. Waits for the device once, for the sum: at every wait a GPU runs dry."""
+    """Sums the `losses` of all tokens. Waits for the device only once, for the sum: every wait leaves a GPU idle."""
     at_once = max(1, EVALUATION_TOKENS[device.type] // model.config.context)
     weight_VD = model.head.weight[: model.config.vocab_size]
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -125,10 +125,10 @@ def summed(losses: Callable, model: Transformer, rows: Rows | np.ndarray, device
 
 
 def small_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropies in nats, [N], over slices of the vocabulary; not finite beyond 88 nats, where float32 ends.
+    """Cross-entropies in nats, [N], over slices of the vocabulary; not finite beyond 88 nats, where float32 overflows.
 
-    The full logits of 512 tokens are 103 MB, and F.cross_entropy on them several times slower. Logits are taken
-    relative to the target's own, not to the largest, which would be one more pass over them.
+    The full logits of 512 tokens take 103 MB, and F.cross_entropy on them is several times slower. Logits are relative
+    to the target's own, not to the largest, which would need another pass over them.
     """
     own_N1 = (x_ND * weight_VD[targets_N]).sum(-1, keepdim=True)
     slices = weight_VD.split(EVALUATION_VOCABULARY[x_ND.device.type])
@@ -137,7 +137,7 @@ def small_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropies in nats, [N], of whatever size. Waits for the device."""
+    """Cross-entropies in nats, [N], of any size. Waits for the device."""
     losses_N = small_losses(x_ND, weight_VD, targets_N)
     over_N = ~losses_N.isfinite()
     if over_N.any():

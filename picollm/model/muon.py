@@ -1,8 +1,8 @@
 """Muon: momentum whose update is orthogonalized, for the hidden matrices (Jordan et al. 2024, kellerjordan.github.io).
 
-The same update as `torch.optim.Muon`, with two differences. The Newton-Schulz iteration runs in a precision that the
-device multiplies fast: torch's always runs in bfloat16, which a processor without those instructions only emulates.
-And matrices are iterated on together, which takes a batched product in place of a product a layer.
+The update equals that of `torch.optim.Muon`, with two differences. The Newton-Schulz iteration runs in a precision
+that is fast on the device: torch's always runs in bfloat16, which a processor without those instructions only emulates.
+And matrices are iterated together, with one batched product instead of a product per layer.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steep at zero, so that few steps are enough
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steep at zero, so that few steps suffice
 ITERATIONS = 5
 TINY = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices alone. `dtype`: of the Newton-Schulz iteration; momentum and weights keep theirs."""
+    """Optimizer for matrices only. `dtype`: of the Newton-Schulz iteration; momentum and weights keep theirs."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Nesterov momentum, orthogonalized; decoupled weight decay; sqrt(rows / columns) more for tall matrices."""
+        """Applies orthogonalized Nesterov momentum, times sqrt(rows / columns) if tall, and decoupled weight decay."""
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             if not matrices:
@@ -57,15 +57,15 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_lerp(gradients, buffers, momentum))
 
     def orthogonalized(self, updates: list[Tensor]) -> list[Tensor]:
-        """Each of them. A CPU computes those of one shape together, as padding would be arithmetic for nothing; a GPU
-        all of them, as a launch costs more."""
+        """Orthogonalizes each update. A CPU batches those of one shape, since padding wastes arithmetic; a GPU batches
+        all of them, since a launch costs more."""
         if updates[0].device.type == "cpu":
-            found = list(updates)
+            results = list(updates)
             for alike in by_shape(updates).values():
                 together = orthogonalize(torch.stack([updates[i] for i in alike]), self.dtype)
                 for i, update in zip(alike, together, strict=True):
-                    found[i] = update
-            return found
+                    results[i] = update
+            return results
         shapes = tuple(update.shape for update in updates)
         if self.padding is None or self.padding.shapes != shapes:
             self.padding = Padding(shapes, updates[0].device)
@@ -73,24 +73,24 @@ class Muon(torch.optim.Optimizer):
 
 
 def by_shape(matrices: Iterable[Tensor]) -> dict[torch.Size, list[int]]:
-    """The places of the matrices of each shape."""
-    found: dict[torch.Size, list[int]] = {}
+    """Maps each shape to the indices of its matrices."""
+    indices: dict[torch.Size, list[int]] = {}
     for i, matrix in enumerate(matrices):
-        found.setdefault(matrix.shape, []).append(i)
-    return found
+        indices.setdefault(matrix.shape, []).append(i)
+    return indices
 
 
 class Padding:
-    """Matrices of several shapes as one batch of wide ones and back, each way in one gather.
+    """Packs matrices of several shapes into one batch of wide ones, and unpacks it, each in one gather.
 
-    The tall ones are transposed, all are filled up with zeros, which the iteration leaves as they are.
+    Tall matrices are transposed, and all are padded with zeros, which the iteration leaves unchanged.
     """
 
     def __init__(self, shapes: Sequence[torch.Size], device: torch.device) -> None:
         self.shapes, self.sizes = tuple(shapes), [math.prod(shape) for shape in shapes]
         rows, columns = max(map(min, shapes)), max(map(max, shapes))
         total = sum(self.sizes)
-        to = np.full((len(shapes), rows, columns), total)  # for each place the one of its value: here, that of a zero
+        to = np.full((len(shapes), rows, columns), total)  # source index of each entry; initially that of a zero
         back = []
         for i, (shape, start) in enumerate(zip(shapes, np.cumsum([0, *self.sizes]), strict=False)):
             places = np.arange(start, start + math.prod(shape)).reshape(shape)
@@ -105,7 +105,7 @@ class Padding:
         self.zero = torch.zeros(1, device=device)
 
     def pack(self, matrices: Sequence[Tensor]) -> Tensor:
-        """[N, rows, columns]"""
+        """Returns the batch, [N, rows, columns]."""
         flat = torch.cat([*(matrix.flatten() for matrix in matrices), self.zero])
         return flat.index_select(0, self.to).view(self.batch)
 
@@ -115,10 +115,10 @@ class Padding:
 
 
 def orthogonalize(updates_NRC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each of the matrices [N, rows, columns] with singular values near 1 (0.7 to 1.2), by Newton-Schulz in `dtype`."""
+    """Brings the singular values of matrices [N, rows, columns] near 1 (0.7 to 1.2), by Newton-Schulz in `dtype`."""
     a, b, c = COEFFICIENTS
     wide = updates_NRC.shape[1] <= updates_NRC.shape[2]
-    x = updates_NRC.to(dtype) if wide else updates_NRC.mT.to(dtype)  # the products below have the smaller side
+    x = updates_NRC.to(dtype) if wide else updates_NRC.mT.to(dtype)  # so that the products below have the smaller side
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=TINY)
     for _ in range(ITERATIONS):
         gram = x @ x.mT

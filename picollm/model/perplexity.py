@@ -1,4 +1,4 @@
-"""How well a model predicts a text: perplexity per token and per word, and bits per byte."""
+"""Measures how well a model predicts a text: perplexity per token and per word, and bits per byte."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ROWS = 64  # read at once
 
 
 def perplexity(model: Transformer, articles: Iterable[Article], device: torch.device) -> dict[str, float | int]:
-    """Of every token of the articles and the <|endoftext|> after each, in rows of the context as in training.
+    """Evaluates every token of the articles and the <|endoftext|> after each, in rows of the context as in training.
 
     Keys: articles, tokens, words, bytes (UTF-8), loss (nats per token), perplexity, word_perplexity, bits_per_byte.
-    Raises PicollmError where there is no text.
+    Raises PicollmError if there is no text.
     """
     counts = dict.fromkeys(("articles", "tokens", "words", "bytes"), 0)
 
     def ids() -> Iterator[np.ndarray]:
-        yield np.array([END_OF_TEXT], np.uint16)  # what comes before the first token
+        yield np.array([END_OF_TEXT], np.uint16)  # precedes the first token
         for article in articles:
             counts["articles"] += 1
             counts["words"] += len(article.text.split())
@@ -47,7 +47,7 @@ def perplexity(model: Transformer, articles: Iterable[Article], device: torch.de
 
 
 def per_word_and_byte(loss: float, counts: Mapping[str, int]) -> dict[str, float]:
-    """What doesn't depend on the tokenizer, from nats per token and how many tokens, words and bytes the text has."""
+    """Computes tokenizer-independent measures from nats per token and the text's counts of tokens, words and bytes."""
     nats = loss * counts["tokens"]
     return {
         "word_perplexity": math.exp(nats / counts["words"]),
@@ -56,7 +56,7 @@ def per_word_and_byte(loss: float, counts: Mapping[str, int]) -> dict[str, float
 
 
 def blocks(stream: Iterable[np.ndarray], context: int) -> Iterator[np.ndarray]:
-    """Rows [at most ROWS, context + 1] that share one token with the next, and one shorter row of what remains."""
+    """Yields rows [at most ROWS, context + 1] that share one token with the next, and a shorter row of the rest."""
     flat, wanted = np.empty(0, np.uint16), ROWS * context + 1
     for ids in stream:
         flat = np.concatenate([flat, ids])

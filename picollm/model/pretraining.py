@@ -1,8 +1,8 @@
-"""A whole training run: in this process, or in several that torchrun starts; its last checkpoint is the result.
+"""Runs a complete training run, in this process or in several under torchrun; its last checkpoint is the result.
 
     torchrun --nproc-per-node 2 -m picollm.model.pretraining run.json
 
-run.json is what `Run` holds. Each process trains its share of every step; the first one writes.
+run.json has the fields of `Run`. Each process trains its share of every step; the first one writes.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from picollm.model.transformer import ModelConfig, Transformer
 
 log = logging.getLogger(__name__)
 
-# The training loss of the notebook that this replaces, by its own account: 11 to 5, to 4.2, to 3.8 - 4.0 at the end.
+# The training loss of the original notebook, as it reports: 11 to 5, to 4.2, to 3.8 - 4.0 at the end.
 ORIGINAL_PHASES = ((11.0, 5.0), (5.0, 4.2), (4.2, 3.8))
 LAUNCHER = "PICOLLM_TORCHRUN"
 LOG, SAID = "torchrun.log", "picollm: "
-ENDED = "picollm ended: "  # then, as JSON, what a process of torchrun's could not do
-# In each node of an allocation of Slurm's, for which `srun` sets these variables: torchrun's agent. They meet at the
-# first node's address, at a port of the job's own.
+ENDED = "picollm ended: "  # followed by the error of a torchrun process, as JSON
+# torchrun's agent, run on each node of a Slurm allocation; `srun` sets these variables. The agents meet at the first
+# node's address, at a port specific to the job.
 AGENT = """
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol --oneliner show node "$first" | grep -o "NodeAddr=[^ ]*" | cut -d = -f 2)
@@ -60,7 +60,7 @@ exec {python} -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node
 
 @dataclass(frozen=True)
 class Run:
-    """What decides a run, JSON-ready: the config's sections, the manifest of the tokens, a fingerprint of the code."""
+    """Inputs of a run, JSON-ready: the config's sections, the manifest of the tokens, a fingerprint of the code."""
 
     model: dict
     pretrain: dict
@@ -74,7 +74,7 @@ class Run:
         return ModelConfig(vocab_size=manifest["vocab_size"], context=manifest["context"], **self.model)
 
     def checkpoints(self) -> Checkpoints:
-        """Keyed by all but the number of processes: a run may go on with more or fewer of them."""
+        """Returns the checkpoints, keyed by all but the number of processes: a run may resume with more or fewer."""
         identity = asdict(self) | {"tokens": sha256(self.tokens), "torch": torch.__version__}
         identity["pretrain"] = {key: value for key, value in self.pretrain.items() if key != "processes"}
         del identity["folder"]
@@ -83,7 +83,7 @@ class Run:
 
 @dataclass
 class Result:
-    """Models in evaluation mode on the CPU, and what their training measured."""
+    """Models in evaluation mode on the CPU, and the measurements of their training."""
 
     best: Examined
     last: Examined
@@ -92,7 +92,7 @@ class Result:
 
 
 def pretrain(run: Run) -> Result:
-    """Train, from the run's newest checkpoint if it has one. Raises PicollmError and Stopped as `train` does."""
+    """Trains, from the run's newest checkpoint if there is one. Raises PicollmError and Stopped as `train` does."""
     if run.pretrain["processes"] == 1:
         work(run)
     else:
@@ -101,7 +101,7 @@ def pretrain(run: Run) -> Result:
 
 
 def work(run: Run) -> None:
-    """This process's share: all of the work without torchrun."""
+    """Trains this process's share: everything, without torchrun."""
     with world(set_up_to_train(**run.compute)) as (own, device):
         if own.size != run.pretrain["processes"]:
             raise PicollmError(f"{own.size} processes were started, pretrain.processes is {run.pretrain['processes']}")
@@ -121,9 +121,9 @@ def work(run: Run) -> None:
 
 
 def imported(run: Run, folder: Path) -> Result:
-    """A trained model from elsewhere in the place of a run's result, also one of another family, as it is.
+    """Returns a model trained elsewhere, possibly of another family, unchanged, as a run's result.
 
-    Raises PicollmError where it does not fit.
+    Raises PicollmError if it does not fit.
     """
     device = set_up(**run.compute)
     model = of_another_family(run, folder) if is_foreign_folder(folder) else load_foreign(folder, run.shape())
@@ -147,7 +147,7 @@ def imported(run: Run, folder: Path) -> Result:
 
 
 def of_another_family(run: Run, folder: Path) -> ForeignModel:
-    """A model of transformers that reads rows as long as the tokens'. Raises PicollmError where it can't."""
+    """Loads a transformers model for rows of the tokens' length. Raises PicollmError if it can't read them."""
     manifest, model = open_manifest(run.tokens), load_foreign_model(folder)
     if model.config.context < manifest["context"]:
         raise PicollmError(
@@ -172,9 +172,9 @@ def announce(trainer: Trainer) -> None:
 
 
 def launcher(processes: int) -> list[str]:
-    """torchrun, for this machine; in an allocation of Slurm's, where this is no step of it, for all of its nodes.
+    """Returns torchrun for this machine, or for all nodes of a Slurm allocation if this process is not a step of it.
 
-    PICOLLM_TORCHRUN has another command, for other clusters.
+    PICOLLM_TORCHRUN overrides it, for other clusters.
     """
     if own := os.environ.get(LAUNCHER):
         return shlex.split(own)
@@ -185,7 +185,7 @@ def launcher(processes: int) -> list[str]:
 
 
 def launch(run: Run) -> None:
-    """The processes, under torchrun, which gets no signal of ours: at the first it would give each 30 s, then kill it.
+    """Starts the processes under torchrun, which gets none of our signals: it would kill each 30 s after the first.
 
     A file asks the processes to stop instead.
     """
@@ -199,7 +199,7 @@ def launch(run: Run) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": str(run.compute["threads"])},
-        start_new_session=True,  # a terminal's Ctrl-C is for this process alone
+        start_new_session=True,  # a terminal's Ctrl-C must reach only this process
     )
     ended: list[dict] = []
     relaying = threading.Thread(target=relay, args=(process.stderr, folder / LOG, ended), daemon=True)
@@ -211,20 +211,20 @@ def launch(run: Run) -> None:
                     store.stop.touch()
                 time.sleep(0.2)
     finally:
-        process.terminate()  # where waiting was given up; else it has ended
-    relaying.join(timeout=5)  # a process that is left over would hold the pipe open
+        process.terminate()  # it still runs only if the wait was interrupted
+    relaying.join(timeout=5)  # a leftover process would hold the pipe open
     if ended:
         raise (Stopped if ended[0]["stopped"] else PicollmError)(ended[0]["error"])
     if code and interruption.asked:
-        raise Stopped("stopped by a signal before anything could be saved: run again to go on from the last checkpoint")
+        raise Stopped("stopped by a signal before anything could be saved: run again to resume at the last checkpoint")
     if code:
         raise PicollmError(f"one of {count} training processes ended (torchrun's exit code {code}): see {folder / LOG}")
 
 
 def relay(stream: IO[str], path: Path, ended: list[dict]) -> None:
-    """All that torchrun and its processes say goes to a file; what is meant for a person, on; how one ended, to a list.
+    """Copies all output of torchrun and its processes to a file, logs lines meant for people, and collects errors.
 
-    A full disk does not stop it: the processes would wait for ever for room in the pipe.
+    A full disk does not stop it: the processes would otherwise wait forever for space in the pipe.
     """
     with open(path, "w", encoding="utf-8") as file:
         for line in stream:
@@ -238,11 +238,11 @@ def relay(stream: IO[str], path: Path, ended: list[dict]) -> None:
 
 
 def result(run: Run) -> Result:
-    """From the run's last checkpoint."""
-    found = run.checkpoints().newest()
-    if found is None:
-        raise PicollmError(f"{run.checkpoints().folder} holds no whole checkpoint: run pretrain again")
-    tensors, state = found
+    """Loads the result from the run's last checkpoint."""
+    newest = run.checkpoints().newest()
+    if newest is None:
+        raise PicollmError(f"{run.checkpoints().folder} holds no complete checkpoint: run pretrain again")
+    tensors, state = newest
     shape, curve = run.shape(), state["curve"]
     models = []
     for name in ("best", "model"):
@@ -255,7 +255,7 @@ def result(run: Run) -> Result:
 
 
 def summary(shape: ModelConfig, run: Run, state: dict, counts: dict[str, int]) -> dict:
-    """Throughput is the median over steps, so that compilation in the first one does not count."""
+    """Summarises a run. Throughput is the median over steps, so that compilation in the first one does not count."""
     curve, best = state["curve"], state["best"]
     tail = [row["loss"] for row in curve[-max(1, len(curve) // 20) :]]
     flops = flops_per_token(shape, TrainingConfig(**run.pretrain).head_rows)
@@ -286,27 +286,27 @@ Phase = TypedDict("Phase", {"from": float, "to": float, "tokens": int | None})
 
 
 def phases(curve: list[dict]) -> list[Phase]:
-    """The tokens after which the training loss, a mean over 2 % of the steps, first was at the end of each phase."""
+    """Returns the tokens after which the training loss, a mean over 2 % of steps, first reached each phase's end."""
     window = max(1, len(curve) // 50)
     smooth = np.convolve([row["loss"] for row in curve], np.full(window, 1 / window), "valid")
-    found: list[Phase] = []
+    reached: list[Phase] = []
     for start, end in ORIGINAL_PHASES:
         at = np.flatnonzero(smooth <= end)
         tokens = curve[int(at[0]) + window - 1]["tokens"] if len(at) else None
-        found.append({"from": start, "to": end, "tokens": tokens})
-    return found
+        reached.append({"from": start, "to": end, "tokens": tokens})
+    return reached
 
 
 def main() -> None:
-    """One of torchrun's processes."""
+    """Runs as one of torchrun's processes."""
     path = Path(sys.argv[1])
-    first = os.environ.get("RANK", "0") == "0"  # the others would say the same
+    first = os.environ.get("RANK", "0") == "0"  # the others would log the same
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format=f"{SAID}%(message)s")
     try:
         work(Run(**json.loads(path.read_text())))
     except (PicollmError, OSError) as error:
-        told = {"error": one_line(error), "stopped": isinstance(error, Stopped)}
-        os.write(2, f"{ENDED}{json.dumps(told)}\n".encode())  # at once: the others write into the same pipe
+        failure = {"error": one_line(error), "stopped": isinstance(error, Stopped)}
+        os.write(2, f"{ENDED}{json.dumps(failure)}\n".encode())  # in one write: the others share the pipe
         sys.exit(getattr(error, "exit_code", 1))
 
 

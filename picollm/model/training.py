@@ -1,8 +1,8 @@
 """Pre-training: one readable loop over packed rows, from a seed to a trained model.
 
-Every number that is reported is measured here: losses, gradient norms, tokens per second, the share of the time that
-was spent waiting for data. The same seed, device, threads, processes and software give the same bytes, whether or not
-the run was killed in between: each step's random numbers come from its own seed, and the rest is in the checkpoint.
+Every reported number is measured here: losses, gradient norms, tokens per second, the share of time spent waiting for
+data. The same seed, device, threads, processes and software give the same bytes, even if the run was killed and
+resumed: each step's random numbers come from its own seed, and the rest is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from picollm.ranges import ranges
 
 log = logging.getLogger(__name__)
 
-# Steps between readings of the loss. A GPU would stand still at each, as the next step is not queued by then.
+# Steps between readings of the loss. Each one idles a GPU, since the next step is not queued yet.
 READ_EVERY = {"cpu": 1, "cuda": 16}
-# The curve's columns: losses in nats per token (validation's or None), norm before clipping, waiting's share of time.
+# The curve's columns: losses in nats per token (validation's or None), norm before clipping, share of time waiting.
 CURVE = ("step", "tokens", "loss", "validation_loss", "lr", "grad_norm", "tokens_per_second", "data_wait")
 
 
@@ -70,19 +70,19 @@ class TrainingConfig:
 
     @property
     def head_dtype(self) -> torch.dtype:
-        """What the vocabulary head multiplies in."""
+        """Type in which the vocabulary head multiplies."""
         return torch.float32 if self.autocast == "none" else torch.bfloat16
 
     @property
     def head_rows(self) -> int | None:
-        """Rows of the vocabulary that a step's loss compares each target with; None: all."""
+        """Number of vocabulary rows with which a step's loss compares each target; None: all."""
         return self.head_common + self.head_sampled if self.head_sampled else None
 
     def steps(self, n_rows: int) -> int:
         return self.length if self.unit == "steps" else self.length * (n_rows // self.batch_rows)
 
     def learning_rate_share(self, step: int, steps: int) -> float:
-        """The learning-rate schedule, as a share of the peak: linear warm-up, then a cosine down to `final_lr`."""
+        """Learning-rate schedule, as a share of the peak: linear warm-up, then a cosine down to `final_lr`."""
         warmup = max(1, round(self.warmup * steps))
         if step < warmup:
             return (step + 1) / warmup
@@ -91,7 +91,7 @@ class TrainingConfig:
 
 
 def optimizers(model: Transformer, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, decay on matrices only; with `muon`, the hidden 2-D weights go to Muon (Jordan et al. 2024) instead."""
+    """Builds AdamW, decay on matrices only; with `muon`, Muon (Jordan et al. 2024) takes the hidden 2-D weights."""
     hidden = [p for block in model.blocks for p in block.parameters() if p.ndim == 2]
     taken = {id(p) for p in hidden} if config.optimizer == "muon" else set()
     rest = [p for p in model.parameters() if id(p) not in taken]
@@ -99,16 +99,16 @@ def optimizers(model: Transformer, config: TrainingConfig) -> list[torch.optim.O
         {"params": [p for p in rest if p.ndim == 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    found = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
+    built = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
     if taken:
-        found.append(Muon(hidden, config.muon_lr, config.muon_weight_decay, dtype=muon_dtype(hidden[0].device)))
-    for group in (group for optimizer in found for group in optimizer.param_groups):
+        built.append(Muon(hidden, config.muon_lr, config.muon_weight_decay, dtype=muon_dtype(hidden[0].device)))
+    for group in (group for optimizer in built for group in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
-    return found
+    return built
 
 
 class Trainer:
-    """A model on its way: everything that a step changes, and the step itself."""
+    """Model in training: everything that a step changes, and the step itself."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Trainer:
         device: torch.device,
         world: World = ALONE,
     ) -> None:
-        """`rows` are [n, context + 1] uint16. Raises PicollmError where they don't fill a step."""
+        """`rows` are [n, context + 1] uint16. Raises PicollmError if they don't fill a step."""
         if config.batch_rows % (world.size * config.accumulate):
             raise PicollmError(
                 f"pretrain.batch_rows = {config.batch_rows} can't be shared by {world.size} processes in "
@@ -138,21 +138,21 @@ class Trainer:
         self.objective = Objective(self.model, config.autocast, config.compile, sampled, device)
         self.shared = world.share(self.objective, device)
         self.optimizers = optimizers(self.model, config)
-        self.curve: list[dict] = []  # one row a step
-        self.unread: list[dict] = []  # rows whose loss is still on its way
+        self.curve: list[dict] = []  # one row per step
+        self.unread: list[dict] = []  # rows whose loss is not read yet
         self.read_at = time.perf_counter()
         self.best: dict = {"step": 0, "loss": None}
         self.best_weights: dict[str, Tensor] = {}
         self.resumed_at: list[int] = []
-        self.varies = ""  # why the same seed does not give the same bits, in words
+        self.varies = ""  # reason why the same seed may give other bits
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return len(self.curve) + len(self.unread)
 
     def advance(self) -> None:
-        """One optimizer step; its row is in `curve` after the next `read`."""
+        """Runs one optimizer step; its row is in `curve` after the next `read`."""
         number = self.step
         start = time.perf_counter()
         with ranges("step"):
@@ -176,25 +176,25 @@ class Trainer:
                 self.read()
 
     def repeatable(self, number: int, ids: Tensor) -> Tensor:
-        """`gradient`. Where this device has an operation without a fixed order, the run goes on and says so."""
+        """Calls `gradient`. If this device has an operation without a fixed order, warns and continues without one."""
         try:
             return self.gradient(number, ids)
         except RuntimeError as error:
             if "does not have a deterministic implementation" not in str(error):
                 raise
             self.varies = f"; the same seed may give other bits: {one_line(error).split(',')[0]}"
-            log.warning("training goes on%s", self.varies)
+            log.warning("training continues%s", self.varies)
             torch.set_deterministic_debug_mode("warn")
             self.model.zero_grad(set_to_none=True)
             return self.gradient(number, ids)
 
     def gradient(self, number: int, ids: Tensor) -> Tensor:
-        """Leave the gradient of the mean loss over this process's rows in the parameters; that loss."""
+        """Leaves the gradient of the mean loss over this process's rows in the parameters; returns that loss."""
         parts = ids.chunk(self.config.accumulate)
         losses = []
         for i, part in enumerate(parts):
             if self.model.config.dropout:
-                # Its own seed, a function of the step: nothing to save, and nothing that a resumed run could miss.
+                # A seed computed from the step: nothing to save, and nothing that a resumed run could miss.
                 seed(self.device, seed_from(self.config.seed, number, i, self.world.rank))
             waits = self.world.size == 1 or i == len(parts) - 1
             with nullcontext() if waits else self.shared.no_sync():
@@ -207,9 +207,9 @@ class Trainer:
         return sum(losses[1:], losses[0])
 
     def read(self) -> None:
-        """Wait for the device, and write down what the steps since the last reading measured.
+        """Waits for the device and adds the rows of the steps since the last reading to the curve.
 
-        Raises PicollmError where a loss is no number, or says that the model knows less than nothing.
+        Raises PicollmError if a loss is not a number, or twice that of a model that knows nothing.
         """
         if not self.unread:
             return
@@ -227,7 +227,7 @@ class Trainer:
             self.curve.append(dict(zip(CURVE, (step, tokens, loss, None, lr, norm, *rates), strict=True)))
 
     def validate(self, rows: Rows | np.ndarray) -> float:
-        """The loss over all rows, noted in the curve; the best weights so far are kept."""
+        """Computes the loss over all rows and records it in the curve; keeps the best weights so far."""
         self.read()
         loss = self.world.agreed(evaluate(self.model, rows, self.device), self.device)
         refuse_divergence(loss, self.step, self.model.config.vocab_size)
@@ -239,12 +239,12 @@ class Trainer:
         return loss
 
     def out_of_patience(self) -> bool:
-        """Whether the last `patience` validations brought nothing better."""
+        """Tests if none of the last `patience` validations improved the loss."""
         since = sum(row["validation_loss"] is not None for row in self.curve[self.best["step"] :])
         return 0 < self.config.patience <= since
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """Tensors and the rest, JSON-ready: all that later steps and the result depend on."""
+        """Returns tensors and the rest, JSON-ready: everything that later steps and the result depend on."""
         assert not self.unread, "read first, in all processes"
         tensors = {f"model.{name}": tensor for name, tensor in self.model.named_parameters()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
@@ -261,51 +261,51 @@ class Trainer:
         }
 
     def load_state(self, tensors: dict[str, Tensor], state: dict) -> None:
-        """What `state` gave, before the first step."""
+        """Restores the result of `state`, before the first step."""
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[f"model.{name}"])
         self.best_weights = {name: tensors[f"best.{name}"].to(self.device) for name in own if f"best.{name}" in tensors}
         for k, optimizer in enumerate(self.optimizers):
-            found = optimizer.state_dict()
+            values = optimizer.state_dict()
             for name, tensor in tensors.items():
                 if name.startswith(f"optimizer.{k}."):
                     _, _, i, key = name.split(".")
-                    found["state"].setdefault(int(i), {})[key] = tensor
-            optimizer.load_state_dict(found)
+                    values["state"].setdefault(int(i), {})[key] = tensor
+            optimizer.load_state_dict(values)
         self.feed.load_state_dict(state["feed"])
         self.curve, self.best = state["curve"], state["best"]
         self.resumed_at = [*state["resumed_at"], self.step]
 
 
 def seed_from(*numbers: int) -> int:
-    """A seed from several numbers."""
+    """Derives a seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def seed(device: torch.device, number: int) -> None:
-    """Of the generator that the device draws from; `torch.manual_seed` would go through all devices of all kinds."""
+    """Seeds the generator that the device uses; `torch.manual_seed` would go through all devices of all kinds."""
     (torch.cuda if device.type == "cuda" else torch).manual_seed(number)
 
 
 def refuse_divergence(loss: float, step: int, vocab_size: int) -> None:
-    if not loss < 2 * math.log(vocab_size):  # twice that of a model that knows nothing; also where it is no number
+    if not loss < 2 * math.log(vocab_size):  # twice that of a model that knows nothing; also true for NaN
         raise PicollmError(
             f"the loss is {loss:.3g} at step {step}: training diverged; lower pretrain.lr or pretrain.muon_lr"
         )
 
 
 def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Checkpoints | None = None) -> None:
-    """From the newest checkpoint, or from scratch, to the last step; the last checkpoint holds the result.
+    """Trains from the newest checkpoint, or from scratch, to the last step; the last checkpoint holds the result.
 
-    Raises Stopped after SIGTERM or Ctrl-C, with the state saved; PicollmError where the loss diverges, with the
-    checkpoints before left as they are.
+    Raises Stopped after SIGTERM or Ctrl-C, with the state saved; PicollmError if the loss diverges, leaving earlier
+    checkpoints unchanged.
     """
-    config, world, found = trainer.config, trainer.world, checkpoints and checkpoints.newest()
-    if found:
-        trainer.load_state(*found)
-        log.info("going on after step %d of %d, from a checkpoint", trainer.step, trainer.steps)
+    config, world, newest = trainer.config, trainer.world, checkpoints and checkpoints.newest()
+    if newest:
+        trainer.load_state(*newest)
+        log.info("resuming after step %d of %d, from a checkpoint", trainer.step, trainer.steps)
     store = checkpoints if world.rank == 0 else None
     with (
         Interruption(patient=world.size > 1) as interruption,
@@ -333,19 +333,19 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
             stop = not trainer.unread and world.any(asked, trainer.device)
             end = last or stop or trainer.out_of_patience()
             if end or done % config.checkpoint_every == 0:
-                trainer.read()  # in all processes: it takes a mean over them, and only the first one saves
+                trainer.read()  # in all processes, since it takes a mean over them; only the first one saves
                 if store and (end or store.age() >= 60 * config.checkpoint_minutes):
                     store.save(done, *trainer.state())
                     trainer.read_at = time.perf_counter()
             if stop and not last:
                 finish(store, world)
-                kept = "the checkpoint is saved, run again to go on" if checkpoints else "nothing was saved"
+                kept = "the checkpoint is saved, run again to resume" if checkpoints else "nothing was saved"
                 raise Stopped(f"stopped by a signal after step {done} of {trainer.steps}; {kept}")
         finish(store, world)
 
 
 def finish(store: Checkpoints | None, world: World) -> None:
-    """Wait until the first process's last checkpoint is written: a process that ended before would end the others."""
+    """Waits until the first process's last checkpoint is written: a process that exits earlier would end the others."""
     if store:
         store.wait()
     world.wait()

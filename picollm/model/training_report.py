@@ -1,4 +1,4 @@
-"""reports/training.json: the losses beside their baselines, what training cost, and on which hardware."""
+"""Computes reports/training.json: losses with their baselines, the costs of training, and the hardware."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Precision(TypedDict):
 
 
 class Measured(TypedDict, total=False):
-    """What only a model has that was trained here."""
+    """Values that exist only for a model trained here."""
 
     first_loss: float
     train_loss: float
@@ -51,7 +51,7 @@ class Measured(TypedDict, total=False):
 
 
 class TrainingReport(Measured):
-    """training.json; losses in nats per token."""
+    """Contents of training.json; losses in nats per token."""
 
     model: dict
     imported: str | None
@@ -75,8 +75,8 @@ class TrainingReport(Measured):
 
 
 def training_report(run: Run, result: Result, tokens: str | Path, reason: str, device: torch.device) -> TrainingReport:
-    """`tokens`: the manifest that the run read; `reason`: why its precision is what it is. All losses in nats per
-    token; an imported model (`result.curve` is empty) has no costs."""
+    """Computes the report; `tokens`: the manifest that the run read; `reason`: why its precision was chosen. Losses are
+    in nats per token; an imported model (`result.curve` is empty) has no costs."""
     manifest, shape, recipe = open_manifest(tokens), result.best.config, run.pretrain
     train, validation, test = (np.asarray(open_split(tokens, split)) for split in SPLITS)
     ngrams, test_ngrams = (ngram_losses(train, rows, manifest["vocab_size"]) for rows in (validation, test))
@@ -107,6 +107,6 @@ def training_report(run: Run, result: Result, tokens: str | Path, reason: str, d
 
 
 def metrics(report: TrainingReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`; the machine's own rate is none of the run's."""
+    """Returns flat scalars with stable names for `dvc metrics diff`, without the machine's own rate and baselines."""
     numbers = {name: value for name, value in report.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if name not in ONLY_IN_REPORT}

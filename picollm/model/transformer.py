@@ -1,7 +1,7 @@
 """The model: a decoder-only transformer with RoPE, LayerNorm and SwiGLU, small enough to read in one sitting.
 
 Two paths compute the same attention: `F.scaled_dot_product_attention` for training and speed, and an explicit softmax
-that also returns the weights (`Transformer.attention_maps`). A test holds them equal.
+that also returns the weights (`Transformer.attention_maps`). A test checks that they agree.
 
 Shape suffixes: B batch, T position, D model width, H head, K head width, F feed-forward width, V vocabulary, L layer.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from picollm.errors import PicollmError
 
-VOCAB_MULTIPLE = 64  # GEMMs like round sizes; the padded columns never leave this module
+VOCAB_MULTIPLE = 64  # GEMMs are faster at round sizes; the padded columns never leave this module
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class ModelConfig:
 
 
 def rope_tables(d_head: int, length: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, each [length, d_head / 2] float32 (Su et al. 2021, arXiv 2104.09864)."""
+    """Computes cos, sin of the rotary angles, each [length, d_head / 2] float32 (Su et al. 2021, arXiv 2104.09864)."""
     frequency = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
     return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotate the two halves of each head by the position's angles: real arithmetic, so that every exporter takes it."""
+    """Rotates the halves of each head by the position's angles: in real arithmetic, which every exporter accepts."""
     a, b = x_BHTK.chunk(2, dim=-1)
     return torch.cat((a * cos_TK - b * sin_TK, a * sin_TK + b * cos_TK), dim=-1)
 
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
     def heads(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, each [B, H, T, K]."""
+        """Returns rotated queries and keys, and values, each [B, H, T, K]."""
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4).unbind(0)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
@@ -88,17 +88,17 @@ class Attention(nn.Module):
         return self.out(z_BHTK.transpose(1, 2).reshape(B, T, H * K))
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None = None) -> Tensor:
-        """`past` holds keys and values [B, H, T', K] of the tokens before, and gets those of these; see `Cache`."""
+        """`past` holds keys and values [B, H, T', K] of earlier tokens, and those of these are added; see `Cache`."""
         q, k, v = self.heads(x_BTD, cos, sin)
         if past is not None:
             if past:
                 k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
             past[:] = k, v
-        causal = q.shape[2] > 1  # one new token sees all that came before
+        causal = q.shape[2] > 1  # one new token attends to all earlier ones
         return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
     def explicit(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """The same output as `forward` in evaluation, and the weights [B, H, query, key]."""
+        """Returns the output of `forward` in evaluation, and the weights [B, H, query, key]."""
         q, k, v = self.heads(x_BTD, cos, sin)
         T = q.shape[2]
         scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
@@ -121,10 +121,10 @@ class SwiGLU(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zeroes a share `p` of the values, rounded to 1/256, and scales the others up; in training alone.
+    """Zeroes a share `p` of the values, rounded to 1/256, and scales the others up; only in training.
 
-    On a CPU `F.dropout` draws a number a value, which takes longer than the block that it is in; there each value takes
-    one byte of a random 64-bit word. On a GPU the compiler fuses `F.dropout` with what is around it.
+    On a CPU `F.dropout` draws one number per value, which takes longer than the surrounding block; there each value
+    uses one byte of a random 64-bit word. On a GPU the compiler fuses `F.dropout` with the operations around it.
     """
 
     def __init__(self, p: float) -> None:
@@ -155,9 +155,9 @@ class Block(nn.Module):
         return x_BTD + self.dropout(self.mlp(self.norm_mlp(x_BTD)))
 
     def at(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, positions_P: Tensor) -> Tensor:
-        """What `forward` gives at these positions in evaluation, [B, P, D]; what nobody reads is not computed.
+        """Returns the output of `forward` at these positions in evaluation, [B, P, D], without computing the others.
 
-        The attention itself stays whole: its causal kernels take no choice of queries, and its products are few.
+        The attention itself is computed in full: causal kernels accept no subset of queries, and it is cheap.
         """
         q, k, v = self.attention.heads(self.norm_attention(x_BTD), cos, sin)
         z_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -170,7 +170,7 @@ class Block(nn.Module):
         return x_BTD + self.dropout(self.mlp(self.norm_mlp(x_BTD))), weights_BHTT
 
     def out_weight(self) -> Tensor:
-        """The output projection by head, [D, H, K]."""
+        """Returns the output projection by head, [D, H, K]."""
         return self.attention.out.weight.unflatten(1, (self.attention.n_heads, -1))
 
 
@@ -208,9 +208,9 @@ class Transformer(nn.Module):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
 
     def start(self, ids_BT: Tensor, before: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """The residual stream before the first block, [B, T, D], and the rotary tables of these positions.
+        """Returns the residual stream before the first block, [B, T, D], and the rotary tables of these positions.
 
-        Raises PicollmError where the sequence is longer than the model accepts.
+        Raises PicollmError if the sequence is longer than the model accepts.
         """
         end = before + ids_BT.shape[1]
         if end > self.config.rope_cache:
@@ -218,21 +218,21 @@ class Transformer(nn.Module):
         return self.dropout(self.embedding(ids_BT)), self.cos[before:end], self.sin[before:end]
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
-        """The normed residual stream before the vocabulary head, [B, T, D]."""
+        """Returns the normed residual stream before the vocabulary head, [B, T, D]."""
         x_BTD, cos, sin = self.start(ids_BT)
         for block in self.blocks:
             x_BTD = block(x_BTD, cos, sin)
         return self.norm(x_BTD)
 
     def hidden_at(self, ids_BT: Tensor, positions_P: Tensor) -> Tensor:
-        """What `hidden` gives at these positions in evaluation, [B, P, D], the last block computed there alone."""
+        """Returns `hidden` at these positions in evaluation, [B, P, D]; the last block is computed only there."""
         x_BTD, cos, sin = self.start(ids_BT)
         for block in self.blocks[:-1]:
             x_BTD = block(x_BTD, cos, sin)
         return self.norm(self.blocks[-1].at(x_BTD, cos, sin, positions_P))
 
     def next_logits(self, ids_BT: Tensor, cache: Cache) -> Tensor:
-        """Logits [B, V] after these tokens, which follow those in the cache: the whole prompt at first, then one."""
+        """Returns logits [B, V] after these tokens, which follow the cached ones: first the prompt, then one by one."""
         x_BTD, cos, sin = self.start(ids_BT, cache.length)
         for block, past in zip(self.blocks, cache.layers, strict=True):
             x_BTD = block(x_BTD, cos, sin, past)
@@ -241,19 +241,19 @@ class Transformer(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks by their type, which torch's ModuleList does not know."""
+        """The blocks with their type, which torch's ModuleList does not carry."""
         return [cast(Block, block) for block in self.blocks]
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         return self.head(x_BTD)[..., : self.config.vocab_size]
 
     def forward(self, ids_BT: Tensor, last: bool = False) -> Tensor:
-        """Logits [B, T, V], or with `last` only those of the last position, [B, V]."""
+        """Returns logits [B, T, V], or with `last` only those of the last position, [B, V]."""
         x_BTD = self.hidden(ids_BT)
         return self.logits(x_BTD[:, -1] if last else x_BTD)
 
     def head_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token of what `hidden` returned, over the real vocabulary."""
+        """Returns the mean cross-entropy in nats per token of the result of `hidden`, over the real vocabulary."""
         return F.cross_entropy(self.logits(x_BTD).float().flatten(0, 1), targets_BT.flatten())
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -261,9 +261,9 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention weights [B, L, H, query, key] and what `hidden` returns, by the explicit path, without dropout."""
+        """Returns attention weights [B, L, H, query, key] and `hidden`, by the explicit path, without dropout."""
         was_training = self.training
-        if was_training:  # going through all modules takes as long as a layer of a short sentence
+        if was_training:  # visiting all modules takes as long as a layer on a short sentence
             self.eval()
         x_BTD, cos, sin = self.start(ids_BT)
         maps = []
@@ -275,16 +275,16 @@ class Transformer(nn.Module):
         return torch.stack(maps, dim=1), self.norm(x_BTD)
 
     def untrained(self) -> Transformer:
-        """The same shape with fresh random weights, by torch's random state, in evaluation mode."""
+        """Returns the same shape with new random weights, by torch's random state, in evaluation mode."""
         return Transformer(self.config).eval()
 
     @torch.no_grad()
     def scale_logits(self, layer: int, factor: float) -> None:
-        """Multiply the attention logits of a layer."""
+        """Multiplies the attention logits of a layer by `factor`."""
         self.layers[layer].attention.qkv.weight[: self.config.d_model] *= factor
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters without the padding rows: all of them, and those outside embedding and head."""
+        """Counts all parameters, and those outside embedding and head, without the padding rows."""
         body = sum(p.numel() for block in self.blocks for p in block.parameters())
         body += sum(p.numel() for p in self.norm.parameters())
         matrices = 1 if self.config.tied else 2

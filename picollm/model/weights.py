@@ -1,6 +1,6 @@
-"""A trained model on disk: `model.safetensors` (weights) and `config.json` (shape). Nothing is ever unpickled.
+"""Reads and writes a trained model: `model.safetensors` (weights) and `config.json` (shape). Nothing is unpickled.
 
-Snapshots of a run are bfloat16 weights `step-NNNNNN.safetensors` beside a manifest that is written last.
+Snapshots of a run are bfloat16 weights `step-NNNNNN.safetensors` next to a manifest that is written last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from picollm.model.transformer import ModelConfig, Transformer
 
 
 def weights(model: Transformer, dtype: torch.dtype) -> bytes:
-    """The weights as safetensors. A tied head is stored once, under the embedding's name."""
+    """Serialises the weights as safetensors. A tied head is stored once, under the embedding's name."""
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tied:
         del state["head.weight"]
@@ -29,18 +29,18 @@ def weights(model: Transformer, dtype: torch.dtype) -> bytes:
 
 
 def save_model(model: Transformer, weights_path: str | Path, config_path: str | Path) -> None:
-    """Float32 weights, then the shape with their sha256: safetensors itself can't tell a flipped bit from a weight."""
+    """Writes float32 weights, then the shape with their sha256: safetensors itself does not detect a flipped bit."""
     save_weights(model, weights_path)
     write_json(config_path, model.config.to_dict() | {PROOF: sha256(weights_path)})
 
 
 def save_weights(model: Transformer, path: str | Path) -> None:
-    """Float32 weights alone."""
+    """Writes float32 weights only."""
     write_bytes(path, weights(model, torch.float32))
 
 
 def save_snapshots(files: dict[int, Path], manifest_path: Path) -> None:
-    """Copy a run's snapshots {step: file} beside their manifest, after removing those of the run before."""
+    """Copies a run's snapshots {step: file} next to their manifest, after removing those of the previous run."""
     clear(manifest_path, "step-*.safetensors")
     entries = []
     for step, source in files.items():
@@ -51,13 +51,13 @@ def save_snapshots(files: dict[int, Path], manifest_path: Path) -> None:
 
 
 def load_snapshots(manifest_path: str | Path, config_path: str | Path) -> Iterator[tuple[int, Transformer]]:
-    """(step, model) of every snapshot in order of steps, each proven against the manifest."""
+    """Yields (step, model) of every snapshot in order of steps, each verified against the manifest."""
     for entry in sorted(read_json(manifest_path)["snapshots"], key=lambda entry: entry["step"]):
         yield entry["step"], load_unproven(prove(Path(manifest_path), entry, "pretrain"), config_path)
 
 
 def load_config(path: str | Path) -> ModelConfig:
-    """Raises PicollmError naming the fields that are missing or foreign."""
+    """Reads the shape. Raises PicollmError naming the missing and unknown fields."""
     values = read_json(path)
     values.pop(PROOF, None)
     names = {field.name for field in fields(ModelConfig)}
@@ -67,7 +67,7 @@ def load_config(path: str | Path) -> ModelConfig:
 
 
 def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer:
-    """The model in evaluation mode on the CPU. Raises PicollmError where the file is damaged or does not fit."""
+    """Loads the model in evaluation mode on the CPU. Raises PicollmError if the file is damaged or does not fit."""
     model = load_unproven(weights_path, config_path)
     proof = read_json(config_path).get(PROOF)  # a checkpoint from elsewhere may have none
     if proof and sha256(weights_path) != proof:
@@ -76,7 +76,7 @@ def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer
 
 
 def load_unproven(weights_path: str | Path, config_path: str | Path) -> Transformer:
-    """The same of a file that something else than the config proves."""
+    """Like `load_model`, for a file whose hash is verified elsewhere than in the config."""
     model = Transformer(load_config(config_path))
     try:
         state = load_file(weights_path)
@@ -87,11 +87,11 @@ def load_unproven(weights_path: str | Path, config_path: str | Path) -> Transfor
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tied:
         del expected["head.weight"]
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if expected != found:
-        name = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))[0]
+    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != stored:
+        name = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))[0]
         raise PicollmError(
-            f"{weights_path} does not fit {config_path}: {name} has shape {found.get(name, 'none')}, "
+            f"{weights_path} does not fit {config_path}: {name} has shape {stored.get(name, 'none')}, "
             f"the config asks for {expected.get(name, 'none')}"
         )
     model.load_state_dict(state, strict=False)  # a tied head is stored once; every other name was compared above

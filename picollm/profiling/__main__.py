@@ -1,8 +1,8 @@
-"""The profiled program of a preset, to be started by hand. The tokens are random: speed does not depend on them.
+"""Runs the profiled program of a preset by hand. The tokens are random: speed does not depend on them.
 
     nsys profile -t cuda,nvtx,osrt -o training python -m picollm.profiling [--preset NAME] [--steps N]
 
-Apart from picollm.profiling.workload, which rules import: this one reads the configuration's descriptions.
+It is separate from picollm.profiling.workload, which rules import, because it reads the configuration's descriptions.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from picollm.precision import fit
 from picollm.presets import preset
 from picollm.profiling.workload import run
 
-WARMUP = 5  # steps that are not measured
+WARMUP = 5  # unmeasured steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m picollm.profiling", description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="wikitext-103", help="%(default)s")
     parser.add_argument("--steps", type=int, default=100, help="%(default)s")
-    parser.add_argument("--trace", type=Path, help="write torch.profiler's trace there")
+    parser.add_argument("--trace", type=Path, help="file for torch.profiler's trace")
     arguments = parser.parse_args()
     config = preset(arguments.preset)
     model = {key: value for key, value in config["model"].items() if key != "checkpoint"}

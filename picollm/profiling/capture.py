@@ -1,6 +1,6 @@
-"""Record the training workload: with Nsight Systems where it is installed, else with torch.profiler.
+"""Records the training workload with Nsight Systems if it is installed, else with torch.profiler.
 
-Either way the workload runs in a process of its own, and its named ranges come back as a Timeline.
+In both cases the workload runs in its own process, and its named ranges are returned as a Timeline.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from picollm.profiling.timeline import Timeline, read_kineto, read_nsys
 
 log = logging.getLogger(__name__)
 
-# nsys mixes its own messages, in no fixed order, with those of what it runs: a shell keeps the latter, and its failure.
+# nsys mixes its own messages, in no fixed order, with those of its target: a shell saves the latter, and its failure.
 APART = '"$@" 2>"$0" || echo $? >"$0.code"'
 HINT = "it may lack permission to write in $TMPDIR or /tmp/nvidia; `nsys status --environment` says more"
-LIMIT = 600  # seconds without a sign of life: a step, its compilation, and a report of some gigabytes take less
-MARK = "PICOLLM_CAPTURE"  # in the environment of all that a call starts
-IMPORTERS = ("/usr/lib/nsight-systems", "/opt/nvidia/nsight-systems")  # where packages put the host-linux folder
+LIMIT = 600  # seconds without progress: a step, its compilation, and a report of several gigabytes take less
+MARK = "PICOLLM_CAPTURE"  # in the environment of every process that a call starts
+IMPORTERS = ("/usr/lib/nsight-systems", "/opt/nvidia/nsight-systems")  # where packages install the host-linux folder
 
 
 class HungError(PicollmError):
-    """A program was ended because nothing happened any more."""
+    """Signals that a program was killed because it made no progress."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """`file` is the recording, for Nsight Systems or for Perfetto and chrome://tracing; `reason` why this tool."""
+    """A capture; `file`: for Nsight Systems, or for Perfetto and chrome://tracing; `reason`: why this tool was used."""
 
     tool: str
     version: str
@@ -55,9 +55,9 @@ class Capture:
 
 
 def capture(tool: str, spec: dict, folder: Path) -> Capture:
-    """Run the workload of `spec` (see workload.py) under `tool`: auto, nsys or torch.profiler.
+    """Runs the workload of `spec` (see workload.py) under `tool`: auto, nsys or torch.profiler.
 
-    Raises PicollmError where nsys is asked for and can't record; `auto` then takes torch.profiler and says why.
+    Raises PicollmError if nsys is requested and can't record; `auto` then uses torch.profiler and reports why.
     """
     if tool == "torch.profiler":
         return with_torch(spec, folder, "configured")
@@ -70,12 +70,12 @@ def capture(tool: str, spec: dict, folder: Path) -> Capture:
         if tool == "nsys":
             raise
         if nsys:
-            log.warning("nsys can't be used (%s); torch.profiler instead", error)
+            log.warning("nsys can't be used (%s); using torch.profiler instead", error)
         return with_torch(spec, folder, str(error))
 
 
 def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
-    # Without a GPU nothing reads the system calls (osrt), and tracing them doubles the time of the imports.
+    # Without a GPU nothing reads the system calls (osrt), and tracing them doubles the import time.
     traces = "cuda,nvtx,osrt" if torch.cuda.is_available() else "nvtx"
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch, "training")
@@ -95,8 +95,8 @@ def with_nsys(nsys: str, spec: dict, folder: Path, reason: str) -> Capture:
 
 
 def record(profile: list[str], errors: Path, workload: list[str]) -> str:
-    """What the workload printed. Raises PicollmError where it failed, or nsys hung, or nsys failed twice: its own
-    processes lose one another now and then on a busy machine."""
+    """Runs nsys; returns the workload's output. Raises PicollmError if the workload failed, nsys hung, or nsys failed
+    twice: on a busy machine its own processes occasionally lose contact with one another."""
     output = ""
     for again in (True, False):
         try:
@@ -109,36 +109,36 @@ def record(profile: list[str], errors: Path, workload: list[str]) -> str:
                 raise
             if not again:
                 raise PicollmError(f"{error} ({HINT})") from None
-            log.warning("%s; once more", error)
+            log.warning("%s; retrying once", error)
     check_workload(errors)
     return output
 
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Wait for the user's other captures: of nsys 2022.4 started four at a time, one in twenty died early."""
+    """Waits for the user's other captures: of nsys 2022.4 runs started four at a time, one in twenty died early."""
     with Path(tempfile.gettempdir(), f"picollm-nsys-{os.getuid()}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def check_workload(errors: Path) -> None:
-    """Log what the workload wrote to stderr; raises PicollmError where the shell of APART noted that it failed."""
-    said = errors.read_text() if errors.exists() else ""  # nsys may not have come to start it
-    log.debug("%s", said)
+    """Logs the workload's stderr; raises PicollmError if the shell of APART recorded its failure."""
+    stderr = errors.read_text() if errors.exists() else ""  # nsys may have failed before starting it
+    log.debug("%s", stderr)
     code = errors.with_suffix(".errors.code")
     if code.exists():
         code = code.read_text().strip()
-        raise PicollmError(f"the workload under nsys failed with exit code {code}: {last_line(said) or 'no output'}")
+        raise PicollmError(f"the workload under nsys failed with exit code {code}: {last_line(stderr) or 'no output'}")
 
 
 def import_by_hand(nsys: str, raw: Path, report: Path) -> None:
-    """Debian's nsys 2022.4 records but does not find its importer, which lies in another folder than it expects."""
+    """Runs nsys's importer: Debian's nsys 2022.4 records but does not find it, as it is not in the expected folder."""
     folders = [Path(nsys).resolve().parent.parent, *map(Path, IMPORTERS)]
-    found = [path for folder in folders for path in sorted(folder.glob("**/host-linux-*/QdstrmImporter"))]
-    if not raw.exists() or not found:
+    importers = [path for folder in folders for path in sorted(folder.glob("**/host-linux-*/QdstrmImporter"))]
+    if not raw.exists() or not importers:
         raise PicollmError(f"nsys wrote no report, and QdstrmImporter is in none of {', '.join(map(str, folders))}")
-    call([str(found[0]), "-i", str(raw), "-o", str(report)], LIMIT)
+    call([str(importers[0]), "-i", str(raw), "-o", str(report)], LIMIT)
 
 
 def with_torch(spec: dict, folder: Path, reason: str) -> Capture:
@@ -162,15 +162,15 @@ def loss_path(output: str) -> str:
 
 
 def call(command: list[str], limit: float | None = None, alive: Path | None = None) -> str:
-    """Standard output; everything goes to the log. Raises PicollmError with the last line of the errors.
+    """Runs a command, logs its output and returns its stdout. Raises PicollmError with the last line of stderr.
 
-    Nothing that it started outlives it. With `limit` it is ended, and HungError is raised, after so many seconds, or
-    so many in which the file `alive` has not grown.
+    No process that it started outlives it. With `limit` it is killed, and HungError raised, after that many seconds, or
+    that many seconds in which the file `alive` has not grown.
     """
-    # The compiler's worker processes would be recorded too.
+    # One thread: the compiler's worker processes would be recorded too.
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1", MARK: (mark := uuid.uuid4().hex)}
     name = Path(command[0]).name
-    # Files, not pipes: whoever inherits a pipe and lives on would keep its reader waiting.
+    # Files, not pipes: a surviving process that inherited a pipe would keep its reader waiting.
     with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
         try:
@@ -183,16 +183,16 @@ def call(command: list[str], limit: float | None = None, alive: Path | None = No
     log.debug("%s\n%s%s", " ".join(command), output, errors)
     if not ended:
         raise HungError(
-            f"{name} hung: nothing happened for {limit:g} seconds, and it was ended; set profile.tool to torch.profiler"
+            f"{name} hung: nothing happened for {limit:g} seconds, so it was killed; set profile.tool to torch.profiler"
         )
     if process.returncode:
-        said = last_line(errors) or last_line(output) or "no output"
-        raise PicollmError(f"{name} failed with exit code {process.returncode}: {said}")
+        message = last_line(errors) or last_line(output) or "no output"
+        raise PicollmError(f"{name} failed with exit code {process.returncode}: {message}")
     return output
 
 
 def wait(process: subprocess.Popen, limit: float | None, alive: Path | None) -> bool:
-    """Whether the process came to its end by itself."""
+    """Waits for the process; returns True if it exited before the limit."""
     seen, since = None, time.monotonic()
     while limit is None or time.monotonic() - since < limit:
         with suppress(subprocess.TimeoutExpired):
@@ -205,9 +205,9 @@ def wait(process: subprocess.Popen, limit: float | None, alive: Path | None) -> 
 
 
 def end(mark: str) -> None:
-    """Kill what still runs of a call: nsys leaves processes of another session and another parent behind."""
+    """Kills the remaining processes of a call: nsys leaves some behind, in another session and with another parent."""
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # ended meanwhile, or another user's
+        with suppress(psutil.Error):  # it exited meanwhile, or is another user's
             if process.environ().get(MARK) == mark:
                 process.kill()
 

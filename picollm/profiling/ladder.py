@@ -1,7 +1,7 @@
-"""The ladder of data loading: how long a batch takes by each way of reading it, beside the training step that needs it.
+"""Measures the ladder of data loading: the time of a batch by each way of reading it, compared with a training step.
 
-Each rung hands out batches alone, as fast as it can, in interleaved rounds. What a batch takes over what a step takes
-is the most that the rung can cost training. Throughput of whole training by rung: benchmarks/loading.py.
+Each rung only delivers batches, as fast as it can, in interleaved rounds. The time of a batch divided by that of a step
+is the most that the rung can cost training. benchmarks/loading.py measures complete training by rung.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from picollm.errors import PicollmError, one_line
 from picollm.model.interruption import ignore_signals
 
 ROUNDS, BATCHES = 5, 24
-DRAINED = 4  # batches before each block that count for nothing: workers read them ahead while others were timed
+DRAINED = 4  # uncounted batches before each block: workers read them ahead while other rungs were timed
 
 
 class EachRow(Dataset):
-    """One row at a time, as a first draft of a loader reads."""
+    """Dataset of single rows, as in a first draft of a loader."""
 
     def __init__(self, rows: Rows | np.ndarray) -> None:
         self.rows = rows
@@ -39,7 +39,7 @@ class EachRow(Dataset):
 
 
 def row_by_row(rows: Rows | np.ndarray, batch: int, *, pin: bool, workers: int) -> Iterator[Tensor]:
-    """Endless batches [batch, context + 1] of torch's DataLoader with its default collation."""
+    """Yields endless batches [batch, context + 1] of torch's DataLoader with its default collation."""
     ahead: dict[str, Any] = {}
     if workers:
         ahead = {"persistent_workers": True, "prefetch_factor": 2, "worker_init_fn": ignore_signals}
@@ -51,8 +51,8 @@ def row_by_row(rows: Rows | np.ndarray, batch: int, *, pin: bool, workers: int) 
 
 
 def ladder(rows: Rows | np.ndarray, batch: int, device: torch.device) -> list[dict]:
-    """Of each rung that runs here {rung, n, median_ms, p90_ms}: milliseconds of a batch, on the device where there is
-    a GPU."""
+    """Returns {rung, n, median_ms, p90_ms} for each rung that runs here: milliseconds until a batch is available, on
+    the GPU if there is one."""
     gpu = device.type == "cuda"
     made = {"row by row": row_by_row(rows, batch, pin=False, workers=0)}
     if gpu:
@@ -66,28 +66,28 @@ def ladder(rows: Rows | np.ndarray, batch: int, device: torch.device) -> list[di
         for rung in order.permutation(list(made)):
             try:
                 times[rung] += block(made[rung], device)
-            except (OSError, RuntimeError, PicollmError) as error:  # workers, where /dev/shm is small or processes few
+            except (OSError, RuntimeError, PicollmError) as error:  # workers, if /dev/shm is small or processes few
                 logging.warning("loading, %s: not measured (%s)", rung, one_line(error))
                 del made[rung], times[rung]
     return [
         {
             "rung": rung,
-            "n": len(found),
-            "median_ms": float(np.median(found)),
-            "p90_ms": float(np.quantile(found, 0.9)),
+            "n": len(milliseconds),
+            "median_ms": float(np.median(milliseconds)),
+            "p90_ms": float(np.quantile(milliseconds, 0.9)),
         }
-        for rung, found in times.items()
+        for rung, milliseconds in times.items()
     ]
 
 
 def block(batches: Iterator[Tensor], device: torch.device) -> list[float]:
     for _ in range(DRAINED):
         next(batches)
-    found = []
+    milliseconds = []
     for _ in range(BATCHES):
         start = time.perf_counter()
         taken = next(batches).to(device, non_blocking=True)
         if taken.is_cuda:
             torch.cuda.synchronize(device)
-        found.append((time.perf_counter() - start) * 1e3)
-    return found
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+    return milliseconds

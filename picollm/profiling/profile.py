@@ -1,4 +1,4 @@
-"""Capture and analysis of the training loop as one report: what nsys_capture and `picollm profile` do."""
+"""Captures and analyses the training loop as one report, for the rule nsys_capture and `picollm profile`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from picollm.profiling.ladder import ladder
 from picollm.profiling.timeline import Analysis, analyse
 
 NEEDS = "A profile of training needs picollm's own model: this one is of another family, and nothing here trains it."
-WARMUP = 3  # steps: they compile and fill caches
+WARMUP = 3  # steps, which compile and fill caches
 
 
 class Tool(TypedDict):
@@ -38,7 +38,7 @@ class Workload(TypedDict):
 
 
 class ProfileReport(Analysis):
-    """profile.json."""
+    """Contents of profile.json."""
 
     tool: Tool
     hardware: dict
@@ -47,7 +47,7 @@ class ProfileReport(Analysis):
 
 
 class NoProfile(TypedDict):
-    """profile.json of a model of another family."""
+    """Contents of profile.json for a model of another family."""
 
     needs: str
 
@@ -55,10 +55,10 @@ class NoProfile(TypedDict):
 def profile_training(
     model_config: Path, tokens: Path, folder: Path, cfg: Mapping[str, dict]
 ) -> ProfileReport | NoProfile:
-    """Profile steps of training as the sections `pretrain` and `compute` say, with `profile`'s tool; the report, or
-    `needs` alone where the model is of another family.
+    """Profiles steps of training with the sections `pretrain` and `compute` and the tool of `profile`; returns the
+    report, or only `needs` if the model is of another family.
 
-    Written into the folder: the capture, and its manifest, last.
+    Writes the capture into the folder and, last, its manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder / "manifest.json", "training.*")
@@ -88,7 +88,7 @@ def profile_training(
 
 
 def lines(report: ProfileReport | NoProfile) -> list[str]:
-    """Where a step's time goes, for a terminal."""
+    """Formats the breakdown of a step's time for a terminal."""
     if "needs" in report:
         return [str(report["needs"])]
     steps, gpu = report["steps"], report["gpu"]

@@ -1,13 +1,13 @@
-"""Where a training step's time goes: one analysis, two readers (Nsight Systems' sqlite export, torch.profiler's JSON).
+"""Analyses the time of a training step, from Nsight Systems' sqlite export or torch.profiler's JSON.
 
-The window is the range `measured`: some steps, and the wait until the device has done them (a GPU's work goes on after
-the host has left a step). Every share is a share of it. GPU numbers exist only where the capture holds GPU activity:
+The window is the range `measured`: several steps, and the wait until the device has finished them (a GPU continues
+after the host has left a step). Every share is relative to it. GPU numbers exist only if the capture has GPU activity:
   busy                   |kernels, copies, memsets, CUDA graphs in the window| / |window|
   idle                   1 - busy
-  idle_during_data_wait  |idle and data_wait| / |window|. No bound of what better loading could give: a host that runs
-                         ahead has work queued while it waits, and the GPU idles later, before the next kernels come
-  better_loading         the throughput that perfect loading could add at most: 1 / (1 - s) - 1, with s the smaller one
-                         of `idle` (the GPU's work stays as long) and data_wait's share (nothing else gets shorter)
+  idle_during_data_wait  |idle and data_wait| / |window|. It does not bound the gain from better loading: a host that
+                         runs ahead has work queued while it waits, and the GPU idles later, before the next kernels
+  better_loading         upper bound of the throughput that perfect loading could add: 1 / (1 - s) - 1, with s the
+                         smaller of `idle` (the GPU's work stays the same) and data_wait's share (nothing else shrinks)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from picollm.profiling.profile import NoProfile, ProfileReport
 
 PUSH_POP, START_END = 59, 60  # NVTX_EVENTS.eventType of Nsight Systems, the same since 2022
-# Graph traces count as activity: by default a whole CUDA graph is recorded there and not as kernels.
+# Graph traces count as activity: by default a CUDA graph is recorded there as a whole, not as kernels.
 NSYS_GPU_TABLES = [f"CUPTI_ACTIVITY_KIND_{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET", "GRAPH_TRACE")]
 KINETO_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
 SHOWN_STEPS = 3  # steps whose ranges the report can draw
@@ -36,7 +36,7 @@ SHOWN_STEPS = 3  # steps whose ranges the report can draw
 
 @dataclass(frozen=True)
 class Timeline:
-    """Spans are arrays [n, 2] of start and end in nanoseconds; `gpu` has no rows without GPU activity."""
+    """Spans of a capture: arrays [n, 2] of start and end in nanoseconds; `gpu` is empty without GPU activity."""
 
     ranges: dict[str, np.ndarray]
     gpu: np.ndarray
@@ -47,7 +47,7 @@ def spans(pairs: list[tuple[float, float]]) -> np.ndarray:
 
 
 def read_nsys(path: str | Path) -> Timeline:
-    """An export of `nsys export --type sqlite`. Raises PicollmError where it holds no NVTX ranges."""
+    """Reads the output of `nsys export --type sqlite`. Raises PicollmError if it has no NVTX ranges."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         named = defaultdict(list)
@@ -69,13 +69,13 @@ def read_nsys(path: str | Path) -> Timeline:
 
 
 def read_kineto(path: str | Path) -> Timeline:
-    """A trace of `torch.profiler.profile.export_chrome_trace`; its times are microseconds."""
+    """Reads a trace of `torch.profiler.profile.export_chrome_trace`; its times are in microseconds."""
     named, gpu = defaultdict(list), []
     for event in json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]:
         if event.get("ph") != "X":
             continue
         span = (event["ts"] * 1e3, (event["ts"] + event["dur"]) * 1e3)
-        if event.get("cat") == "user_annotation" and "#" not in event["name"]:  # `Optimizer.step#AdamW` is torch's own
+        if event.get("cat") == "user_annotation" and "#" not in event["name"]:  # torch adds `Optimizer.step#AdamW`
             named[event["name"]].append(span)
         elif event.get("cat") in KINETO_GPU:
             gpu.append(span)
@@ -85,7 +85,7 @@ def read_kineto(path: str | Path) -> Timeline:
 
 
 def union(x: np.ndarray) -> np.ndarray:
-    """Spans [n, 2] merged into disjoint ones, in order."""
+    """Merges spans [n, 2] into disjoint ones, in order."""
     merged: list[list[float]] = []
     for start, end in x[np.argsort(x[:, 0], kind="stable")]:
         if merged and start <= merged[-1][1]:
@@ -96,7 +96,7 @@ def union(x: np.ndarray) -> np.ndarray:
 
 
 def intersection(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What two sets of disjoint, ordered spans share."""
+    """Intersects two sets of disjoint, ordered spans."""
     shared, i, j = [], 0, 0
     while i < len(x) and j < len(y):
         start, end = max(x[i, 0], y[j, 0]), min(x[i, 1], y[j, 1])
@@ -142,7 +142,7 @@ class Span(TypedDict):
 
 
 class Analysis(TypedDict):
-    """Of a capture; the module's docstring defines the shares."""
+    """Analysis of a capture; the module's docstring defines the shares."""
 
     steps: Steps
     ranges: dict[str, Range]
@@ -159,9 +159,9 @@ def statistics(x: np.ndarray) -> Durations:
 
 
 def analyse(timeline: Timeline) -> Analysis:
-    """Steps, ranges and GPU of a capture as plain numbers; the module's docstring defines them.
+    """Computes steps, ranges and GPU activity of a capture as plain numbers, defined in the module's docstring.
 
-    Raises PicollmError where there is no step in the window.
+    Raises PicollmError if there is no step in the window.
     """
     empty = spans([])
     window = union(timeline.ranges.get("measured", empty))
@@ -199,7 +199,7 @@ def analyse(timeline: Timeline) -> Analysis:
 
 
 def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[Span]:
-    """The ranges of the first few steps, in milliseconds from the first one's start: enough to draw them."""
+    """Returns the ranges of the first few steps, in milliseconds from the start of the first: enough to draw them."""
     origin, end = steps[0, 0], steps[:SHOWN_STEPS][-1, 1]
     rows = [("step", a, b) for a, b in steps[:SHOWN_STEPS].tolist()]
     rows += [(name, a, b) for name, x in inside.items() for a, b in x.tolist() if a < end]
@@ -208,18 +208,18 @@ def first_steps(steps: np.ndarray, inside: dict[str, np.ndarray]) -> list[Span]:
 
 
 def metrics(report: ProfileReport | NoProfile) -> dict[str, float]:
-    """Flat scalars for DVC: the step's mean, its throughput, each range's share, the GPU's where there is one.
+    """Returns flat scalars for DVC: the step's mean, throughput, each range's share, and GPU numbers if there are any.
 
-    None of a model of another family, which is not trained here.
+    Empty for a model of another family, which is not trained here.
     """
     if "needs" in report:
         return {}
     workload, mean = report["workload"], report["steps"]["mean_ms"]
-    found = {
+    numbers = {
         "step_ms": mean,
         "tokens_per_second": workload["batch_rows"] * workload["context"] / mean * 1e3,
         "other_share": report["other_share"],
     }
-    found |= {f"{name}_share": row["share"] for name, row in sorted(report["ranges"].items())}
-    found |= {f"gpu_{name}": value for name, value in cast(dict, report["gpu"] or {}).items()}
-    return dict(list(found.items())[:20])
+    numbers |= {f"{name}_share": row["share"] for name, row in sorted(report["ranges"].items())}
+    numbers |= {f"gpu_{name}": value for name, value in cast(dict, report["gpu"] or {}).items()}
+    return dict(list(numbers.items())[:20])

@@ -1,4 +1,4 @@
-"""The program that is profiled: some steps of the real training loop, with its ranges, from a fresh initialisation.
+"""Runs the profiled program: several steps of the real training loop, with its ranges, from a new initialisation.
 
     python -m picollm.profiling.workload --spec workload.json [--trace training.trace.json]
 
@@ -37,9 +37,9 @@ def run(
     warmup: int,
     trace: Path | None = None,
 ) -> str:
-    """`warmup` steps inside the range `warmup`, then `steps` inside `measured`; rows are [n, context + 1] uint16.
+    """Runs `warmup` steps in the range `warmup`, then `steps` in `measured`; rows are [n, context + 1] uint16.
 
-    Returns which loss ran (torch.compile or eager).
+    Returns the loss path that ran (torch.compile or eager).
     """
     trainer = Trainer(model_config, training, rows, device)
     trainer.model.train()
@@ -58,7 +58,7 @@ def run(
 
 
 def advance(trainer: Trainer) -> None:
-    """One step, and a sign of life: without any for long, the capture is given up."""
+    """Runs one step and prints a sign of progress, without which the capture is eventually aborted."""
     print("step", file=sys.stderr, flush=True)
     trainer.advance()
 

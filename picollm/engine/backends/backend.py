@@ -1,7 +1,7 @@
-"""What a backend is: one runtime at one precision, with what it needs, what it builds, and how it answers.
+"""Interface of a backend, one runtime at one precision: its requirements, what it builds, and how it answers.
 
 An artefact belongs to the checkpoint that it was built from, and often to a version, an instruction set or a GPU. A
-backend names these facts in `made_for`; they are written down when it builds and compared when it loads.
+backend names these facts in `made_for`; they are recorded when it builds and compared when it loads.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ Run = Callable[..., np.ndarray]  # a graph of picollm.engine.export: int64 array
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """A Run that copies both ways around `call`, which takes tensors on the device and leaves its answer there."""
+    """Run that copies inputs to the device and the answer back; `call` takes and returns tensors on the device."""
 
     call: Callable[..., Tensor]
     device: torch.device
 
     @torch.inference_mode()
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
-        # The copy to the host waits for the device, so a host clock around it measures all of it.
+        # The copy to the host waits for the device, so the host's clock measures the complete call.
         return self.call(*(torch.from_numpy(x).to(self.device) for x in inputs)).cpu().numpy()
 
 
 @dataclass
 class BuildContext:
-    """What artefacts are built from, and where to.
+    """Inputs of a build, and the folder for its artefacts.
 
-    calibration: training rows [n, T] int64 for int8. capabilities: of TensorRT-RTX, ahead of time, as "8.9".
+    calibration: training rows [n, T] int64 for int8. capabilities: compute capabilities for which TensorRT-RTX builds
+    ahead of time, as "8.9".
     """
 
     model: Transformer
@@ -54,13 +55,13 @@ class BuildContext:
     max_batch: int
     calibration: np.ndarray
     capabilities: list[str]
-    seconds: dict[str, float] = field(default_factory=dict)  # of each file
+    seconds: dict[str, float] = field(default_factory=dict)  # build time by file name
 
     def path(self, graph: str, precision: str, suffix: str) -> Path:
         return self.folder / f"{graph}.{precision}{suffix}"
 
     def onnx(self, graph: str, precision: str) -> Path:
-        """The graph as ONNX; backends share it, so it is made once."""
+        """Returns the graph as an ONNX file, exported once, since backends share it."""
         path = self.path(graph, precision, ".onnx")
         if not path.exists():
             start = time.perf_counter()
@@ -72,7 +73,7 @@ class BuildContext:
 
 @dataclass(frozen=True)
 class LoadContext:
-    """What backends are loaded from: the checkpoint, and the proven engine folder with its manifest."""
+    """Inputs of a load: the checkpoint, and the verified engine folder with its manifest."""
 
     model: Transformer
     manifest: dict
@@ -85,7 +86,7 @@ class LoadContext:
 
 
 class Backend(ABC):
-    """Subclasses are runtimes; an instance is one of them at one precision."""
+    """Base class: subclasses are runtimes; an instance is one of them at one precision."""
 
     runtime: ClassVar[str]
     builds: ClassVar[bool] = True  # False: it runs the checkpoint itself
@@ -98,36 +99,36 @@ class Backend(ABC):
         return f"{self.runtime}-{self.precision}"
 
     def cannot_run(self, device: torch.device) -> str | None:
-        """Why this machine can't run it, in words for a person; None: it can."""
+        """Returns why this machine can't run it, in words for the user; None if it can."""
         return None
 
     def emulated(self, device: torch.device) -> str | None:
-        """Why it would run, but slowly out of all proportion; such a one is neither built nor timed by default."""
+        """Returns why it would run far too slowly, else None; such a backend is neither built nor timed by default."""
         return emulated_bf16(device.type) if self.precision == "bf16" else None
 
     def cannot_build(self, device: torch.device) -> str | None:
-        """Why this machine can't build its artefact; by default what can't run isn't built."""
+        """Returns why this machine can't build its artefact, else None; by default, the reason why it can't run."""
         return self.cannot_run(device)
 
     def made_for(self, device: torch.device) -> dict[str, object]:
-        """Facts of this machine that its artefact depends on; one built under others is refused."""
+        """Returns facts of this machine on which its artefact depends; one built with different facts is refused."""
         return {}
 
     def build(self, ctx: BuildContext, graph: str) -> tuple[Path, dict]:
-        """Write the artefact of one graph; its path, and what is worth knowing of the build."""
+        """Writes the artefact of one graph; returns its path, and facts about the build."""
         raise NotImplementedError
 
     def refuses(self, built: dict, device: torch.device) -> str | None:
-        """Why the artefact that the manifest describes is not for this machine; None: it is."""
+        """Returns why the artefact described by the manifest does not fit this machine; None if it does."""
         return differs(built["made_for"], self.made_for(device))
 
     @abstractmethod
     def load(self, ctx: LoadContext, graph: str) -> Run:
-        """Raises PicollmError where the artefact can't be read."""
+        """Loads the artefact. Raises PicollmError if it can't be read."""
 
 
 def differs(built: dict, here: dict) -> str | None:
-    """The first fact that is another one here, in words."""
+    """Describes the first fact that differs here; None if all agree."""
     for key, value in built.items():
         if here.get(key) != value:
             return f"it was built for {key} {show(value)}, here is {show(here.get(key))}: run trt_compile here"

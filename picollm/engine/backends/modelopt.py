@@ -1,6 +1,6 @@
-"""Int8 and fp8 for TensorRT: NVIDIA's ModelOpt puts quantizers into the model, and the exported graph carries them.
+"""Int8 and fp8 for TensorRT: NVIDIA's ModelOpt inserts quantizers into the model, and the exported graph has them.
 
-Fake quantization runs on a CPU too, so the accuracy can be judged anywhere; the graph with TensorRT's own operators
+Fake quantization also runs on a CPU, so the accuracy can be judged anywhere; the graph with TensorRT's own operators
 needs a GPU. That part was never executed by us.
 """
 
@@ -21,15 +21,15 @@ CALIBRATION_BATCH = 8
 
 
 def quantized(model: Transformer, precision: str, calibration: np.ndarray) -> Transformer:
-    """A copy whose linear layers quantize weights and inputs, calibrated on rows [n, T] int64.
+    """Returns a copy whose linear layers quantize weights and inputs, calibrated on rows [n, T] int64.
 
-    The vocabulary head, 61 % of the original's arithmetic, is named: ModelOpt's presets leave out what they take for
-    one. The embedding stays as it is, so head and embedding are two matrices from here on.
+    The vocabulary head, 61 % of the original's arithmetic, is enabled by name: ModelOpt's presets exclude layers that
+    look like one. The embedding stays unquantized, so head and embedding become two matrices.
     """
     import modelopt.torch.quantization as mtq
 
     model = copy.deepcopy(model)
-    # SmoothQuant moves scales from a layer's inputs into its weights, and the embedding must not get the head's.
+    # SmoothQuant moves scales from a layer's inputs into its weights; the embedding must not get those of the head.
     model.head.weight = nn.Parameter(model.head.weight.detach().clone())
     how = copy.deepcopy(getattr(mtq, PRESETS[precision]))
     how["quant_cfg"] += [{"quantizer_name": f"*head.{what}_quantizer", "enable": True} for what in ("weight", "input")]
@@ -44,7 +44,7 @@ def quantized(model: Transformer, precision: str, calibration: np.ndarray) -> Tr
 
 
 def quantized_program(ctx: BuildContext, graph: str, precision: str, max_batch: int) -> torch.export.ExportedProgram:
-    """The graph with TensorRT's quantizing operators around float16 arithmetic; needs a GPU."""
+    """Exports the graph with TensorRT's quantizing operators around float16 arithmetic; needs a GPU."""
     from modelopt.torch.quantization.utils import export_torch_mode
 
     model = quantized(half_precision(ctx.model).to(ctx.device), precision, ctx.calibration)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the exported graph, or its weights as int8 with activations quantized as they come."""
+"""ONNX Runtime on the CPU: the exported graph, or its weights as int8 with dynamically quantized activations."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class OnnxRuntime(Backend):
 
 
 def quantize(float_onnx: Path, path: Path) -> tuple[Path, dict]:
-    """Dynamic int8: a scale for each output channel of a weight, one for each activation tensor as it comes.
+    """Quantizes to dynamic int8: one scale per output channel of a weight, one per activation tensor at run time.
 
-    The vocabulary head and the embedding stay one matrix: the quantizer knows only constants, and the exported head is
-    the embedding transposed.
+    The vocabulary head and the embedding stay one matrix: the quantizer handles only constants, and the exported head
+    is the embedding transposed.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -60,7 +60,7 @@ def quantize(float_onnx: Path, path: Path) -> tuple[Path, dict]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """The quantizer warns, on the root logger, of each product of two activations, which it can't do in advance."""
+    """Silences the root logger: the quantizer warns of each product of two activations, which it can't quantize."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -73,7 +73,7 @@ HEAD = "head"
 
 
 def head_as_constant(graph: GraphProto) -> str | None:
-    """Replace the transposed embedding by a constant of its own, [D, V]; the embedding's name, None if untied."""
+    """Replaces the transposed embedding by its own constant, [D, V]; returns the embedding's name, None if untied."""
     from onnx import numpy_helper
 
     weights = {weight.name: weight for weight in graph.initializer}
@@ -90,18 +90,18 @@ def head_as_constant(graph: GraphProto) -> str | None:
 
 
 def embed_from_head(graph: GraphProto, embedding: str) -> None:
-    """Look tokens up in the columns of the quantized head, [D, V] int8 with a scale each; drop the embedding."""
+    """Looks tokens up in the columns of the quantized head, [D, V] int8 with a scale each; drops the embedding."""
     from onnx import TensorProto, helper
 
     at, lookup = next((i, node) for i, node in enumerate(graph.node) if node.input and node.input[0] == embedding)
-    ids, found = lookup.input[1], lookup.output[0]
+    ids, embedded = lookup.input[1], lookup.output[0]
     nodes = [
         helper.make_node("Gather", [f"{HEAD}_quantized", ids], ["columns"], axis=1),  # [D, B, T]
         helper.make_node("Transpose", ["columns"], ["rows"], perm=[1, 2, 0]),
         helper.make_node("Cast", ["rows"], ["whole"], to=TensorProto.FLOAT),
         helper.make_node("Gather", [f"{HEAD}_scale", ids], ["scales"], axis=0),
         helper.make_node("Unsqueeze", ["scales", "last_axis"], ["scale"]),
-        helper.make_node("Mul", ["whole", "scale"], [found]),
+        helper.make_node("Mul", ["whole", "scale"], [embedded]),
     ]
     graph.node.remove(lookup)
     for offset, node in enumerate(nodes):
@@ -111,14 +111,14 @@ def embed_from_head(graph: GraphProto, embedding: str) -> None:
 
 
 def load_onnx(path: Path, threads: int) -> Run:
-    """Any of the exported graphs, on the CPU."""
+    """Loads any exported graph on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base class but this
+    except Exception as error:  # its exceptions share no other base class
         raise PicollmError(f"ONNX Runtime can't read {path}: {one_line(error)[:300]}") from None
     names = [x.name for x in session.get_inputs()]
 

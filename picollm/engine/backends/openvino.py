@@ -50,7 +50,7 @@ class OpenVino(Backend):
     def load(self, ctx: LoadContext, graph: str) -> Run:
         path = ctx.file(self.name, graph)
         options = {
-            # What surrounds int8 products: they are coarser than bf16.
+            # For int8, the precision around the products, which are coarser than bf16.
             "INFERENCE_PRECISION_HINT": HINTS.get(self.precision) or ("bf16" if has_bf16() else "f32"),
             "INFERENCE_NUM_THREADS": ctx.threads,
             "PERFORMANCE_HINT": "LATENCY",
@@ -68,15 +68,15 @@ class OpenVino(Backend):
 
 @cache
 def core() -> Core:
-    """The only one of this process, which lives as long as it does.
+    """Returns the only core of this process, which lives as long as the process.
 
-    Each core (2026.4) gives signals a stack of its own and puts the one before back when it goes. Of two, the first to
-    go takes away the stack that the second puts back, and the next signal that has a handler ends the process.
+    Each core (2026.4) installs its own signal stack and restores the previous one when destroyed. Of two, the first
+    destroyed frees the stack that the second restores, and the next signal with a handler ends the process.
     """
     import openvino
 
     made = openvino.Core()
-    # oneDNN's limit is for torch: OpenVINO heeds it in some kernels and not in others, and the mixture crashes. Its
+    # oneDNN's limit is for torch: OpenVINO obeys it in some kernels but not in others, and the mixture crashes. Its
     # plugin reads the variable once, when it is loaded, which is now.
     limit = os.environ.pop(ONEDNN_LIMIT, None)
     made.get_property("CPU", CAPABILITIES)
@@ -90,7 +90,7 @@ def has_bf16() -> bool:
 
 
 def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dict]:
-    """NNCF's post-training int8, activations calibrated on training rows [n, T], as an IR: .xml and .bin."""
+    """Applies NNCF's post-training int8, with activations calibrated on rows [n, T]; writes an IR: .xml and .bin."""
     import nncf
     import openvino
 
@@ -101,7 +101,7 @@ def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dic
     given = [row[None] for row in calibration]
     if len(model.inputs) == 2:
         given = [(row, np.arange(context)) for row in given]
-    with redirect_stdout(StringIO()):  # its progress bars
+    with redirect_stdout(StringIO()):  # hides its progress bars
         quantized = nncf.quantize(
             model,
             nncf.Dataset(given),
@@ -109,7 +109,7 @@ def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dic
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(given),
         )
-    # The .bin's name follows the .xml's: both are written under names that no reader looks for, the .xml renamed last.
+    # The .bin is named after the .xml: both are written under temporary names, and the .xml is renamed last.
     with atomic_path(path) as temporary:
         ir = temporary.with_suffix(".xml")
         openvino.save_model(quantized, ir)
@@ -119,10 +119,10 @@ def quantize(onnx: Path, path: Path, calibration: np.ndarray) -> tuple[Path, dic
 
 
 def multiply_by_constants(model: Model) -> None:
-    """Replace x @ transpose(constant) by a product that transposes: NNCF quantizes constants alone.
+    """Replaces x @ transpose(constant) by a product that transposes: NNCF quantizes only constants.
 
-    The exported head is the embedding [V, D] transposed. It would stay float, beside the embedding's int8; so both
-    are one.
+    The exported head is the embedding [V, D] transposed. It would stay float next to the embedding's int8; this way
+    both are one matrix.
     """
     from openvino import opset13 as operators
 

@@ -1,4 +1,4 @@
-"""PyTorch's own ways to run a model: eager, torch.compile, a CUDA graph, and AOTInductor's compiled package."""
+"""PyTorch's own runtimes: eager, torch.compile, a CUDA graph, and AOTInductor's compiled package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 
 @contextmanager
 def tf32(allowed: bool):
-    """Float32 products on a GPU's tensor cores with 10 bits of mantissa, or exact ones."""
+    """Allows float32 products on a GPU's tensor cores with 10 bits of mantissa, or only exact ones."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
@@ -32,7 +32,7 @@ def tf32(allowed: bool):
 
 
 class Eager(Backend):
-    """The checkpoint as PyTorch runs it. fp32 is the reference of every other; TF32 is a backend of its own."""
+    """The checkpoint as PyTorch runs it. fp32 is the reference for all others; TF32 is a separate backend."""
 
     runtime = "eager"
     builds = False
@@ -55,7 +55,7 @@ class Eager(Backend):
 
 
 class Compiled(Eager):
-    """torch.compile. It compiles at the first call of each shape, that is, in the gate or during warm-up."""
+    """torch.compile. It compiles at the first call with each shape, that is, in the gate or during warm-up."""
 
     runtime = "compile"
     mode: ClassVar[str | None] = None
@@ -64,14 +64,14 @@ class Compiled(Eager):
         return no_compiler(device.type) or super().cannot_run(device)
 
     def module(self, ctx: LoadContext, graph: str) -> nn.Module:
-        # Every shape of every precision counts against one limit, beyond which it would run eagerly without a word.
+        # Every shape of every precision counts towards one limit, beyond which it would silently run eagerly.
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         model = copy.deepcopy(ctx.model).to(ctx.device, DTYPES[self.precision])
         return torch.compile(compilable(model, graph), dynamic=False, fullgraph=True, mode=self.mode)
 
 
 class CudaGraph(Eager):
-    """Eager kernels, recorded once for each shape and launched together. Never executed by us: no GPU was at hand."""
+    """Eager kernels, recorded once per shape and launched together. Never executed by us: no GPU was available."""
 
     runtime = "cudagraph"
 
@@ -95,7 +95,7 @@ class CudaGraph(Eager):
 
 
 class CompiledGraph(CudaGraph):
-    """torch.compile's kernels, the fastest of those it tries, in a CUDA graph: the strongest that PyTorch offers."""
+    """torch.compile's kernels, the fastest of those it tries, in a CUDA graph: PyTorch's fastest option."""
 
     runtime = "compile-cudagraph"
 
@@ -107,13 +107,13 @@ class CompiledGraph(CudaGraph):
 
 
 class Tuned(Compiled):
-    """Kernels alone, without the CUDA graphs that torch.compile would make itself: they copy every answer."""
+    """torch.compile's tuned kernels without its own CUDA graphs, which copy every answer."""
 
     mode = "max-autotune-no-cudagraphs"
 
 
 def record(module: nn.Module, held: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-    """A CUDA graph, the tensors that it reads and the one that it writes."""
+    """Records a CUDA graph; returns it, the tensors that it reads and the one that it writes."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # libraries allocate and choose kernels at first use, which can't be recorded
@@ -127,10 +127,10 @@ def record(module: nn.Module, held: list[Tensor]) -> tuple[torch.cuda.CUDAGraph,
 
 
 class AotInductor(Backend):
-    """AOTInductor: the graph compiled ahead of time into a package (.pt2) that runs without Python's part of it."""
+    """AOTInductor: the graph compiled ahead of time into a package (.pt2) that runs without the Python part."""
 
     runtime = "aoti"
-    suffix: ClassVar[str] = ""  # in its files' names, before the last one
+    suffix: ClassVar[str] = ""  # part of its file names, before the last suffix
 
     def cannot_run(self, device: torch.device) -> str | None:
         return no_gpu(device) if self.precision == "fp16" else None
@@ -142,7 +142,7 @@ class AotInductor(Backend):
 
     def made_for(self, device: torch.device) -> dict[str, object]:
         gpu = describe_gpu() if device.type == "cuda" else None
-        # Inductor compiles for the instruction set, or the GPU, that it finds.
+        # Inductor compiles for the present instruction set or GPU.
         made = {"torch": torch.__version__, "device": device.type}
         return made | ({"compute_capability": gpu["compute_capability"]} if gpu else {"isa": describe_cpu()["isa"]})
 
@@ -151,7 +151,7 @@ class AotInductor(Backend):
         model = in_precision(ctx.model, self.precision).to(ctx.device)
         program = export_program(model, graph, max_batch=self.largest_batch(ctx))
         with atomic_path(path) as temporary, quiet():
-            package = temporary.with_suffix(".pt2")  # a name that it insists on
+            package = temporary.with_suffix(".pt2")  # the suffix that Inductor requires
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=self.options(ctx.device)
             )
@@ -162,7 +162,7 @@ class AotInductor(Backend):
         return ctx.max_batch
 
     def options(self, device: torch.device) -> dict[str, object]:
-        """Inductor's, beyond its defaults."""
+        """Returns the Inductor options that differ from its defaults."""
         return {}
 
     def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
@@ -175,9 +175,9 @@ class AotInductor(Backend):
 
 
 class AotInductorRow(AotInductor):
-    """For one row: Inductor times its own matrix products, with the weights laid out for them, against the library's.
+    """AOTInductor for one row: it times its own matrix products, with weights laid out for them, against the library's.
 
-    It has them for shapes that it knows, so the batch is a constant; several rows go one by one.
+    It has them only for static shapes, so the batch is a constant; several rows run one by one.
     """
 
     runtime = "aoti-b1"
@@ -197,7 +197,7 @@ class AotInductorRow(AotInductor):
 
 
 def row_by_row(run: DeviceRun) -> DeviceRun:
-    """What takes one row, for any number of them."""
+    """Adapts a run that takes one row to any number of rows."""
 
     def each(ids: Tensor, *more: Tensor) -> Tensor:
         if len(ids) == 1:

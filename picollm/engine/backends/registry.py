@@ -1,7 +1,7 @@
-"""All backends by name, RUNTIME-PRECISION, and loading one: what this machine can't run comes back with the reason.
+"""Lists all backends by name, RUNTIME-PRECISION, and loads them; one that can't run here is returned with the reason.
 
-To add a runtime: a module beside this one with a subclass of `Backend`, its place in CLASSES, and its precisions in
-picollm/engine/grid.py.
+To add a runtime: write a module next to this one with a subclass of `Backend`, and add it to CLASSES and its precisions
+to picollm/engine/grid.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BACKENDS = {x.name: x for runtime in CLASSES for x in map(runtime, RUNTIMES[runt
 
 @dataclass(frozen=True)
 class Loaded:
-    """`runs` by graph, empty where the backend can't run; `status` is `ok` or says why not."""
+    """A loaded backend: `runs` by graph, empty if it can't run; `status` is `ok` or the reason."""
 
     backend: Backend
     status: str
@@ -45,14 +45,14 @@ class Loaded:
 
 
 def find_backend(name: str) -> Backend:
-    """Raises PicollmError for a name that does not exist."""
+    """Returns the backend of a name. Raises PicollmError if it does not exist."""
     if name not in BACKENDS:
         raise PicollmError(f"engine.backends: {name!r} does not exist; allowed: {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
 
 def load_backend(name: str, ctx: LoadContext, graphs: tuple[str, ...] = ("logits",)) -> Loaded:
-    """What can't run has a status that begins with `not run`, what fails to load one that begins with `failed`."""
+    """Loads a backend. If it can't run, the status begins with `not run`; if loading fails, with `failed`."""
     backend = find_backend(name)
     reason = why_not(backend, ctx, graphs)
     if reason:
@@ -60,20 +60,20 @@ def load_backend(name: str, ctx: LoadContext, graphs: tuple[str, ...] = ("logits
     start = time.perf_counter()
     try:
         runs = {graph: backend.load(ctx, graph) for graph in graphs}
-    except Exception as error:  # runtimes raise what they like
+    except Exception as error:  # runtimes raise any type
         log.debug("%s", name, exc_info=True)
         return Loaded(backend, f"failed: {one_line(error)[:300]}")
     return Loaded(backend, "ok", runs, round(time.perf_counter() - start, 3))
 
 
 def why_skipped(backend: Backend, wanted: Grid, device: torch.device) -> str | None:
-    """Why a backend that could run is left out; None: it is not."""
+    """Returns why a backend that could run is left out; None if it is not."""
     reason = None if wanted.emulated else backend.emulated(device)
     return reason and f"{reason}; engine.emulated: true builds and times it all the same"
 
 
 def why_not(backend: Backend, ctx: LoadContext, graphs: tuple[str, ...]) -> str | None:
-    """Why a backend can't run these graphs here: this machine, or its artefact."""
+    """Returns why a backend can't run these graphs here (the machine, or its artefact); None if it can."""
     reason = backend.cannot_run(ctx.device)
     if reason or not backend.builds:
         return reason

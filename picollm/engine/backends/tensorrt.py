@@ -1,4 +1,4 @@
-"""TensorRT, by one of two compilers that share the exported graph:
+"""TensorRT backend, built by one of two compilers that share the exported graph:
 
 without an NVIDIA GPU   TensorRT-RTX compiles the ONNX file ahead of time for named compute capabilities (Turing to
                         Blackwell RTX cards) into a plan that such a card finishes by JIT. It is built here, not run.
@@ -6,8 +6,8 @@ with one                torch-tensorrt compiles the torch.export program for tha
 
 `tensorrt` takes any batch up to the largest and is tuned for that one, `tensorrt-b1` is tuned for one row.
 
-What needs a GPU (running either, building the second) was never executed by us: it is written against TensorRT-RTX 1.7
-and torch-tensorrt 2.11 to 2.14, whose signatures a test holds it to.
+The parts that need a GPU (running either, building the second) were never executed by us: they are written against
+TensorRT-RTX 1.7 and torch-tensorrt 2.11 to 2.14, and a test checks them against those signatures.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from picollm.errors import PicollmError
 from picollm.files import atomic_path
 from picollm.hardware import describe_gpu, installed
 
-RTX, TORCH = "tensorrt-rtx", "torch-tensorrt"  # targets, named like their packages
+RTX, TORCH = "tensorrt-rtx", "torch-tensorrt"  # targets, named after their packages
 MODULES = {RTX: "tensorrt_rtx", TORCH: "torch_tensorrt"}
 QUANTIZED = ("int8", "fp8")
 
-# Keywords of torch_tensorrt.dynamo.compile. Precision comes from the graph alone: since 2.13 `enabled_precisions` is
-# swallowed without a word and gives a float32 engine.
+# Keywords of torch_tensorrt.dynamo.compile. Precision comes only from the graph: since 2.13 `enabled_precisions` is
+# silently ignored and gives a float32 engine.
 FLAGS = {
-    "require_full_compilation": True,  # it raises where a part would be left to PyTorch, and timed as TensorRT
+    "require_full_compilation": True,  # raises if a part would be left to PyTorch, and timed as TensorRT
     "min_block_size": 1,
     "use_fast_partitioner": False,
     "optimization_level": 4,
@@ -46,7 +46,7 @@ FLAGS = {
 
 class TensorRt(Backend):
     runtime = "tensorrt"
-    suffix: ClassVar[str] = ""  # in its files' names, before the last one
+    suffix: ClassVar[str] = ""  # part of its file names, before the last suffix
 
     def largest_batch(self, ctx: BuildContext) -> int:
         return ctx.max_batch
@@ -66,7 +66,7 @@ class TensorRt(Backend):
 
     def build(self, ctx: BuildContext, graph: str) -> tuple[Path, dict]:
         profile = shapes(graph, ctx.model.config.context, self.largest_batch(ctx))
-        # Where there is a GPU the engine is for it, and not for those that the configuration names ahead of time.
+        # With a GPU the engine is built for it, not for those that the configuration names ahead of time.
         here = ctx.device.type == "cuda"
         capabilities = [describe_gpu()["compute_capability"]] if here else ctx.capabilities
         if choose_target(ctx.device) == TORCH:
@@ -75,9 +75,9 @@ class TensorRt(Backend):
             return path, {"target": TORCH, "compute_capabilities": capabilities, "profile": profile, "flags": FLAGS}
         path = ctx.path(graph, self.precision, f"{self.suffix}.plan")
         onnx = ctx.onnx(graph, self.precision)
-        found = build_plan(onnx, path, capabilities, profile)
+        build_facts = build_plan(onnx, path, capabilities, profile)
         about = {"target": RTX, "from": onnx.name, "compute_capabilities": capabilities, "profile": profile}
-        return path, about | found
+        return path, about | build_facts
 
     def refuses(self, built: dict, device: torch.device) -> str | None:
         about = built["graphs"]["logits"]
@@ -104,7 +104,7 @@ class TensorRt(Backend):
 
 
 class TensorRtRow(TensorRt):
-    """An engine for one row, so that batch 1 need not run what was tuned for more; several rows go one by one."""
+    """Engine for one row, so that batch 1 does not run one tuned for more; several rows run one by one."""
 
     runtime = "tensorrt-b1"
     suffix = ".b1"
@@ -117,13 +117,13 @@ class TensorRtRow(TensorRt):
 
 
 def versions(target: str) -> dict[str, object]:
-    """Of what an engine depends on; torch-tensorrt comes as two distributions."""
+    """Returns the versions of the packages on which an engine depends; torch-tensorrt has two distributions."""
     packages = (RTX,) if target == RTX else (TORCH, "torch-tensorrt-rtx", "tensorrt", RTX, "torch")
     return {package: installed(package) for package in packages}
 
 
 def choose_target(device: torch.device) -> str | None:
-    """torch-tensorrt for this machine's GPU, else TensorRT-RTX ahead of time; None where neither is installed.
+    """Chooses torch-tensorrt for this machine's GPU, else TensorRT-RTX ahead of time; None if neither is installed.
 
     Both are optional: they are proprietary, and the rest of the pipeline needs neither.
     """
@@ -132,9 +132,9 @@ def choose_target(device: torch.device) -> str | None:
 
 
 def shapes(graph: str, context: int, max_batch: int) -> dict[str, list[list[int]]]:
-    """Each input's smallest, usual and largest shape: the engine's profile, outside of which it refuses.
+    """Returns each input's smallest, usual and largest shape: the engine's profile, outside which it refuses inputs.
 
-    torch-tensorrt takes them from the exported program, whose example has as many positions and rows as usual here.
+    torch-tensorrt takes them from the exported program, whose example has the usual positions and rows of this profile.
     """
     known = {
         "ids": [[1, context], [max_batch, context], [max_batch, context]],
@@ -144,7 +144,7 @@ def shapes(graph: str, context: int, max_batch: int) -> dict[str, list[list[int]
 
 
 def ranges(profile: Mapping[str, list[list[int]]]) -> list:
-    """A profile as torch-tensorrt's inputs."""
+    """Converts a profile to torch-tensorrt's inputs."""
     torch_tensorrt = import_torch_tensorrt()
     return [
         torch_tensorrt.Input(min_shape=least, opt_shape=usual, max_shape=most, dtype=torch.int64, name=name)
@@ -155,7 +155,7 @@ def ranges(profile: Mapping[str, list[list[int]]]) -> list:
 def build_torch_tensorrt(
     ctx: BuildContext, graph: str, precision: str, path: Path, profile: Mapping[str, list[list[int]]]
 ) -> None:
-    """torch-tensorrt for this machine's GPU and a profile {input: [min, opt, max]}, saved as an exported program."""
+    """Compiles with torch-tensorrt for this machine's GPU and a profile {input: [min, opt, max]}; saves a program."""
     torch_tensorrt = import_torch_tensorrt()
     max_batch, inputs = profile["ids"][-1][0], ranges(profile)
     if precision in QUANTIZED:
@@ -168,9 +168,9 @@ def build_torch_tensorrt(
     compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=inputs, **FLAGS)
     engines = [name for name, _ in compiled.named_children() if name.startswith("_run_on_acc")]
     if len(engines) != 1:
-        raise PicollmError(f"torch-tensorrt made {len(engines)} engines of the graph, not one")
+        raise PicollmError(f"torch-tensorrt built {len(engines)} engines from the graph, not one")
     with atomic_path(path) as temporary:
-        program = temporary.with_suffix(".pt2")  # a name that torch.export wants
+        program = temporary.with_suffix(".pt2")  # the suffix that torch.export requires
         torch_tensorrt.save(compiled, str(program), output_format="exported_program", arg_inputs=inputs)
         program.rename(temporary)
 

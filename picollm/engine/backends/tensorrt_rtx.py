@@ -1,4 +1,4 @@
-"""TensorRT-RTX: build a plan ahead of time, no GPU needed; run it on a card that it was built for."""
+"""TensorRT-RTX: builds a plan ahead of time, without a GPU; runs it on a card that it was built for."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from picollm.engine.backends.backend import DeviceRun
 from picollm.errors import PicollmError
 from picollm.files import write_bytes
 
-TYPED_LAYERS = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")  # the ones whose precision matters
+TYPED_LAYERS = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")  # layers whose precision matters
 
 
 def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Mapping[str, list[list[int]]]) -> dict:
-    """One plan for all compute `capabilities` ("8.9") and the shapes of a profile {input: [min, opt, max]}.
+    """Builds one plan for all compute `capabilities` ("8.9") and the shapes of a profile {input: [min, opt, max]}.
 
-    Returns the layers' types as counts, e.g. {"MATRIX_MULTIPLY": {"HALF": 49}}: the plan itself can't be opened without
-    a GPU. Raises PicollmError where the package is missing or the build fails.
+    Returns counts of the layers' types, e.g. {"MATRIX_MULTIPLY": {"HALF": 49}}: the plan itself can't be opened without
+    a GPU. Raises PicollmError if the package is missing or the build fails.
     """
     trt = import_rtx()
     messages = collecting_logger(trt)
@@ -34,13 +34,13 @@ def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Ma
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
-        found = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
-        if found is None:
+        known = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
+        if known is None:
             raise PicollmError(
-                f"TensorRT-RTX {trt.__version__} builds nothing for compute capability {capability}; on a GPU that has "
+                f"TensorRT-RTX {trt.__version__} does not support compute capability {capability}; on a GPU that has "
                 "it: pip install torch-tensorrt"
             )
-        config.set_compute_capability(found, index)
+        config.set_compute_capability(known, index)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     optimization = builder.create_optimization_profile()
     for name, sizes in profile.items():
@@ -54,8 +54,8 @@ def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Ma
 
 
 def run_settings(trt, engine):
-    """Kernels for the very shapes before the first answer (by default a general one runs until the special one is
-    there, in the middle of a measurement), and one launch a call."""
+    """Selects kernels specialised for the exact shapes before the first answer (by default a general one runs until
+    the special one is ready, possibly during a measurement), and one launch per call."""
     settings = engine.create_runtime_config()
     settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     settings.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -63,7 +63,7 @@ def run_settings(trt, engine):
 
 
 def load_plan(path: Path) -> DeviceRun:
-    """Never executed by us: no GPU was at hand."""
+    """Loads a plan. Never executed by us: no GPU was available."""
     trt = import_rtx()
     messages = collecting_logger(trt)
     engine = trt.Runtime(messages).deserialize_cuda_engine(path.read_bytes())
@@ -76,7 +76,7 @@ def load_plan(path: Path) -> DeviceRun:
     names = [name for name in every if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     (output_name,) = set(every) - set(names)
 
-    outputs: dict[tuple, Tensor] = {}  # by shape: a recorded graph writes where it wrote before
+    outputs: dict[tuple, Tensor] = {}  # by shape: a recorded graph writes to the same address each time
 
     def call(*inputs: Tensor) -> Tensor:
         stream.wait_stream(torch.cuda.current_stream())
@@ -105,7 +105,7 @@ def import_rtx():
 
 
 def collecting_logger(trt):
-    """A TensorRT logger that keeps errors for the message instead of printing them."""
+    """Returns a TensorRT logger that collects errors for the message instead of printing them."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
