@@ -1,4 +1,4 @@
-"""One zip with a run's report, figures, numbers, model and provenance, to hand on."""
+"""Packs one zip to share, with a run's report, figures, numbers, model and provenance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ LEFT_OUT = ("snapshots", ".engine", ".gitignore")  # large, or made for one mach
 
 
 def bundle(root: Path, output: Path) -> int:
-    """Writes the zip, equal bytes for equal files; how many files are in it. Raises PicollmError without a report."""
+    """Writes the zip, with equal bytes for equal files; returns the number of files. Raises PicollmError if there is no
+    report."""
     if not (root / NEEDED).exists():
         raise PicollmError(f"{NEEDED} is missing: run `make report` first")
     found = [root / name for name in FILES if (root / name).exists()]

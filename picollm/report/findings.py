@@ -1,10 +1,10 @@
-"""The claims that the original made of its heads, each held against this run's numbers: a verdict, never a sentence.
+"""Compares each claim that the original made about its heads with this run's numbers: a verdict, never a sentence.
 
-Four verdicts. *held*: there is evidence for it, at q < .05. *did not hold*: there is none, though the test could have
-found it. *can't be tested here*: it could not, as where the text has too few of the words. *not comparable*: the number
-depends on what the claim does not say, as the recipe of training. A 4-gram sees the last three tokens; with a model
-that predicts no better nothing can be tested, because attention to anything further back did not pay. The claims that
-a p alone decides share one false discovery rate.
+There are four verdicts. *held*: there is evidence, at q < .05. *did not hold*: there is none, although the test could
+have found it. *can't be tested here*: the test could not, for example because the text has too few of the words. *not
+comparable*: the number depends on something the claim does not state, such as the training recipe. A 4-gram sees the
+last three tokens; nothing can be tested with a model that predicts no better than one, because attention to anything
+further back did not pay. The claims that a p alone decides share one false discovery rate.
 
 The original counts layers and heads from 1, this project from 0.
 """
@@ -37,8 +37,8 @@ VERDICTS = (HELD, FAILED, UNTESTABLE, INCOMPARABLE)
 ORIGINAL_SHARES = {"global": 48 / 56, "diagonal": 5 / 56, "local": 2 / 56, "token-specific": 1 / 56}
 ORIGINAL_HEADS = {"diagonal": (5, 2), "local": (4, 2), "token-specific": (7, 2)}  # its L6H3, L5H3, L8H3
 ALPHA = 0.05
-ALIKE = 0.1  # a ratio of distances within and between layers this near to 1 is none
-EMERGED = 0.05  # share of the heads from which an effect has come in training
+ALIKE = 0.1  # a ratio of distances within and between layers this close to 1 counts as no difference
+EMERGED = 0.05  # share of heads with an effect at which it counts as having emerged in training
 PERMUTATIONS = 9999
 
 
@@ -52,7 +52,7 @@ def state_findings(
     *,
     seed: int,
 ) -> FindingsReport:
-    """The content of findings.json, from the reports of the same names."""
+    """Returns the contents of findings.json, from the reports of the same names."""
     margin = training["four_gram_loss"] - training["validation_loss"]
     beyond_cache = training["four_gram_cache_loss"] - training["validation_loss"]
     testable = margin > 0
@@ -88,7 +88,7 @@ class DecidedClaim(Claim):
 
 
 class FindingsReport(TypedDict):
-    """findings.json."""
+    """Contents of findings.json."""
 
     format: int
     testable: bool
@@ -108,7 +108,7 @@ def claim(
     because: str = "",
     **numbers: float | str | None,
 ) -> Claim:
-    """Without a `verdict`, `p` decides, after it is corrected for the number of claims."""
+    """Builds a claim. Without a `verdict`, `p` decides, after correction for the number of claims."""
     return {
         "section": section, "claim": text, "test": test, "verdict": verdict, "because": because,
         "p": None if p is None else number_or_none(p), "numbers": numbers,
@@ -116,14 +116,14 @@ def claim(
 
 
 def untestable(row: Claim) -> Claim:
-    """What a model that predicts no better than a 4-gram leaves of a claim."""
+    """Marks a claim as untestable, unless it is not comparable, for a model that predicts no better than a 4-gram."""
     if row["verdict"] == INCOMPARABLE:
         return row
     return {**row, "verdict": UNTESTABLE, "because": "the model predicts no better than a 4-gram"}
 
 
 def decided(claims: Sequence[Claim]) -> list[DecidedClaim]:
-    """The claims with q, and the verdicts that q gives."""
+    """Adds q to the claims, and the verdicts that follow from q."""
     open_claims = [row["verdict"] is None for row in claims]
     p = [row["p"] if is_open else math.nan for row, is_open in zip(claims, open_claims, strict=True)]
     found: list[DecidedClaim] = []
@@ -168,7 +168,7 @@ def overall_shares(heads: HeadsReport) -> list[Claim]:
 
 
 def parts_of(n_layers: int) -> NDArray[np.int64]:
-    """Of each layer 0, 1 or 2: early (the first quarter), middle, late (the last quarter)."""
+    """Returns 0, 1 or 2 for each layer: early (the first quarter), middle, late (the last quarter)."""
     quarter = max(1, n_layers // 4)
     part = np.ones(n_layers, dtype=np.int64)
     part[:quarter], part[n_layers - quarter :] = 0, 2
@@ -176,7 +176,7 @@ def parts_of(n_layers: int) -> NDArray[np.int64]:
 
 
 def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Claim]:
-    """The original's picture of early, middle and late layers, as directional contrasts."""
+    """Tests the original's description of early, middle and late layers, as directional contrasts."""
     early, middle, late = ((0,), (1, 2)), ((1,), (0, 2)), ((2,), (0, 1))
     statistic = {name: values_of(heads, name) for name in ("kappa_self", "kappa_local", "distance", "broad")}
     statistic["kappa_set"] = strongest_sets(heads)
@@ -220,14 +220,14 @@ def values_of(heads: HeadsReport, name: str) -> NDArray[np.float64]:
 
 
 def strongest_sets(heads: HeadsReport) -> NDArray[np.float64]:
-    """Of each head the largest kappa of a set of keys, in multiples of its threshold."""
+    """Returns the largest kappa of a set of keys for each head, in multiples of its threshold."""
     times = [values_of(heads, f"kappa_{name}") / heads["thresholds"][name]["value"] for name in SETS]
     return np.fmax.reduce(times)
 
 
 def contrast(values_H: NDArray, these_H: NDArray, those_H: NDArray, *, seed: int) -> tuple[tuple[float, float], float]:
-    """The means of two groups of heads, and the one-sided p of so large a difference where the values of both are
-    dealt anew; heads without a value are in neither."""
+    """Returns the means of two groups of heads, and the one-sided permutation p of a difference this large; heads
+    without a value are in neither group."""
     known_H = np.isfinite(values_H)
     these, those = values_H[these_H & known_H], values_H[those_H & known_H]
     if not len(these) or not len(those):
@@ -242,7 +242,7 @@ def contrast(values_H: NDArray, these_H: NDArray, those_H: NDArray, *, seed: int
 
 
 def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
-    """Whether heads, or the model that they serve, treat linguistic categories as language does."""
+    """Tests if heads, or the whole model, treat linguistic categories as language does."""
     found = []
     for kind, row in heads["relations"].items():
         text, test = (
@@ -294,7 +294,7 @@ def probe_claims(probes: ProbesReport) -> list[Claim]:
 
 
 def families(clusters: ClustersReport) -> int:
-    """The clusters of several heads, where there are clusters at all."""
+    """Counts the clusters of LEAST_HEADS heads or more, if there are clusters at all."""
     return sum(row["size"] >= LEAST_HEADS for row in clusters["clusters"]) if clusters["structure"]["found"] else 0
 
 
@@ -339,7 +339,7 @@ def redundancy(clusters: ClustersReport, ablation: AblationReport) -> list[Claim
 
 
 def conclusions(heads: HeadsReport, ablation: AblationReport, over_time: EmergenceReport, seed: int) -> list[Claim]:
-    """What the original concluded: specialists are crucial; roles emerge from data."""
+    """Tests the original's conclusions: specialists are crucial; roles emerge from data."""
     special = np.isin([head["label"] for head in heads["heads"]], ["diagonal", "local", "token-specific"])
     text, test = (
         "the minority of specialised heads is crucial",
@@ -358,7 +358,7 @@ def conclusions(heads: HeadsReport, ablation: AblationReport, over_time: Emergen
 
 
 def emerged(over_time: EmergenceReport) -> list[Claim]:
-    """Whether training makes heads that untrained models have not."""
+    """Tests if training makes heads with effects that were rarer at the first snapshot."""
     snapshots, found = over_time["snapshots"], []
     for name, what in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
         text = f"{what} heads emerge in training"
@@ -379,7 +379,7 @@ def emerged(over_time: EmergenceReport) -> list[Claim]:
 
 
 def metrics(report: FindingsReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`."""
+    """Returns flat scalars with stable names for `dvc metrics diff`."""
     verdicts = [entry["verdict"] for entry in report["claims"]]
     return {
         "testable": int(report["testable"]),
