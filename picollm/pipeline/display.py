@@ -160,8 +160,8 @@ class Display(logging.Handler):
         if row.done == row.jobs:
             self.on_done(rule)
             if not self.live:
-                found = row.status.get("found")
-                self.say(f"{rule}: done in {duration(row.seconds)}{f': {found}' if found else ''}")
+                result = row.status.get("found")
+                self.say(f"{rule}: done in {duration(row.seconds)}{f': {result}' if result else ''}")
 
     def fail(self, rule: str, words: str | None = None) -> None:
         """Marks a rule as failed. `words`: the reason given by the cluster that ended the job."""
@@ -183,10 +183,10 @@ class Display(logging.Handler):
         files = sorted(self.folder.glob(f"{row.rule}.*.json"), key=lambda file: file.stat().st_mtime)
         for file in files:
             try:
-                found = json.loads(file.read_text())
+                facts = json.loads(file.read_text())
             except (OSError, ValueError):  # being replaced right now
                 continue
-            status |= {"said": status.get("said", []) + found.pop("said", [])} | found
+            status |= {"said": status.get("said", []) + facts.pop("said", [])} | facts
         if not status:
             return
         known = len(row.status.get("said", []))

@@ -126,10 +126,10 @@ def check_writable(stages: list[Stage], root: Path) -> None:
 def check_dvc_yaml(stages: list[Stage], path: Path, write: bool) -> None:
     """Writes dvc.yaml, or raises PicollmError if the file differs from what the rules give."""
     wanted = dvc_yaml(stages)
-    found = path.read_text(encoding="utf-8") if path.exists() else ""
-    if found == wanted:
+    present = path.read_text(encoding="utf-8") if path.exists() else ""
+    if present == wanted:
         return
-    if frozen := re.findall(r"^  (\w+):\n(?:    .*\n)*?    frozen: true", found, re.M):
+    if frozen := re.findall(r"^  (\w+):\n(?:    .*\n)*?    frozen: true", present, re.M):
         raise PicollmError(
             f"{path}: frozen stages are not supported, because Snakemake would run them anyway: "
             f"`dvc unfreeze {' '.join(frozen)}`"

@@ -79,14 +79,14 @@ def earlier(root: Path) -> dict[str, tuple[float, float]]:
         done = json.loads((root / WORK).read_text())
     except (OSError, ValueError):
         return {}
-    found = {}
+    runs = {}
     for rule, amount in done.items():
         try:
             seconds = (root / BENCHMARKS / f"{rule}.tsv").read_text().splitlines()[1].split("\t")[0]
-            found[rule] = (float(seconds), amount)
+            runs[rule] = (float(seconds), amount)
         except (OSError, ValueError, IndexError):
             continue
-    return found
+    return runs
 
 
 def note(root: Path, rule: str, amount: float | None) -> None:
@@ -104,13 +104,13 @@ def estimate(
 ) -> tuple[dict[str, float], str]:
     """Returns {rule: seconds} for the rules that can be estimated, and a description of the sources."""
     before, speeds, sources = earlier(root), None, []
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for rule in rules:
         amount = amounts.get(rule, 1.0)
         if amount is None:
             continue
         if rule in before and amount / ALIKE <= before[rule][1] <= amount * ALIKE and amount:
-            found[rule] = before[rule][0] * amount / before[rule][1]
+            seconds[rule] = before[rule][0] * amount / before[rule][1]
             sources.append("this machine's earlier runs")
         elif rule in SECONDS and calibrate:
             speeds = speeds or calibration()
@@ -119,9 +119,9 @@ def estimate(
             fixed, plain, products = SECONDS[rule]
             plain *= speeds["python_seconds"] / REFERENCE["python_seconds"]
             products *= REFERENCE["product_gflops"] / speeds["product_gflops"] * amount
-            found[rule] = fixed + plain + products
+            seconds[rule] = fixed + plain + products
             sources.append(f"a calibration: {speeds['product_gflops']:.0f} GFLOP/s in float32")
-    return found, " and ".join(dict.fromkeys(sources))
+    return seconds, " and ".join(dict.fromkeys(sources))
 
 
 def calibration() -> dict[str, float] | None:

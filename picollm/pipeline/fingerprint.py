@@ -24,14 +24,14 @@ PARSING = threading.Lock()
 @cache
 def code_files(script: Path, root: Path) -> tuple[Path, ...]:
     """Returns the script and every picollm module it reaches, relative to `root`, sorted; no empty `__init__.py`."""
-    found: set[Path] = set()
+    reached: set[Path] = set()
     queue = [script]
     while queue:
         path = queue.pop()
-        if path not in found:
-            found.add(path)
+        if path not in reached:
+            reached.add(path)
             queue += imported_modules(root / path, root)
-    return tuple(sorted(found))
+    return tuple(sorted(reached))
 
 
 @cache

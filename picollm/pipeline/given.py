@@ -30,10 +30,10 @@ def given(root: Path) -> dict:
 
     Such a job waited in a queue while its run was killed and another began, which starts its own jobs for its files.
     """
-    found = read_json(root / GIVEN)
+    stored = read_json(root / GIVEN)
     own = os.environ.get(HOLDER)
-    if found["run"] != own:
+    if stored["run"] != own:
         raise PicollmError(
-            f"this job's run ({own or 'unknown'}) has ended and another has begun ({found['run']}): it does nothing"
+            f"this job's run ({own or 'unknown'}) has ended and another has begun ({stored['run']}): it does nothing"
         )
-    return found
+    return stored

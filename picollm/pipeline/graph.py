@@ -113,11 +113,11 @@ class Change:
 
 def changes(status: Mapping[str, list], graph: Graph) -> dict[str, Change]:
     """Turns `repo.status()` into the changed stages, in the graph's order."""
-    found = {}
+    changed = {}
     for stage in graph.stages:
         if stage not in status:
             continue
-        found[stage] = change = Change()
+        changed[stage] = change = Change()
         for entry in status[stage]:
             if isinstance(entry, str):  # "changed command"
                 change.edited = True
@@ -126,7 +126,7 @@ def changes(status: Mapping[str, list], graph: Graph) -> dict[str, Change]:
             deps = set(entry.get("changed deps", {}))
             change.data |= deps & graph.maker.keys()
             change.edited |= bool(deps - graph.maker.keys())
-    return found
+    return changed
 
 
 def planned(root: Path) -> set[str]:
@@ -141,6 +141,6 @@ def call(command: list[str], root: Path) -> str:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        said = next((line for line in lines if line.startswith("picollm: ")), lines[-1]).removeprefix("picollm: ")
-        raise PicollmError(f"`{' '.join(command[2:4])} ...` failed: {said}")
+        message = next((line for line in lines if line.startswith("picollm: ")), lines[-1]).removeprefix("picollm: ")
+        raise PicollmError(f"`{' '.join(command[2:4])} ...` failed: {message}")
     return done.stdout

@@ -23,16 +23,18 @@ TENSORRT = ("tensorrt-rtx", "torch-tensorrt")
 
 def bad_settings(root: Path, cache_types: list[str]) -> list[tuple[str, str]]:
     """Returns pairs (problem and why it matters, command that fixes it); `cache_types` is DVC's setting cache.type."""
-    found = []
+    problems = []
     if links := sorted(LINKS & set(cache_types)):
         why = "outputs become links to read-only objects of the cache, and Snakemake refuses to overwrite them"
         remedy = "`dvc config --unset cache.type`, then `dvc checkout --relink`"
-        found.append((f"DVC's cache.type is {' or '.join(links)}: {why}", remedy))
+        problems.append((f"DVC's cache.type is {' or '.join(links)}: {why}", remedy))
     imported, here = Path(picollm.__file__).parent, root / "picollm"
     if imported != here and (differing := other_code(imported, here)):
         what = f"the imported picollm is {imported}, whose {differing} differs from this checkout's"
-        found.append((what, "`python -m picollm.cli` here uses this checkout's, `pip install -e .` does so for good"))
-    return found
+        problems.append(
+            (what, "`python -m picollm.cli` here uses this checkout's, `pip install -e .` does so for good")
+        )
+    return problems
 
 
 def other_code(imported: Path, here: Path) -> str | None:
@@ -44,21 +46,21 @@ def other_code(imported: Path, here: Path) -> str | None:
 
 def warnings(root: Path, cache: Path, data_bytes: int) -> list[str]:
     """Warns of untested versions, and of too little disk space for a second copy of the data."""
-    found = []
+    lines = []
     pins = root / "constraints.txt"
     tested = dict(line.split("==") for line in pins.read_text().splitlines() if "==" in line) if pins.exists() else {}
     for package in ("snakemake", "dvc"):
         if tested.get(package, installed(package)) != installed(package):
-            found.append(f"{package} is {installed(package)}; constraints.txt pins {tested[package]}, which was tested")
+            lines.append(f"{package} is {installed(package)}; constraints.txt pins {tested[package]}, which was tested")
     while not cache.exists():
         cache = cache.parent
     for name, folder in (("this repository", root), ("DVC's cache", cache)):
         free = shutil.disk_usage(folder).free
         if free < data_bytes:
-            found.append(
+            lines.append(
                 f"{free / 1e9:.1f} GB are free on the disk of {name}; data/ and reports/ hold {data_bytes / 1e9:.1f} GB"
             )
-    return found
+    return lines
 
 
 def offers() -> list[str]:

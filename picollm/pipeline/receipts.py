@@ -108,11 +108,11 @@ def lock_entry(root: Path, stage: str) -> str:
 
 def read(root: Path) -> dict[str, Receipt]:
     """Reads {rule: its receipt}; a receipt that is damaged or of another version counts as absent."""
-    found = {}
+    receipts = {}
     for path in sorted((root / RECEIPTS).glob("*.json")):
         with suppress(PicollmError):
-            found[path.stem] = read_one(path)
-    return found
+            receipts[path.stem] = read_one(path)
+    return receipts
 
 
 def read_one(path: Path) -> Receipt:
@@ -136,8 +136,8 @@ def surroundings() -> dict[str, str]:
         names = [re.split(r"[^\w.-]", requirement)[0] for requirement in metadata.requires("picollm") or []]
     except metadata.PackageNotFoundError:  # only on the path, not installed
         names = []
-    found = {"platform": platform.platform(), "cores": str(os.cpu_count()), "Python": platform.python_version()}
+    versions = {"platform": platform.platform(), "cores": str(os.cpu_count()), "Python": platform.python_version()}
     for name in sorted(set(names)):
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions

@@ -28,11 +28,11 @@ def digest(root: Path, watched: Iterable[str], objects: Iterable[str]) -> str:
 
     dvc.yaml and dvc.lock are hashed by content, because git rewrites them when it switches to a branch and back.
     """
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for top in watched:
         if top in ("dvc.yaml", "dvc.lock"):
             data = (root / top).read_bytes() if (root / top).exists() else b""
-            found.update(f"{top} {hashlib.sha256(data).hexdigest()}\n".encode())
+            hasher.update(f"{top} {hashlib.sha256(data).hexdigest()}\n".encode())
             continue
         start = os.path.join(root, top)
         files = (
@@ -40,10 +40,10 @@ def digest(root: Path, watched: Iterable[str], objects: Iterable[str]) -> str:
         )
         for file in sorted(files):
             status = os.lstat(file)
-            found.update(f"{file.removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}\n".encode())
+            hasher.update(f"{file.removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}\n".encode())
     for path in objects:
-        found.update(f"{path} {os.path.exists(os.path.join(root, path))}\n".encode())
-    return found.hexdigest()
+        hasher.update(f"{path} {os.path.exists(os.path.join(root, path))}\n".encode())
+    return hasher.hexdigest()
 
 
 def intact(root: Path, outs: list[str]) -> bool:

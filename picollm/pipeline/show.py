@@ -185,7 +185,7 @@ def show(root: Path, path: str) -> str:
         return Artefact(root, graph, lock, name, out).text()
     below = [Artefact(root, graph, lock, out, out) for out in graph.maker if out.startswith(f"{name}/") or name == "."]
     if below:
-        return "\n".join([name, *columns([found.path, found.rule, found.state()] for found in below)])
+        return "\n".join([name, *columns([artefact.path, artefact.rule, artefact.state()] for artefact in below)])
     if (root / name).is_file() or any(name in deps for deps in graph.deps.values()):
         return source(root, graph, lock, name)
     raise unknown(graph, name, [])

@@ -130,7 +130,7 @@ def only_uncached(state: State, stage: str, change: Change) -> bool:
     if not change.only_outputs or set(change.outs.values()) != {"not in cache"}:
         return False
     locked = {out["path"]: out["md5"] for out in state.lock[stage]["outs"]}
-    outs = next(found for found in stages_of(state) if found.name == stage).outs
+    outs = next(candidate for candidate in stages_of(state) if candidate.name == stage).outs
     if not all(out.exists for out in outs):
         return False
     for out in outs:
@@ -156,8 +156,8 @@ def commit(state: State, stages: list[str]) -> None:
 
 def restorable(state: State) -> list[str]:
     """Returns the stages that differ only in files, whose files in dvc.lock are all available, with no stale inputs."""
-    sound: set[str] = set()  # stages that are correct once those in `found` are restored
-    found: list[str] = []
+    sound: set[str] = set()  # stages that are correct once those in `stages` are restored
+    stages: list[str] = []
     for stage, change in state.changed.items():
         if stage not in state.lock or change.edited or not state.graph.upstream(stage) & state.changed.keys() <= sound:
             continue
@@ -169,9 +169,9 @@ def restorable(state: State) -> list[str]:
             wrong = differing(state.root, files)
             if not all(object_path(state.cache, files[path]).exists() for path in wrong):
                 continue
-            found.append(stage)
+            stages.append(stage)
         sound.add(stage)
-    return found
+    return stages
 
 
 def files_in_lock(state: State, stage: str) -> dict[str, str]:
@@ -239,17 +239,17 @@ def tell_snakemake(state: State, restored: bool) -> list[str]:
     If files were `restored`, Snakemake knows nothing about them and need not be asked. Returns the touched stages.
     """
     unchanged = [stage for stage in state.graph.stages if stage not in state.changed]
-    told = unchanged if restored else [stage for stage in unchanged if not state.known(stage)]
-    runs = set() if told else planned(state.root)
-    told = told or [stage for stage in unchanged if stage in runs]
-    if told:
+    touched = unchanged if restored else [stage for stage in unchanged if not state.known(stage)]
+    runs = set() if touched else planned(state.root)
+    touched = touched or [stage for stage in unchanged if stage in runs]
+    if touched:
         touch(state)
         runs = planned(state.root) if state.changed else set()
     unseen = state.graph.downstream(state.changed) - runs
     hidden = state.graph.downstream(unseen)  # Snakemake does not make a missing file that no rule to be run needs
     stages = [stage for stage in state.graph.stages if stage in hidden]
     set_aside(state.root, [file for stage in stages for file in present_files(state, stage)])
-    return told
+    return touched
 
 
 def seal_if_settled(state: State) -> None:

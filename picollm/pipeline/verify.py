@@ -62,7 +62,7 @@ class Audit:
         self.judge_cache()
         self.foreign()
         size = sum((self.root / path).lstat().st_size for path in self.files)
-        self.problems += [("Settings", *found) for found in machine.bad_settings(self.root, self.link_types())]
+        self.problems += [("Settings", *setting) for setting in machine.bad_settings(self.root, self.link_types())]
         self.notes += [("Settings", f"warning: {text}") for text in machine.warnings(self.root, self.state.cache, size)]
         self.notes += [("Machine", text) for text in machine.offers()]
 
@@ -83,14 +83,14 @@ class Audit:
 
     def files_wanted(self, stage: str) -> dict[str, str]:
         """Returns {file: md5} from dvc.lock, without those of a folder whose list is missing or damaged."""
-        found: dict[str, str] = {}
+        wanted: dict[str, str] = {}
         for out in self.lock.get(stage, {}).get("outs", []):
             if out["path"] in self.graph.maker:
                 try:
-                    found |= locked_files(self.state.cache, out)
+                    wanted |= locked_files(self.state.cache, out)
                 except PicollmError as error:
                     self.no_list[stage] = str(error)
-        return found
+        return wanted
 
     def hash(self) -> None:
         """Sets `files`, {path: md5} of present files, and `objects`, {path: md5} of dvc.lock's objects in the cache."""
@@ -181,11 +181,11 @@ class Audit:
 
     def judge_file(self, file: str, oid: str) -> None:
         """Reports a file that is missing, or has other bytes than dvc.lock says."""
-        found, folder = self.files.get(file), (self.root / file).is_dir()
-        what = "damaged" if found else "missing" + ", a folder has its name" * folder
-        if found and found.startswith("can't"):
-            what = found
-        if found or folder:
+        actual, folder = self.files.get(file), (self.root / file).is_dir()
+        what = "damaged" if actual else "missing" + ", a folder has its name" * folder
+        if actual and actual.startswith("can't"):
+            what = actual
+        if actual or folder:
             self.aside.append(file)
         bring = f"`git checkout HEAD -- {file}`" if is_metric(file) else "`dvc pull`"
         again = f"{bring}; or `picollm verify --fix`, and `snakemake` makes it again"
@@ -215,10 +215,10 @@ class Audit:
             path = object_path(self.state.cache, oid)
             here = oid in present or (oid in lists and (self.root / lists[oid]).is_dir())
             if path in self.objects and not self.sound(oid):
-                found = self.objects[path]
+                actual = self.objects[path]
                 self.bad_objects.append(path)
                 remedy = "" if here or is_metric(owner) else "`picollm verify --fix` moves it away, then `dvc pull`"
-                what = found if found.startswith("can't") else "damaged"
+                what = actual if actual.startswith("can't") else "damaged"
                 self.damage(f"{self.name(path)}: {what}; it is {owner}", remedy)
             elif path not in self.objects and here and not is_metric(owner):
                 self.damage(f"DVC's cache lacks {owner}")
@@ -228,9 +228,9 @@ class Audit:
         known = {path for paths in (*self.present.values(), *self.graph.deps.values()) for path in paths}
         known |= git_files(self.root, *FOLDERS) | set(self.aside)
         folders = {".", *FOLDERS} | {str(parent) for path in known for parent in Path(path).parents}
-        found = {file for top in FOLDERS for file in files_of(self.root, top)} - known
-        found = {file for file in found if not any(dep in known for dep in map(str, Path(file).parents))}
-        for path, count in sorted(Counter(topmost(Path(path), folders) for path in found).items()):
+        unknown = {file for top in FOLDERS for file in files_of(self.root, top)} - known
+        unknown = {file for file in unknown if not any(dep in known for dep in map(str, Path(file).parents))}
+        for path, count in sorted(Counter(topmost(Path(path), folders) for path in unknown).items()):
             files = f", {count} files" if count > 1 else ""
             self.damage(f"{path}: foreign, no stage writes or reads it{files}", "move it out of data/ and reports/")
 

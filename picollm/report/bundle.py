@@ -19,10 +19,10 @@ def bundle(root: Path, output: Path) -> int:
     report."""
     if not (root / NEEDED).exists():
         raise PicollmError(f"{NEEDED} is missing: run `make report` first")
-    found = [root / name for name in FILES if (root / name).exists()]
+    paths = [root / name for name in FILES if (root / name).exists()]
     for folder in FOLDERS:
-        found += sorted(path for path in (root / folder).rglob("*") if path.is_file())
-    kept = [path for path in found if not any(part in str(path.relative_to(root)) for part in LEFT_OUT)]
+        paths += sorted(path for path in (root / folder).rglob("*") if path.is_file())
+    kept = [path for path in paths if not any(part in str(path.relative_to(root)) for part in LEFT_OUT)]
     with atomic_path(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in kept:
             entry = zipfile.ZipInfo(f"picollm/{path.relative_to(root)}", date_time=(1980, 1, 1, 0, 0, 0))

@@ -61,13 +61,13 @@ def facets(entry: dict) -> dict[str, dict]:
 
 def in_order(lock: dict[str, dict]) -> list[str]:
     """Sorts stages in the graph's order. dvc.lock keeps removed stages, so there may be a cycle, left unsorted."""
-    found, waiting = [], dict(sorted(lock.items()))
+    ordered, waiting = [], dict(sorted(lock.items()))
     while waiting:
         unmade = {out["path"] for entry in waiting.values() for out in entry.get("outs", [])}
         ready = [s for s, entry in waiting.items() if not any(dep["path"] in unmade for dep in entry.get("deps", []))]
-        found += ready or waiting
-        waiting = {stage: entry for stage, entry in waiting.items() if stage not in found}
-    return found
+        ordered += ready or waiting
+        waiting = {stage: entry for stage, entry in waiting.items() if stage not in ordered}
+    return ordered
 
 
 def stage_rows(old: dict[str, dict], new: dict[str, dict]) -> list[dict]:
@@ -161,8 +161,8 @@ def chapter_of(old: Revision, new: Revision, name: str) -> dict:
         cells = []
         for values, sure, _ in sides:
             cell = {"value": values.get(metric), "low": None, "high": None, "spread": ""}
-            found = sure.get(metric, {})
-            cells.append(cell | found if found.get("value") == cell["value"] else cell)
+            certainty = sure.get(metric, {})
+            cells.append(cell | certainty if certainty.get("value") == cell["value"] else cell)
         fair = comparable or not metric.endswith(TIMINGS)
         rows.append({"name": metric, "old": cells[0], "new": cells[1], "verdict": verdict(cells[0], cells[1], fair)})
     machines, also = [report.get("machine") for *_, report in sides], [row for row in other if row not in differs]
@@ -227,16 +227,16 @@ def figures(old: Revision, new: Revision) -> dict[str, list]:
     sides = [(side, side.files(FIGURES)) for side in (old, new)]
     if not all(files for _, files in sides):
         return {"same": [], "pairs": []}
-    manifest, told, same, pairs = f"{FIGURES}/manifest.json", {}, [], []
+    manifest, entries, same, pairs = f"{FIGURES}/manifest.json", {}, [], []
     for side, files in sides:
-        told |= side.part(manifest, captions, files.get(manifest))
+        entries |= side.part(manifest, captions, files.get(manifest))
     for path in dict.fromkeys(path for _, files in sides for path in files if Path(path).suffix in MIME):
         name, oids = Path(path).name, {files.get(path) for _, files in sides}
         if len(oids) == 1:
             same.append(name)
             continue
         pictures = [data_uri(name, side.read(path, files[path])) if path in files else "" for side, files in sides]
-        pairs.append({"path": path, "caption": name, "group": "", "pictures": pictures} | told.get(name, {}))
+        pairs.append({"path": path, "caption": name, "group": "", "pictures": pictures} | entries.get(name, {}))
     return {"same": same, "pairs": pairs}
 
 
@@ -247,13 +247,13 @@ def overview(page: dict) -> list[str]:
     stages, chapters, heads = page["stages"], page["chapters"], page["heads"]
     rows = [row for chapter in chapters for row in chapter["rows"]]
     differ = sum(row["old"]["value"] != row["new"]["value"] for row in rows)
-    said = Counter(row["verdict"] for row in rows)
+    verdicts = Counter(row["verdict"] for row in rows)
     counts = ", ".join(f"{what} of {sum(bool(row[what]) for row in stages)}" for what in FACETS)
     apart = [chapter["name"] for chapter in chapters if chapter["differs"]]
     lines = [
         (page["parameters"] is not None, f"Parameters: {len(page['parameters'] or ())} differ."),
         (stages, f"Stages: {counts} differ, of {len(stages)}."),
-        (rows, f"Numbers: {differ} of {len(rows)} differ; {said[OVERLAP]} {OVERLAP}, {said[APART]} {APART}."),
+        (rows, f"Numbers: {differ} of {len(rows)} differ; {verdicts[OVERLAP]} {OVERLAP}, {verdicts[APART]} {APART}."),
         (heads["heads"], f"Heads: {heads['same']} of {heads['heads']} keep their label."),
         (apart, f"Timings measured on different hardware: not comparable ({', '.join(apart)})."),
     ]

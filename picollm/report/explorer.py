@@ -68,14 +68,14 @@ def chosen(categories: Sequence[CategoryMaps], heads: int, most: int, budget: in
 
 def sentences(categories: Sequence[CategoryMaps], heads: int, most: int, budget: int) -> tuple[list[dict], list[str]]:
     """Returns the categories with their sentences as tokens, and the maps of all sentences in order."""
-    found, maps = [], []
+    shown, maps = [], []
     for category, numbers in zip(categories, chosen(categories, heads, most, budget), strict=True):
         rows = []
         for number in numbers:
             rows.append({"text": category.texts[number], "tokens": category.tokens[number], "maps": len(maps)})
             maps.append(encoded(category.maps[number]))
-        found.append({"name": category.category, "title": category.title, "of": len(category.ids), "sentences": rows})
-    return found, maps
+        shown.append({"name": category.category, "title": category.title, "of": len(category.ids), "sentences": rows})
+    return shown, maps
 
 
 def facts(
@@ -83,10 +83,10 @@ def facts(
 ) -> list[dict]:
     """Returns what the explorer shows about each head."""
     longest = str(max(mechanisms["lengths"]))
-    found = []
+    rows = []
     for number, head in enumerate(heads["heads"]):
         ablated, scored = ablation["heads"][number], mechanisms["heads"][number]
-        found.append({
+        rows.append({
             "name": head["name"],
             "original": f"L{head['layer'] + 1}H{head['head'] + 1}",
             "label": head["label"],
@@ -110,7 +110,7 @@ def facts(
                 for name in ("kappa_max", "kappa_set", "content", "induction")
             },
         })  # fmt: skip
-    return found
+    return rows
 
 
 def triple(row: Interval | Known) -> list[float | None]:

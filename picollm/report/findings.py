@@ -126,17 +126,17 @@ def decided(claims: Sequence[Claim]) -> list[DecidedClaim]:
     """Adds q to the claims, and the verdicts that follow from q."""
     open_claims = [row["verdict"] is None for row in claims]
     p = [row["p"] if is_open else math.nan for row, is_open in zip(claims, open_claims, strict=True)]
-    found: list[DecidedClaim] = []
+    rows: list[DecidedClaim] = []
     for row, q, is_open in zip(claims, false_discovery_rate(np.array(p, dtype=float)), open_claims, strict=True):
         verdict = (HELD if q < ALPHA else FAILED) if is_open else row["verdict"]
-        found.append({**row, "q": number_or_none(q), "verdict": verdict})
-    return found
+        rows.append({**row, "q": number_or_none(q), "verdict": verdict})
+    return rows
 
 
 def overall_shares(heads: HeadsReport) -> list[Claim]:
     null, peaked, by_name = heads["null"], heads["peaked_null"], {head["name"]: head for head in heads["heads"]}
     why = "the share depends on the recipe of training more than on anything else: see docs/training.md"
-    found = [
+    claims = [
         claim(
             "A",
             f"{share:.1%} of the heads are {label}".replace("%", " %"),
@@ -154,7 +154,7 @@ def overall_shares(heads: HeadsReport) -> list[Claim]:
     ]
     for label, (layer, number) in ORIGINAL_HEADS.items():
         here = by_name.get(f"L{layer}H{number}")
-        found.append(
+        claims.append(
             claim(
                 "A",
                 f"its L{layer + 1}H{number + 1} is a {label} head (ours: L{layer}H{number})",
@@ -164,7 +164,7 @@ def overall_shares(heads: HeadsReport) -> list[Claim]:
                 class_here=here["label"] if here else None,
             )
         )
-    return found
+    return claims
 
 
 def parts_of(n_layers: int) -> NDArray[np.int64]:
@@ -192,17 +192,17 @@ def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Cl
     ]
     layer_H = np.array([head["layer"] for head in heads["heads"]])
     part_H = parts_of(heads["n_layers"])[layer_H]
-    found = []
+    claims = []
     for text, name, (these, those), sign in rows:
         test = (
             f"mean {name.replace('_', ' ')} of these layers against the others, heads shuffled over layers, p < {ALPHA}"
         )
         if heads["n_layers"] < 3 or heads["n_heads"] < 2:
             why = "it takes three layers of two heads or more"
-            found.append(claim("B", text, test, verdict=UNTESTABLE, because=why))
+            claims.append(claim("B", text, test, verdict=UNTESTABLE, because=why))
             continue
         means, p = contrast(sign * statistic[name], np.isin(part_H, these), np.isin(part_H, those), seed=seed)
-        found.append(
+        claims.append(
             claim(
                 "B",
                 text,
@@ -212,7 +212,7 @@ def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Cl
                 others=number_or_none(sign * means[1]),
             )
         )
-    return found
+    return claims
 
 
 def values_of(heads: HeadsReport, name: str) -> NDArray[np.float64]:
@@ -243,7 +243,7 @@ def contrast(values_H: NDArray, these_H: NDArray, those_H: NDArray, *, seed: int
 
 def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
     """Tests if heads, or the whole model, treat linguistic categories as language does."""
-    found = []
+    claims = []
     for kind, row in heads["relations"].items():
         text, test = (
             f"a head connects {kind}",
@@ -253,15 +253,15 @@ def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
         )
         if row["p"] is None:
             why = f"{row['sentences']} sentences have these marks"
-            found.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
+            claims.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
             continue
         numbers: dict[str, Any] = {name: value for name, value in row.items() if name not in ("p", "null_p")}
         if row["null_strength"] is None or row["strength"] > row["null_strength"]:
-            found.append(claim("C", text, test, p=row["p"], **numbers))
+            claims.append(claim("C", text, test, p=row["p"], **numbers))
         else:
             why = "an untrained head as peaked does as much"
-            found.append(claim("C", text, test, p=row["p"], verdict=FAILED, because=why, **numbers))
-    return [*found, *probe_claims(probes)]
+            claims.append(claim("C", text, test, p=row["p"], verdict=FAILED, because=why, **numbers))
+    return [*claims, *probe_claims(probes)]
 
 
 PROBES = {
@@ -277,20 +277,20 @@ def probe_claims(probes: ProbesReport) -> list[Claim]:
     test = (
         f"more often right than chance, rules without language and untrained models, paired over clusters, p < {ALPHA}"
     )
-    tested, found = tested_probes(probes), []
+    tested, claims = tested_probes(probes), []
     for name, entry in {"coreference": probes["coreference"], **probes["pairs"]}.items():
         if entry["testable"] is False:
             why, clusters = entry["because"], entry["clusters"]
-            found.append(claim("C", PROBES[name], test, verdict=UNTESTABLE, because=why, clusters=clusters))
+            claims.append(claim("C", PROBES[name], test, verdict=UNTESTABLE, because=why, clusters=clusters))
             continue
         own, _ = tested[name]
-        found.append(
+        claims.append(
             claim(
                 "C", PROBES[name], test, p=entry["p"], accuracy=own["accuracy"], low=own["low"], high=own["high"],
                 clusters=own["clusters"], best_rival=max(row["accuracy"] for row in entry["baselines"].values()),
             )
         )  # fmt: skip
-    return found
+    return claims
 
 
 def families(clusters: ClustersReport) -> int:
@@ -300,7 +300,7 @@ def families(clusters: ClustersReport) -> int:
 
 def redundancy(clusters: ClustersReport, ablation: AblationReport) -> list[Claim]:
     shape, layers, pairs = clusters["structure"], clusters["by_layer"], ablation["interactions"]
-    found = [
+    claims = [
         claim(
             "D",
             "heads come in families that attend alike",
@@ -318,24 +318,24 @@ def redundancy(clusters: ClustersReport, ablation: AblationReport) -> list[Claim
         f"pairs of heads cost more together than one by one: mean interaction above 0, p < {ALPHA}",
     )
     if pairs is None:
-        found.append(claim("D", text, test, verdict=UNTESTABLE, because="the model has one head"))
+        claims.append(claim("D", text, test, verdict=UNTESTABLE, because="the model has one head"))
     else:
         mean = pairs["mean"]
         p = mean["p"] if mean["value"] > 0 else 1.0
         numbers = {"pairs": pairs["pairs"], "redundant": pairs["redundant"], "serial": pairs["serial"]}
-        found.append(claim("D", text, test, p=p, mean=mean["value"], low=mean["low"], high=mean["high"], **numbers))
+        claims.append(claim("D", text, test, p=p, mean=mean["value"], low=mean["low"], high=mean["high"], **numbers))
     text, test = (
         "similarity is not tied to the layer",
         f"distances within layers are those between layers: the interval of their ratio is within {ALIKE} of 1; it did"
         f" not hold where heads shuffled over layers give no such ratio, p < {ALPHA}",
     )
     if layers is None:
-        found.append(claim("D", text, test, verdict=UNTESTABLE, because="it takes two layers of two heads or more"))
-        return found
+        claims.append(claim("D", text, test, verdict=UNTESTABLE, because="it takes two layers of two heads or more"))
+        return claims
     alike = 1 - ALIKE < layers["low"] and layers["high"] < 1 + ALIKE
     verdict = FAILED if layers["p"] < ALPHA else HELD if alike else UNTESTABLE
     why = "" if verdict != UNTESTABLE else "the interval is too wide to say that there is no difference"
-    return [*found, claim("D", text, test, verdict=verdict, because=why, **layers)]
+    return [*claims, claim("D", text, test, verdict=verdict, because=why, **layers)]
 
 
 def conclusions(heads: HeadsReport, ablation: AblationReport, over_time: EmergenceReport, seed: int) -> list[Claim]:
@@ -346,36 +346,38 @@ def conclusions(heads: HeadsReport, ablation: AblationReport, over_time: Emergen
         f"a diagonal, local or token-specific head costs more than another: mean loss without it, p < {ALPHA}",
     )
     if special.all() or not special.any():
-        found = [
+        claims = [
             claim("conclusions", text, test, verdict=UNTESTABLE, because="all heads are of one kind in this sense")
         ]
     else:
         loss_H = np.array([head["delta"] for head in ablation["heads"]])
         means, p = contrast(loss_H, special, ~special, seed=seed)
         numbers = {"specialised": int(special.sum()), "their_mean": number_or_none(means[0])}
-        found = [claim("conclusions", text, test, p=p, **numbers, mean_of_others=number_or_none(means[1]))]
-    return [*found, *emerged(over_time)]
+        claims = [claim("conclusions", text, test, p=p, **numbers, mean_of_others=number_or_none(means[1]))]
+    return [*claims, *emerged(over_time)]
 
 
 def emerged(over_time: EmergenceReport) -> list[Claim]:
     """Tests if training makes heads with effects that were rarer at the first snapshot."""
-    snapshots, found = over_time["snapshots"], []
+    snapshots, claims = over_time["snapshots"], []
     for name, what in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
         text = f"{what} heads emerge in training"
         test = f"at the last snapshot {100 * EMERGED:.0f} % of the heads or more have the effect, at the first fewer"
         if len(snapshots) < 2:
-            found.append(claim("conclusions", text, test, verdict=UNTESTABLE, because="the training kept no snapshots"))
+            claims.append(
+                claim("conclusions", text, test, verdict=UNTESTABLE, because="the training kept no snapshots")
+            )
             continue
         least = max(1, math.ceil(EMERGED * len(snapshots[-1]["heads"][name])))
         first, last = (snapshots[k]["effects"][name] for k in (0, -1))
         verdict = HELD if first < least <= last else FAILED
-        found.append(
+        claims.append(
             claim(
                 "conclusions", text, test, verdict=verdict,
                 heads_at_first=first, heads_at_last=last, median_onset_step=over_time["median_onset"][name],
             )
         )  # fmt: skip
-    return found
+    return claims
 
 
 def metrics(report: FindingsReport) -> dict[str, float]:

@@ -46,10 +46,10 @@ def embedded(manifest_path: str | Path) -> dict[str, dict]:
     figures = {}
     for entry in read_json(manifest_path)["figures"]:
         file = prove(manifest_path, entry, "draw_figures")
-        found = entry | {"uri": uri(file, MIME[file.suffix]), "csv": None}
+        figure = entry | {"uri": uri(file, MIME[file.suffix]), "csv": None}
         if "data" in entry:
-            found["csv"] = uri(prove(manifest_path, entry["data"], "draw_figures"), "text/csv")
-        figures[entry["file"]] = found
+            figure["csv"] = uri(prove(manifest_path, entry["data"], "draw_figures"), "text/csv")
+        figures[entry["file"]] = figure
     return figures
 
 

@@ -66,9 +66,9 @@ def latency_bars(results: list[dict]) -> Figure:
             axis.axvspan(min(base, again), max(base, again, min(base, again) * 1.001), color=SECOND, alpha=0.3)
         axis.barh(list(middle), list(middle.values()), color=ACCENT, alpha=0.85, height=0.62)
         for y, row in enumerate(shown):
-            times, found = row["latency_ms"], row["speedups"].get(BASELINE)
-            if found and base:
-                axis.plot([base / found["high"], base / found["low"]], [y, y], color=INK, linewidth=2.2)
+            times, speedup = row["latency_ms"], row["speedups"].get(BASELINE)
+            if speedup and base:
+                axis.plot([base / speedup["high"], base / speedup["low"]], [y, y], color=INK, linewidth=2.2)
             axis.plot(times["p90"], y, marker="|", color=MUTED, markersize=9)
             axis.annotate(f"{times['p50']:.2f}", (0, y), xytext=(4, 0), textcoords="offset points", va="center",
                           color="white", fontsize=8)  # fmt: skip
@@ -99,8 +99,8 @@ def latencies(results: list[Result]) -> pd.DataFrame:
     rows = []
     for row in results:
         if "latency_ms" in row:
-            found = row["speedups"].get(BASELINE, {})
-            speedup = {f"speedup_{name}": found.get(name) for name in ("ratio", "low", "high")}
+            ratio = row["speedups"].get(BASELINE, {})
+            speedup = {f"speedup_{name}": ratio.get(name) for name in ("ratio", "low", "high")}
             about = {"name": result_key(row)} | {name: row[name] for name in ("backend", "output", "batch")}
             rows.append(about | row["latency_ms"] | speedup)
     return pd.DataFrame(rows)

@@ -198,7 +198,7 @@ def explorer_of(sources: Sources, most: int, pictures: Mapping[str, Mapping]) ->
     """Returns the explorer's data, and the maps of the sentences that fit into the page."""
     c, heads = sources.reports, sources.reports["heads"]
     costs = [head["delta"] for head in c["ablation"]["heads"]]
-    found = {
+    facts = {
         "layers": heads["n_layers"],
         "heads_a_layer": heads["n_heads"],
         "first": costs.index(max(costs)),
@@ -206,7 +206,7 @@ def explorer_of(sources: Sources, most: int, pictures: Mapping[str, Mapping]) ->
         "thresholds": explorer.thresholds(heads),
         "facts": explorer.facts(heads, c["mechanisms"], c["ablation"], c["emergence"]),
     }
-    taken = len(as_json(found)) + sum(len(entry["uri"]) + len(entry["csv"] or "") for entry in pictures.values())
+    taken = len(as_json(facts)) + sum(len(entry["uri"]) + len(entry["csv"] or "") for entry in pictures.values())
     room = LIMIT - TEXT - TEXT_OF_HEAD * len(costs) - taken
     shown, maps = explorer.sentences(sources.categories, len(costs), most, min(explorer.BUDGET, room))
-    return found | {"categories": shown}, maps
+    return facts | {"categories": shown}, maps

@@ -81,10 +81,10 @@ class Revision:
             out = self.outs.get(folder, {})
             listed = self.cached(folder, out.get("md5")) is not None
             return locked_files(self.cache, out) if listed else {}
-        found = {path: md5(self.root / path) for path in files_of(self.root, folder)}
-        if not found:
+        digests = {path: md5(self.root / path) for path in files_of(self.root, folder)}
+        if not digests:
             self.note(folder, "is missing")
-        return found
+        return digests
 
     def part(self, path: str, parse: Callable[[bytes], dict], oid: str | None = None) -> dict:
         """Returns what `parse` makes of an output; empty, with a note, if it is missing or has another form."""

@@ -34,10 +34,10 @@ def board(claims: Sequence[DecidedClaim]) -> list[dict]:
 
 def every_claim(c: Mapping[str, Any]) -> list[DecidedClaim]:
     """Returns all claims of the original that the reports `c` can decide, as rows of one table."""
-    found = list(c["findings"]["claims"]) if "findings" in c else []
+    claims = list(c["findings"]["claims"]) if "findings" in c else []
     for name, test in (("training", loss_phases), ("benchmark", tensorrt), ("training", loading)):
-        found += [test(c[name])] if name in c else []
-    return found
+        claims += [test(c[name])] if name in c else []
+    return claims
 
 
 def loss_phases(training: TrainingReport) -> DecidedClaim:
@@ -57,10 +57,10 @@ def tensorrt(benchmark: BenchmarkReport) -> DecidedClaim:
     text, test = f"TensorRT in FP16 is {ORIGINAL_SPEEDUP} times as fast", "the interval of the speed-up at batch 1"
     for row in benchmark["results"]:
         if row["backend"] == "tensorrt-fp16" and row["batch"] == 1 and "eager-fp32" in row.get("speedups", {}):
-            found = row["speedups"]["eager-fp32"]
-            below = FAILED if found["high"] < ORIGINAL_SPEEDUP else UNTESTABLE
-            verdict = HELD if found["low"] >= ORIGINAL_SPEEDUP else below
-            ratio, low, high = found["ratio"], found["low"], found["high"]
+            speedup = row["speedups"]["eager-fp32"]
+            below = FAILED if speedup["high"] < ORIGINAL_SPEEDUP else UNTESTABLE
+            verdict = HELD if speedup["low"] >= ORIGINAL_SPEEDUP else below
+            ratio, low, high = speedup["ratio"], speedup["low"], speedup["high"]
             return row_of("speed", text, test, verdict, ratio=ratio, low=low, high=high)
     why = tensorrt_words(benchmark)
     return row_of("speed", text, test, UNTESTABLE, because="batch 1 was not timed" if why == "measured" else why)

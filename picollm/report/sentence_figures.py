@@ -142,8 +142,8 @@ def flow_table(weights_LHQK: NDArray, tokens: list[str]) -> pd.DataFrame:
         {"from": key, "to": query, "rollout_over_uniform": relative_QK[query, key]}
         for query, key in zip(*np.tril_indices(len(tokens)), strict=True)
     ]
-    found = pd.DataFrame([*edges, *reached], columns=["layer", "from", "to", "share", "rollout_over_uniform"])
-    return found.assign(**{f"{end}_token": [tokens[i] for i in found[end]] for end in ("from", "to")}).astype(
+    table = pd.DataFrame([*edges, *reached], columns=["layer", "from", "to", "share", "rollout_over_uniform"])
+    return table.assign(**{f"{end}_token": [tokens[i] for i in table[end]] for end in ("from", "to")}).astype(
         {"layer": "Int64"}
     )
 

@@ -49,11 +49,11 @@ def read_sources(paths: Mapping[str, str], maps: Sequence[str], figures: str = F
         try:
             if not Path(path).exists():
                 raise PicollmError(f"{path} is missing: run `{run(path)}`")
-            found = read_json(path)
-            if found.get("format") != FORMATS.get(name, found.get("format")):
-                what = f"{path} has format {found.get('format')}, but this page reads format {FORMATS[name]}"
+            report = read_json(path)
+            if report.get("format") != FORMATS.get(name, report.get("format")):
+                what = f"{path} has format {report.get('format')}, but this page reads format {FORMATS[name]}"
                 raise PicollmError(f"{what}: run `{run(path, again=True)}`")
-            reports[name] = found
+            reports[name] = report
         except PicollmError as error:
             absent[name] = str(error)
     categories: list[CategoryMaps] = []

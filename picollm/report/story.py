@@ -104,8 +104,8 @@ def underline(training: TrainingReport) -> str:
 def five_numbers(c: Mapping[str, Any]) -> list[dict]:
     """Returns five numbers with interval, description and baseline; fewer if a report of `c` is missing, or if no probe
     or backend could run."""
-    found = [make(c[name]) for name, make in NUMBERS.items() if name in c]
-    return [row for row in found if row]
+    numbers = [make(c[name]) for name, make in NUMBERS.items() if name in c]
+    return [row for row in numbers if row]
 
 
 def costliest(ablation: AblationReport) -> dict:

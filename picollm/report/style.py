@@ -103,10 +103,10 @@ def drawable(char: str) -> bool:
         return False
     if ord(char) in characters(font_manager.findfont(FONT)):
         return True
-    found = next((family for family, path in fallbacks().items() if ord(char) in characters(path)), None)
-    if found and found not in plt.rcParams["font.family"]:
-        plt.rcParams["font.family"] = [*plt.rcParams["font.family"], found]
-    return found is not None
+    fallback = next((family for family, path in fallbacks().items() if ord(char) in characters(path)), None)
+    if fallback and fallback not in plt.rcParams["font.family"]:
+        plt.rcParams["font.family"] = [*plt.rcParams["font.family"], fallback]
+    return fallback is not None
 
 
 @cache

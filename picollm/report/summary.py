@@ -80,8 +80,8 @@ def clusters_line(clusters: Mapping[str, float]) -> str:
 
 
 def heads_line(heads: HeadsReport) -> str:
-    found = {label: row for label, row in heads["labels"].items() if row["count"]}
-    shares = ", ".join(f"{row['count']} {label}" for label, row in found.items())
+    labels = {label: row for label, row in heads["labels"].items() if row["count"]}
+    shares = ", ".join(f"{row['count']} {label}" for label, row in labels.items())
     null = heads["null"]["labels"]["global"] / heads["null"]["heads"]
     peaked = heads["peaked_null"]["labels"]["token-specific"] / heads["peaked_null"]["heads"]
     return (
@@ -94,13 +94,13 @@ def speed_line(benchmark: BenchmarkReport) -> str:
     best, tensorrt = best_row(benchmark), tensorrt_words(benchmark)
     if best is None:
         return f"Speed: no backend other than eager fp32 ran; TensorRT: {tensorrt}."
-    name, found = best["backend"], best["speedups"]["eager-fp32"]
+    name, ratio = best["backend"], best["speedups"]["eager-fp32"]
     hardware = benchmark["hardware"]
     gpu = hardware["device"] == "cuda" and not on_cpu(name, hardware)
     machine = hardware["gpu"]["name"] if gpu else hardware["cpu"]["model"]
     return (
-        f"Speed, batch 1: {name} is {found['ratio']:.2f}x eager fp32 (95 % {found['low']:.2f} to {found['high']:.2f}: "
-        f"{found['verdict']}{'; noisy' if best['noisy'] else ''}) on {machine}; TensorRT: {tensorrt}."
+        f"Speed, batch 1: {name} is {ratio['ratio']:.2f}x eager fp32 (95 % {ratio['low']:.2f} to {ratio['high']:.2f}: "
+        f"{ratio['verdict']}{'; noisy' if best['noisy'] else ''}) on {machine}; TensorRT: {tensorrt}."
     )
 
 

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 def tested_probes(report: ProbesReport) -> dict[str, tuple[Accuracy, Tested]]:
     """Returns {probe: (the model's accuracy, the probe's whole entry)}."""
-    found: dict[str, tuple[Accuracy, Tested]] = {}
+    probes: dict[str, tuple[Accuracy, Tested]] = {}
     coreference = report["coreference"]
     if coreference["testable"] is True:
-        found["coreference"] = (coreference["chosen_on_one_half"], coreference)
+        probes["coreference"] = (coreference["chosen_on_one_half"], coreference)
     for kind, entry in report["pairs"].items():
         if entry["testable"] is True:
-            found[kind] = (entry["model"], entry)
-    return found
+            probes[kind] = (entry["model"], entry)
+    return probes
