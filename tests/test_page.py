@@ -115,7 +115,7 @@ def test_the_page_says_what_the_chapters_say(figures):
              "not run: no NVIDIA GPU", "+25.000 %", "35,318,080", "CPU & Co <9>", "It gives not defined of the heads",
              "75.0 % of the heads keep their class", "L0H1 on complex syntax (-0.12)",
              "-0.15 nats per token against a Kneser-Ney 4-gram", "heads are <global>", "untrained models –",
-             "+0.0300 +0.0150 … +0.0600", "Here: L1H1.", "its engine of 5.0 MB is built, and the graph that it",
+             "+0.0300 +0.0150 … +0.0600", "Here: L1H1.", "its engine of 5.0 MB is built, and the graph it was",
              "compared: its ONNX graph in ONNX Runtime", "tensorrt-rtx, compute capability 8.9", "NNCF is not install",
              "GPU 1.500, copies 0.010 and 0.250", "8,192 validation tokens", "(p = 0.250)",
              "can't be tested here: too few words", "Did not hold: 1", "article and noun", "9 articles",

@@ -186,7 +186,7 @@ def data_sentence(data: TokensManifest, training: TrainingReport) -> str:
 def training_sentence(training: TrainingReport) -> str:
     loss, losses = on_test(training)
     return (
-        f"On text that was used for no choice, it predicts {rank(loss, losses)}: {loss:.2f} nats per token, "
+        f"On text that was not used for any choice, it predicts {rank(loss, losses)}: {loss:.2f} nats per token, "
         f"{losses['four_gram'] - loss:+.2f} against a 4-gram, {losses['four_gram_cache'] - loss:+.2f} against one "
         "with a cache of the row (above 0 is better)."
     )
@@ -225,7 +225,7 @@ def causes_sentence(ablation: AblationReport) -> str:
     on = f", most on targets that are {KIND_WORDS.get(most, most)} ({kinds[most]:+.3f})" if most else ""
     return (
         f"Without {top['name']} the model loses {top['delta']:.3f} nats per token{on}; {len(needed)} of {len(heads)} "
-        f"heads are needed individually, {way}."
+        f"heads matter individually, {way}."
     )
 
 
