@@ -105,7 +105,7 @@ def test_second_run_at_once_is_refused(project):
         while not (locks.exists() and any(locks.iterdir())):
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        assert "another run is at work here (process" in said(project.run(*command, ok=False))
+        assert "another run is active here (process" in said(project.run(*command, ok=False))
         assert first.wait(timeout=120) == 0
     finally:
         if first.poll() is None:

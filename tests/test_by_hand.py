@@ -10,7 +10,7 @@ def test_a_script_runs_alone_and_its_run_is_recorded(built, tmp_path):
     copy.set("report", title="by hand")
     for rule in ("draw_figures", "final_report"):
         copy.run(sys.executable, f"workflow_scripts/{rule}.py")
-    assert "told DVC about draw_figures, final_report" in copy.picollm("sync")
+    assert "recorded in DVC: draw_figures, final_report" in copy.picollm("sync")
     assert views(copy) == (NONE, NONE) and wrong(copy) == []
 
 
@@ -27,6 +27,6 @@ def test_it_holds_the_lock_of_a_run(built, tmp_path):
         "import os, subprocess, sys\n"
         "others = {name: value for name, value in os.environ.items() if name != 'PICOLLM_RUN'}\n"
         "done = subprocess.run([sys.executable, '-m', 'picollm.cli', 'track'], env=others, capture_output=True)\n"
-        "assert b'another run is at work here' in done.stderr, done.stderr\n"
+        "assert b'another run is active here' in done.stderr, done.stderr\n"
     )
     copy.run(sys.executable, "workflow_scripts/final_report.py")

@@ -160,7 +160,7 @@ def test_other_hardware_is_said_and_gives_no_verdict(built):
     assert "CPU A &amp; Co, 2 cores" in html and "CPU B, 2 cores" in html
     assert "different hardware" not in page(built)
     assert row(html, "openvino_b1_speedup")[-1] == "not comparable"
-    assert "nothing but the outputs differs" in html  # of trt_benchmark: it was measured again
+    assert "only the outputs differ" in html  # of trt_benchmark: it was measured again
 
 
 def test_nothing_in_the_repository_changes(project):
@@ -180,7 +180,7 @@ def test_what_the_cache_lacks_is_said_and_the_page_is_written(project, path):
     drop(project, path)
     shutil.rmtree(project / "reports/figures")  # what lies there now is not what a commit is made of
     html = page(project, "old", "elsewhere")
-    assert f"{path} of elsewhere isn&#39;t in DVC&#39;s cache: `dvc fetch --all-commits` may bring it" in html
+    assert f"{path} of elsewhere isn&#39;t in DVC&#39;s cache: `dvc fetch --all-commits` may fetch it" in html
     assert row(html, "validation_loss")[:3] == ["validation_loss", "3", "2.5"]
 
 
@@ -196,7 +196,7 @@ def test_the_workspace_is_read_as_it_lies_there(project):
     write(project, {"reports/heads.json": [], "config.yaml": "pretrain: {lr: 7}\nheads: {k: 4}\n"})
     html = page(project, "elsewhere", "workspace")
     assert row(html, "pretrain.lr") == ["pretrain.lr", "&lt;script&gt;", "7"]
-    assert "config.yaml of workspace is not what the run in its dvc.lock had: pretrain.lr, pretrain.seed" in html
+    assert "config.yaml of workspace differs from that of the run in its dvc.lock: pretrain.lr, pretrain.seed" in html
     assert "reports/heads.json of workspace has a form that this version can&#39;t read" in html
 
 

@@ -84,7 +84,7 @@ def test_a_long_rule_speaks_now_and_then(shown, capsys, monkeypatch):
     row = made.rows["pretrain"]
     row.status = {}
     (made.folder / "pretrain.7.json").unlink()
-    assert made.line(row, 65.0) == "pretrain: at work for 1 min 05 s of about 1 min 30 s"
+    assert made.line(row, 65.0) == "pretrain: running for 1 min 05 s of about 1 min 30 s"
 
 
 def drawn(made) -> list[str]:
@@ -182,7 +182,7 @@ with j.job(j.Rule("pretrain", [], [], {{}}, "", 1, None, Path("{tmp_path}/x.log"
     raise KeyboardInterrupt
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 130 and done.stderr == "pretrain: stopped from the keyboard: run again to go on\n"
+    assert done.returncode == 130 and done.stderr == "pretrain: stopped from the keyboard: run again to resume\n"
 
 
 def test_under_a_picture_warnings_go_to_the_status_and_what_was_found_beside_them(tmp_path, monkeypatch, capfd):

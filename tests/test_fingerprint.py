@@ -147,6 +147,6 @@ def test_dvc_yaml_is_written_when_asked_and_refused_when_it_drifts(tmp_path):
     assert path.read_text() == dvc_yaml(STAGES)
     check_dvc_yaml(STAGES, path, write=False)
     for drifted in (STAGES[:1], [STAGES[0], Stage("measure", [], ["reports/measure.json"], ["compute"])]):
-        with pytest.raises(PicollmError, match="differs from what the rules and config.yaml say"):
+        with pytest.raises(PicollmError, match="differs from what the rules and config.yaml give"):
             check_dvc_yaml(drifted, path, write=False)
     assert path.read_text() == dvc_yaml(STAGES)

@@ -22,14 +22,14 @@ def test_a_job_gets_its_runs_configuration_and_code_and_none_of_another_run(tmp_
         assert found["config"] == {"clusters": {"max_k": 3}} and found["code"] == {"pretrain": "abc"}
         assert found["run"] == (tmp_path / locks.FOLDER / "run.lock").read_text()
     monkeypatch.setenv(locks.HOLDER, "process 1 on another, since then")
-    with pytest.raises(PicollmError, match=r"run \(process 1 on another, since then\) has ended, and another began"):
+    with pytest.raises(PicollmError, match=r"run \(process 1 on another, since then\) has ended and another has begun"):
         given(tmp_path)
 
 
 def test_the_second_of_two_runs_names_the_process_and_the_machine_of_the_first(tmp_path, monkeypatch):
     with locks.hold(tmp_path):
         monkeypatch.setenv(locks.HOLDER, "")
-        with pytest.raises(PicollmError, match=r"another run is at work here \(process \d+ on .+, since "):
+        with pytest.raises(PicollmError, match=r"another run is active here \(process \d+ on .+, since "):
             locks.hold(tmp_path)
 
 

@@ -100,7 +100,8 @@ def test_a_job_that_a_killed_run_left_behind_is_not_joined_by_another(edited):
     run = start(edited, *SNAKEMAKE)
     run.wait(timeout=120)
     text = edited.run(*SNAKEMAKE, ok=False)
-    assert "picollm: a job of an interrupted run is still at work here" in text and "Traceback" not in text
+    assert "picollm: a job of an interrupted run (" in text and "is still active here" in text
+    assert "Traceback" not in text
     run.communicate(timeout=60)
     finish(edited, SNAKEMAKE)
 
@@ -143,7 +144,7 @@ def test_two_at_once_the_second_says_so_and_the_first_ends_well(edited, first, s
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     text = edited.run(*second, ok=False)
-    assert "another run is at work here (process" in text or "is busy, it is being blocked by" in text, text
+    assert "another run is active here (process" in text or "is busy, it is being blocked by" in text, text
     assert "Traceback" not in text
     edited.run("dvc", "status", ok=None)
     (edited.path / "logs/go").touch()
@@ -177,7 +178,7 @@ def test_a_job_does_not_start_with_other_code_than_its_run(edited):
     text = script.read_bytes()
     wish(edited, "before", "cluster_heads", f"open({str(script)!r}, 'a').write('# the next version')")
     said = edited.run(*SNAKEMAKE, ok=False)
-    assert "draw_figures: FAILED: its code was edited after the run began" in said
+    assert "draw_figures: FAILED: the code was edited after the run began" in said
     script.write_bytes(text)  # the edit is taken back: nothing false was recorded
     finish(edited, SNAKEMAKE)
 
@@ -189,7 +190,7 @@ def test_an_edit_of_a_rules_own_section_while_it_runs(edited, driver):
     wish(edited, "before", "cluster_heads", edit("clusters", "max_k", 9))
     said = edited.run(*driver, ok=None)
     if driver is REPRO:  # DVC hashes parameters after the stage, so it would file the result under max_k = 9
-        assert "cluster_heads: FAILED: config.yaml, its code or an input was edited while it ran" in said
+        assert "cluster_heads: FAILED: config.yaml, the code or an input was edited during the run" in said
     assert views(edited) == (CLUSTERS, CLUSTERS)
     (edited.path / "config.yaml").write_text(text)
     finish(edited, driver)
@@ -232,7 +233,7 @@ def test_cache_on_a_full_disk(edited):
         (lambda text: text[: len(text) // 2] + "\n  - [", "dvc.lock is damaged"),
         pytest.param(
             lambda text: f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n",
-            "dvc.lock holds git's merge conflict",
+            "dvc.lock contains git's merge conflict",
             marks=pytest.mark.slow,
         ),
         pytest.param(lambda text: "", "dvc.lock is damaged", marks=pytest.mark.exhaustive),

@@ -65,7 +65,7 @@ def test_the_spread_over_seeds_stands_beside_the_shares_while_it_is_current(figu
     shown = page_of(figures, chapters() | {"seeds": seeds | {"current": True}})
     assert "Over 3 seeds" in shown and "12.5 % … 50.0 %" in shown and "by chance 40 %" in shown
     stale = page_of(figures, chapters() | {"seeds": seeds | {"current": False}})
-    assert "Over 3 seeds" not in stale and "is of another configuration or text, and is not shown" in stale
+    assert "Over 3 seeds" not in stale and "is from another configuration or text, and is not shown" in stale
 
 
 def test_a_profile_that_needs_picollms_own_model_is_one_sentence(figures):
@@ -111,11 +111,11 @@ def test_sentences_share_the_budget_and_each_category_has_its_first():
 def test_the_page_says_what_the_chapters_say(figures):
     html = re.sub(r"<script.*?</script>|<style.*?</style>", "", page_of(figures), flags=re.S)
     page = re.sub(r"\s+", " ", html_entities.unescape(re.sub(r"<[^>]*>", "", html)))
-    words = ["Of 4 heads 1 looks at the token itself, 2 look everywhere alike and 1 looks at the first position.",
+    words = ["Of 4 heads 1 looks at the token itself, 2 look everywhere equally and 1 looks at the first position.",
              "not run: no NVIDIA GPU", "+25.000 %", "35,318,080", "CPU & Co <9>", "It gives not defined of the heads",
              "75.0 % of the heads keep their class", "L0H1 on complex syntax (-0.12)",
              "-0.15 nats per token against a Kneser-Ney 4-gram", "heads are <global>", "untrained models –",
-             "+0.0300 +0.0150 … +0.0600", "Here: L1H1.", "its engine of 5.0 MB is built, and the graph that it",
+             "+0.0300 +0.0150 … +0.0600", "Here: L1H1.", "its engine of 5.0 MB is built, and the graph it was",
              "compared: its ONNX graph in ONNX Runtime", "tensorrt-rtx, compute capability 8.9", "NNCF is not install",
              "GPU 1.500, copies 0.010 and 0.250", "8,192 validation tokens", "(p = 0.250)",
              "can't be tested here: too few words", "Did not hold: 1", "article and noun", "9 articles",

@@ -150,7 +150,7 @@ def test_an_extra_file_in_a_folder_is_seen(project):
 def test_without_the_list_of_a_folder_its_state_is_not_known(project):
     for listing in (project / ".dvc/cache/files/md5").rglob("*.dir"):
         listing.unlink()
-    assert facts(project, "data/tokens")["state"].startswith("not known: DVC's cache has no list")
+    assert facts(project, "data/tokens")["state"].startswith("unknown: DVC's cache has no list")
     assert facts(project, "reports/benchmark.csv")["state"] == "recorded"
 
 

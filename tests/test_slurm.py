@@ -85,7 +85,7 @@ def test_every_rule_runs_as_a_job_and_a_cancelled_one_runs_again(cluster, tmp_pa
     reached(project, run)
     cluster.run("scancel", cluster.wait_for("pretrain", "RUNNING"))
     said = ended(run)
-    assert "pretrain: FAILED: was cancelled; the same command goes on" in said, said
+    assert "pretrain: FAILED: was cancelled; the same command resumes it" in said, said
     jobs = cluster.jobs().values()
     assert {rule.partition("_wildcards")[0] for state, rule in jobs if state == "COMPLETED"} >= ALL | {"tokenize_slice"}
     assert [state for state, rule in jobs if rule == "pretrain"] == ["CANCELLED", "COMPLETED"]
@@ -172,7 +172,7 @@ def test_two_masters_at_once_and_a_job_whose_master_died(cluster, edited):
     wish(edited, "within", "cluster_heads", WAITS)
     first = start(edited, *RUN)
     reached(edited, first)
-    assert "another run is at work here (process" in edited.run(*RUN, ok=False)
+    assert "another run is active here (process" in edited.run(*RUN, ok=False)
     first.kill()
     first.communicate()
     said = edited.run(*RUN, ok=False)
@@ -204,7 +204,7 @@ def test_a_job_that_waited_in_the_queue_while_its_run_died_does_nothing(cluster,
         time.sleep(0.2)
     assert cluster.jobs()[orphan][0] == "FAILED"
     log = (edited.path / f"logs/slurm/rule_cluster_heads/{orphan}.log").read_text()
-    assert "has ended, and another began" in log, log
+    assert "has ended and another has begun" in log, log
     (edited.path / "logs/go").touch()
     ended(second)
     assert wrong(edited) == [] and views(edited) == (NONE, NONE)

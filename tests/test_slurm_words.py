@@ -16,7 +16,7 @@ STATE = (
         ("sbatch: error: Batch job submission failed: Invalid partition name specified", "no such partition: `sinfo`"),
         ("sbatch: error: Invalid generic resource (gres) specification", "no such GPU here: `sinfo -o %G`"),
         ("sbatch: error: Memory specification can not be satisfied", "more memory than any node has"),
-        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", "no node has so"),
+        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", "no node has"),
         ("sbatch: error: something new", "sbatch: error: something new"),
     ],
 )

@@ -73,7 +73,7 @@ def test_another_format_and_a_damaged_file_are_said(files, figures, tmp_path):
     sources = read_sources(files, ["nowhere.npz"], "no/manifest.json")
     assert set(sources.absent) == {"clusters", "profile", "maps", "figures"}
     assert sources.absent["clusters"] == (
-        f"{files['clusters']} has format 99, and this page reads 3: run `snakemake --cores all --force -- "
+        f"{files['clusters']} has format 99, but this page reads format 3: run `snakemake --cores all --force -- "
         f"{files['clusters']}`"
     )
     assert "is damaged" in sources.absent["profile"] and "nowhere.npz is missing" in sources.absent["maps"]
@@ -92,7 +92,7 @@ def test_what_is_out_of_date_is_shown_and_said(figures):
 
 def test_with_nothing_but_the_text_the_page_stands(figures):
     page = page_of(figures, {}, [], absent={name: f"{name} is missing" for name in (*PATHS, "maps", "figures")})
-    assert "This page is not whole yet" in page and page.count('class="lead"') == 1
+    assert "This page is incomplete" in page and page.count('class="lead"') == 1
     assert 'id="again"' in page and "dvc repro" in page
 
 

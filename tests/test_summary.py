@@ -21,8 +21,8 @@ def test_the_five_lines():
     assert "35.3 M parameters after 61,440 tokens: test loss 6.28 nats, about as well as a 4-gram with" in model
     assert "a cache of the row (4-gram 6.50, with the cache 6.30)" in model
     assert heads == (
-        "Heads: of 4, 1 diagonal, 2 global, 1 sink; in untrained models 75% come out global, in untrained ones that "
-        "are as peaked 12% token-specific."
+        "Heads: of 4, 1 diagonal, 2 global, 1 sink; in untrained models 75% come out as global, in untrained ones as "
+        "peaked 12% as token-specific."
     )
     assert "Families of heads: 4, 3 of them stable" in clusters and "layers 0.12, with classes 0.34" in clusters
     none = metrics()["clusters"] | {"clusters": 0, "silhouette": 0.14, "structure_p": 0.3}
@@ -36,7 +36,7 @@ def test_the_five_lines():
         in lines(metrics() | {"training": worse["training"]}, worse["heads"], worse["benchmark"])[1]
     )
     alone["benchmark"]["results"] = alone["benchmark"]["results"][:1]
-    assert "no backend beside eager fp32 ran" in lines(metrics(), alone["heads"], alone["benchmark"])[4]
+    assert "no backend other than eager fp32 ran" in lines(metrics(), alone["heads"], alone["benchmark"])[4]
 
 
 @pytest.mark.parametrize("missing", [*(f"metrics/{name}" for name in CHAPTERS), "heads", "benchmark"])

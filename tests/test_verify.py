@@ -313,7 +313,7 @@ def test_an_edit_is_no_damage(root, capsys):
     workspace.Workspace(root).set("clusters", max_k=9)
     assert verify(root, fix=False) == 0
     text = capsys.readouterr().out
-    assert "cluster_heads: parameters, code or inputs were edited since, and the next run makes it again" in text
+    assert "cluster_heads: parameters, code or inputs were edited since, so the next run makes it again" in text
 
 
 @pytest.mark.slow
@@ -369,7 +369,7 @@ def test_a_live_run_is_left_alone(root, name, fix):
     command = [sys.executable, "-c", f"{code}; input()", str(root / locks.FOLDER / name)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout.readline() == "held\n"
-        assert "at work here" in refusal(verify, root, fix)
+        assert "active here" in refusal(verify, root, fix)
         run.communicate("\n")
     assert (root / ".snakemake/locks/0.input.lock").exists() and not (root / "aside").exists()
 
@@ -387,7 +387,7 @@ def test_another_checkouts_picollm_is_a_problem_where_it_differs(root, built, mo
     assert verify(root, fix=False) == 0
     append(root / "picollm/cli.py")
     assert verify(root, fix=False) == 1
-    assert "cli.py is not this checkout's" in capsys.readouterr().out
+    assert "cli.py differs from this checkout's" in capsys.readouterr().out
 
 
 def test_an_unfinished_merge_is_named(root, capsys):

@@ -1,4 +1,4 @@
-"""A rule's job without Snakemake, for a debugger: `python workflow_scripts/classify_heads.py` in the top folder.
+"""Runs a rule's script without Snakemake, for debugging: `python workflow_scripts/classify_heads.py` in the top folder.
 
 The script gets the same inputs, parameters and outputs, and holds the same locks; its receipt lets `picollm sync`
 record the run.
@@ -13,11 +13,11 @@ from pathlib import Path
 from picollm.errors import PicollmError
 from picollm.pipeline import locks
 
-kept: list = []  # the lock, as long as this process lives: a file that nobody holds is closed, and frees it
+kept: list = []  # holds the lock until this process ends: without a reference the file is closed and the lock released
 
 
 def job_of(rule: str):
-    """What Snakemake would hand to the rule's script. Raises PicollmError where an input is missing."""
+    """Returns the job that Snakemake would pass to the rule's script. Raises PicollmError if an input is missing."""
     from snakemake.api import (
         ConfigSettings,
         DAGSettings,
@@ -34,7 +34,7 @@ def job_of(rule: str):
     snakefile = Path("Snakefile").absolute()
     if not snakefile.exists():
         raise PicollmError(f"{Path.cwd()} has no Snakefile: run the script in the repository's top folder")
-    os.environ["PICOLLM_UNGUARDED"] = "1"  # this is no run of Snakemake's: nothing is synced before it
+    os.environ["PICOLLM_UNGUARDED"] = "1"  # not a run of Snakemake: no sync before it
     output = OutputSettings()
     workflow = Workflow(
         ConfigSettings(), ResourceSettings(cores=os.cpu_count()), WorkflowSettings(), LoggerManager(logger, output),

@@ -1,10 +1,10 @@
-"""What a person sees of a run: on a terminal one picture that is redrawn, elsewhere a line now and then.
+"""Shows a run's progress: on a terminal one picture that is redrawn, elsewhere a line from time to time.
 
     display = Display(root, logger)      # in the Snakefile
     display.begin(jobs, seconds, source) # when the jobs are known
 
-Snakemake's events say which job begins, ends and fails. How far a job is, what it found and what it warns of stand in
-its status files (picollm.progress). Snakemake's own stream of messages is replaced; its log file keeps all of them.
+Snakemake's events say which jobs start, finish and fail. A job's status files (picollm.progress) hold its progress, its
+main result and its warnings. Snakemake's own messages are not printed; its log file keeps all of them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from picollm.pipeline import slurm
 from picollm.progress import LINE_SECONDS, PICTURE, STATUS, describe, duration
 
 FOLDER = Path(".snakemake/picollm/status")
-PRINTED = "printed"  # under a picture: what jobs and libraries print, which would go through it
-# After a rule's own line:
+PRINTED = "printed"  # receives the output of jobs and libraries, which would otherwise break the picture
+# Snakemake's messages that repeat what a rule's own line has said:
 SAID_ALREADY = ("CalledProcessError in file", "At least one job did not complete", "Exiting because a job execution")
-REDRAWS, BAR_WIDTH = 4, 24  # a second; columns
+REDRAWS, BAR_WIDTH = 4, 24  # per second; in columns
 
 
 @dataclass
 class Row:
-    """A rule of the run: `jobs` of it, of which some are running and some done."""
+    """A rule of the run: its number of `jobs`, and how many are running and done."""
 
     rule: str
     jobs: int = 0
@@ -49,15 +49,15 @@ class Row:
     began: float | None = None
     seconds: float | None = None
     spoke: float = 0.0
-    printed: int = 0  # bytes that were in PRINTED when it began
+    printed: int = 0  # size of PRINTED in bytes when the rule began
     status: dict = field(default_factory=dict)
 
 
 class Display(logging.Handler):
-    """Handles the log records of Snakemake's main process. `remote`: its jobs run elsewhere, and print there."""
+    """Handles the log records of Snakemake's main process. `remote`: its jobs run, and print, on other machines."""
 
     def __init__(self, root: Path, logger: logging.Logger, remote: bool = False) -> None:
-        """Takes the place of the logger's own stream handler."""
+        """Replaces the logger's own stream handler."""
         super().__init__(logging.INFO)
         self.folder, self.remote = root / FOLDER, remote
         self.rows: dict[str, Row] = {}
@@ -77,7 +77,7 @@ class Display(logging.Handler):
         logger.addHandler(self)
 
     def begin(self, jobs: Iterable[tuple[str, float]], seconds: Mapping[str, float], source: str) -> None:
-        """jobs: rule, and the share of the machine that it takes, in order. seconds and source: of `estimate`."""
+        """Starts the display. `jobs`: rules in order, each with its share of the machine; the rest as in `estimate`."""
         self.estimates, self.source = dict(seconds), source
         for rule, share in jobs:
             self.rows.setdefault(rule, Row(rule)).jobs += 1
@@ -100,7 +100,7 @@ class Display(logging.Handler):
         atexit.register(self.stop)
 
     def take_streams(self) -> None:
-        """Only the picture is drawn on the terminal; what this process and its jobs print goes to a file."""
+        """Redirects the output of this process and its jobs to a file, so that only the picture is on the terminal."""
         self.terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
         file = os.open(self.folder / PRINTED, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
@@ -109,7 +109,7 @@ class Display(logging.Handler):
         os.close(file)
 
     def stop(self) -> None:
-        """The last picture stays."""
+        """Stops redrawing, leaves the last picture in place and restores the streams."""
         self.stopped.set()
         if self.live:
             self.live.stop()
@@ -122,7 +122,7 @@ class Display(logging.Handler):
     # Snakemake's events
 
     def emit(self, record: Any) -> None:
-        """Of Snakemake's records, which have fields of their own."""
+        """Handles one of Snakemake's log records, which have their own fields."""
         event = str(getattr(record, "event", None) or "")
         if event == "job_info":
             self.rule_of[record.jobid] = record.rule_name
@@ -136,7 +136,7 @@ class Display(logging.Handler):
             self.say(record.getMessage().strip())
 
     def is_for_a_person(self, record: logging.LogRecord, event: str) -> bool:
-        """A rule's failure has its own line already, and that the run failed is seen."""
+        """Filters Snakemake's messages: a failed rule already has its own line, and the run's failure is visible."""
         text = str(record.msg or "")
         if any(known in text for known in SAID_ALREADY):
             return False
@@ -160,33 +160,33 @@ class Display(logging.Handler):
         if row.done == row.jobs:
             self.on_done(rule)
             if not self.live:
-                found = row.status.get("found")
-                self.say(f"{rule}: done in {duration(row.seconds)}{f': {found}' if found else ''}")
+                result = row.status.get("found")
+                self.say(f"{rule}: done in {duration(row.seconds)}{f': {result}' if result else ''}")
 
     def fail(self, rule: str, words: str | None = None) -> None:
-        """words: of a cluster that ended the job."""
+        """Marks a rule as failed. `words`: the reason given by the cluster that ended the job."""
         row = self.rows.setdefault(rule, Row(rule, jobs=1))
         self.read(row)
         if row.failed:
             return
         row.failed, row.running = True, row.running - 1
         if words or self.remote and not row.status.get("said"):
-            self.say(f"{rule}: FAILED: {words or 'its process ended without a word: see logs/slurm'}")
+            self.say(f"{rule}: FAILED: {words or 'its process ended without a message: see logs/slurm'}")
         elif self.live and not row.status.get("said"):
             self.say(f"{rule}: FAILED: {self.last_words(row)}")
 
     # What jobs say
 
     def read(self, row: Row) -> None:
-        """Their status, and the warnings and errors that are new where they don't print them here."""
+        """Reads the status of a rule's jobs, and prints new warnings and errors if the jobs don't print them here."""
         status: dict = {}
         files = sorted(self.folder.glob(f"{row.rule}.*.json"), key=lambda file: file.stat().st_mtime)
         for file in files:
             try:
-                found = json.loads(file.read_text())
-            except (OSError, ValueError):  # just being replaced
+                facts = json.loads(file.read_text())
+            except (OSError, ValueError):  # being replaced right now
                 continue
-            status |= {"said": status.get("said", []) + found.pop("said", [])} | found
+            status |= {"said": status.get("said", []) + facts.pop("said", [])} | facts
         if not status:
             return
         known = len(row.status.get("said", []))
@@ -196,10 +196,10 @@ class Display(logging.Handler):
                 self.say(f"{row.rule}: {text}")
 
     def last_words(self, row: Row) -> str:
-        """The last line printed since it began, where its process ended before it put an error into words."""
+        """Returns the last line printed since the rule began, for a process that ended without reporting an error."""
         data = (self.folder / PRINTED).read_bytes()[row.printed :].decode(errors="replace")
         lines = [line for line in data.splitlines() if line.strip()]
-        return lines[-1] if lines else "its process ended without a word"
+        return lines[-1] if lines else "its process ended without a message"
 
     def printed_size(self) -> int:
         path = self.folder / PRINTED
@@ -217,7 +217,7 @@ class Display(logging.Handler):
         return f"{what}, about {duration(self.left())}{without} (from {self.source})"
 
     def left(self) -> float:
-        """Seconds, by the estimates, less what the running rules have done of theirs."""
+        """Returns the estimated seconds left, less what the running rules have already done."""
         total = 0.0
         for row in self.rows.values():
             if row.done < row.jobs and row.rule in self.estimates:
@@ -272,7 +272,7 @@ class Display(logging.Handler):
     # Lines
 
     def speak_now_and_then(self) -> None:
-        """Without a terminal: a line every half minute from each rule that is at work."""
+        """Prints a line every half minute for each running rule, if there is no terminal."""
         while not self.stopped.wait(1.0):
             now = time.monotonic()
             for row in list(self.rows.values()):
@@ -286,7 +286,7 @@ class Display(logging.Handler):
         if bar:
             title = f" {bar['prefix']}" if bar["prefix"] and bar["prefix"] != row.rule else ""
             return f"{row.rule}:{title} {describe(bar)}"
-        return f"{row.rule}: at work for {duration(spent)}" + (f" of about {duration(expected)}" if expected else "")
+        return f"{row.rule}: running for {duration(spent)}" + (f" of about {duration(expected)}" if expected else "")
 
     def say(self, text: str) -> None:
         if self.live:

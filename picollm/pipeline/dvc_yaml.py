@@ -1,7 +1,7 @@
-"""dvc.yaml from Snakemake's rules: one stage per rule, so that there is one graph and two drivers.
+"""Generates dvc.yaml from Snakemake's rules: one stage per rule, so that one graph has two drivers.
 
-A stage's deps are the rule's inputs and code files, its params the config sections it gets, its outs the rule's
-outputs: `manifest.json` stands for its whole folder, and files under reports/metrics/ are metrics that git keeps.
+A stage's deps are the rule's inputs and code files, its params the config sections it reads, its outs the rule's
+outputs: `manifest.json` stands for its whole folder, and files in reports/metrics/ are metrics, which git tracks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from picollm.pipeline.receipts import artefact
 
 HEADER = "# Generated from rules/*.smk by `picollm dvc-yaml`: edit the rules, not this file.\n"
 LATENCIES, EMERGENCE = "reports/figures/benchmark.csv", "reports/figures/emergence.csv"
-# What `dvc plots show` and `diff` draw.
+# Plots of `dvc plots show` and `dvc plots diff`.
 PLOTS = [
     {"reports/training.csv": {"x": "step", "y": ["loss", "validation_loss"], "title": "Training"}},
     {
@@ -48,24 +48,24 @@ PLOTS = [
 
 @dataclass(frozen=True)
 class Stage:
-    """What DVC needs to know of a Snakemake rule. Paths are relative to the repository."""
+    """A Snakemake rule as DVC needs it. Paths are relative to the repository."""
 
     name: str
     inputs: list[str]
     outputs: list[str]
     sections: list[str]
     code: list[str] = field(default_factory=list)
-    helpers: list[str] = field(default_factory=list)  # other rules that take part in making the outputs
+    helpers: list[str] = field(default_factory=list)  # other rules that help to make the outputs
 
 
 def stages_of(rules: Iterable, root: Path, corpus: dict) -> list[Stage]:
-    """The stages of Snakemake's rules; `corpus` is the config's section. `all` has no artefact of its own.
+    """Returns the stages for Snakemake's rules; `corpus` is the config's section. `all` has no artefact of its own.
 
-    A rule of temporary outputs is no stage; it belongs to the one whose script it shares. Nor is what writes
-    into study/, whose time `dvc repro` would spend at every change. A folder of text is one dependency: DVC hashes all
-    that is in it.
+    A rule with temporary outputs is not a stage: it belongs to the stage whose script it shares. Rules that write into
+    study/ are not stages either, because `dvc repro` would rerun them at every change. A folder of text is one
+    dependency: DVC hashes everything in it.
     """
-    from snakemake.io import is_flagged  # it is imported already where there are rules
+    from snakemake.io import is_flagged  # already imported if there are rules
 
     files, folders = set(corpus_files(corpus)), corpus_dependencies(corpus)
     rules = [rule for rule in rules if rule.output and not rule.output[0].startswith("study/")]
@@ -114,7 +114,7 @@ def dvc_yaml(stages: list[Stage]) -> str:
 
 
 def check_writable(stages: list[Stage], root: Path) -> None:
-    """Raises PicollmError where an output's folder can't be written; Snakemake would show a traceback, and late."""
+    """Raises PicollmError if an output's folder can't be written; Snakemake would show a traceback, and only later."""
     outputs = {root / path for stage in stages for path in map(os.path.dirname, stage.outputs)}
     for folder in sorted(outputs | {root / "logs/benchmarks", root / ".snakemake/picollm"}):
         while not folder.exists():
@@ -124,16 +124,16 @@ def check_writable(stages: list[Stage], root: Path) -> None:
 
 
 def check_dvc_yaml(stages: list[Stage], path: Path, write: bool) -> None:
-    """Write dvc.yaml, or raise PicollmError where the file is not what the rules say."""
+    """Writes dvc.yaml, or raises PicollmError if the file differs from what the rules give."""
     wanted = dvc_yaml(stages)
-    found = path.read_text(encoding="utf-8") if path.exists() else ""
-    if found == wanted:
+    present = path.read_text(encoding="utf-8") if path.exists() else ""
+    if present == wanted:
         return
-    if frozen := re.findall(r"^  (\w+):\n(?:    .*\n)*?    frozen: true", found, re.M):
+    if frozen := re.findall(r"^  (\w+):\n(?:    .*\n)*?    frozen: true", present, re.M):
         raise PicollmError(
-            f"{path}: frozen stages are not supported, as Snakemake would run them all the same: "
+            f"{path}: frozen stages are not supported, because Snakemake would run them anyway: "
             f"`dvc unfreeze {' '.join(frozen)}`"
         )
     if not write:
-        raise PicollmError(f"{path} differs from what the rules and config.yaml say: run `picollm dvc-yaml`")
+        raise PicollmError(f"{path} differs from what the rules and config.yaml give: run `picollm dvc-yaml`")
     path.write_text(wanted, encoding="utf-8")

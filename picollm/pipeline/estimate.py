@@ -1,10 +1,10 @@
-"""How long a run will take: from this machine's earlier runs, else from a calibration of a second.
+"""Estimates how long a run will take, from this machine's earlier runs or else from a calibration of one second.
 
     python -m picollm.pipeline.estimate        # calibrates; prints JSON
 
-An earlier run of a rule is its file of Snakemake's in logs/benchmarks/, beside the work that it did then: a longer
-training is not mistaken for the last one. Without one, the seconds that the shipped configuration took on the machine
-of REFERENCE are scaled by the two speeds that decide, of a matrix product and of plain Python.
+The time of an earlier run of a rule is in Snakemake's file in logs/benchmarks/, and its amount of work in work.json: a
+longer training is not mistaken for the previous one. Without an earlier run, the seconds of the shipped configuration
+on the REFERENCE machine are scaled by the two speeds that matter, of a matrix product and of plain Python.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 BENCHMARKS = Path("logs/benchmarks")
 WORK = BENCHMARKS / "work.json"
 VOCABULARY = 50257
-ALIKE = 4  # an earlier run of so much more or less work still says something of this one
-TIMEOUT = 30  # seconds for the calibration, most of which are imports on a cold disk
+ALIKE = 4  # an earlier run is used if its work differs from this run's by at most this factor
+TIMEOUT = 30  # seconds for the calibration; on a cold disk most of them are imports
 
 # One run of the shipped configuration, two cores of an AMD EPYC (Zen 4, AVX512-BF16), 2026-11-26, commit c332df3.
 REFERENCE = {"product_gflops": 175.0, "python_seconds": 0.036}
-# Seconds of each rule there. Their sum is measured; how it is shared between what no speed changes, plain Python and
-# matrix products is guessed.
+# Seconds of each rule on that machine. Their sum is measured; its division into constant time, plain Python and matrix
+# products is a guess.
 SECONDS = {
     "prepare_corpus": (0, 5.5, 0),
     "tokenize_pack": (0, 1.2, 0),
@@ -51,14 +51,14 @@ SECONDS = {
     "final_report": (0, 1.7, 0),
 }
 MODEL_BOUND = ("extract_attention", "classify_heads", "score_mechanisms", "ablate_heads", "probe_heads", "nsys_capture")
-# FLOP of the shipped configuration: of its training, and of a row through its model, which the others' work goes with.
+# FLOP of the shipped configuration: of its training, and of one row through its model, to which other rules scale.
 TRAINING, ROW = 9.84e12, 5.02e9
 
 
 def work(config: Mapping[str, Mapping], rows: int | None) -> dict[str, float | None]:
-    """Of the rules that the configuration makes long or short, relative to the shipped one; None: not known yet.
+    """Returns the work of rules whose time depends on the configuration, relative to the shipped one; None: not known.
 
-    rows: of the training split, for a length in epochs.
+    `rows`: number of rows of the training split, for a length in epochs.
     """
     model, recipe, context = config["model"], config["pretrain"], config["tokens"]["context"]
     shape = cast("ModelConfig", SimpleNamespace(vocab_size=VOCABULARY, context=context, **model))  # without torch
@@ -74,23 +74,23 @@ def work(config: Mapping[str, Mapping], rows: int | None) -> dict[str, float | N
 
 
 def earlier(root: Path) -> dict[str, tuple[float, float]]:
-    """{rule: (seconds, work)} of the last run of each rule here."""
+    """Reads {rule: (seconds, work)} of the last run of each rule on this machine."""
     try:
         done = json.loads((root / WORK).read_text())
     except (OSError, ValueError):
         return {}
-    found = {}
+    runs = {}
     for rule, amount in done.items():
         try:
             seconds = (root / BENCHMARKS / f"{rule}.tsv").read_text().splitlines()[1].split("\t")[0]
-            found[rule] = (float(seconds), amount)
+            runs[rule] = (float(seconds), amount)
         except (OSError, ValueError, IndexError):
             continue
-    return found
+    return runs
 
 
 def note(root: Path, rule: str, amount: float | None) -> None:
-    """Remember how much work the rule's last run was."""
+    """Records how much work the rule's last run was."""
     try:
         done = json.loads((root / WORK).read_text())
     except (OSError, ValueError):
@@ -102,15 +102,15 @@ def note(root: Path, rule: str, amount: float | None) -> None:
 def estimate(
     rules: Iterable[str], root: Path, amounts: Mapping[str, float | None], *, calibrate: bool = True
 ) -> tuple[dict[str, float], str]:
-    """{rule: seconds} of those that something is known of, and where that is from, in words."""
+    """Returns {rule: seconds} for the rules that can be estimated, and a description of the sources."""
     before, speeds, sources = earlier(root), None, []
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for rule in rules:
         amount = amounts.get(rule, 1.0)
         if amount is None:
             continue
         if rule in before and amount / ALIKE <= before[rule][1] <= amount * ALIKE and amount:
-            found[rule] = before[rule][0] * amount / before[rule][1]
+            seconds[rule] = before[rule][0] * amount / before[rule][1]
             sources.append("this machine's earlier runs")
         elif rule in SECONDS and calibrate:
             speeds = speeds or calibration()
@@ -119,13 +119,13 @@ def estimate(
             fixed, plain, products = SECONDS[rule]
             plain *= speeds["python_seconds"] / REFERENCE["python_seconds"]
             products *= REFERENCE["product_gflops"] / speeds["product_gflops"] * amount
-            found[rule] = fixed + plain + products
+            seconds[rule] = fixed + plain + products
             sources.append(f"a calibration: {speeds['product_gflops']:.0f} GFLOP/s in float32")
-    return found, " and ".join(dict.fromkeys(sources))
+    return seconds, " and ".join(dict.fromkeys(sources))
 
 
 def calibration() -> dict[str, float] | None:
-    """This machine's speeds, measured in a process of its own, as torch is needed; None where that fails."""
+    """Measures this machine's speeds in a separate process, because it needs torch; returns None if that fails."""
     command = [sys.executable, "-m", __name__]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)

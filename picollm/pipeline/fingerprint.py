@@ -1,9 +1,9 @@
-"""Which code a rule depends on: its script and, transitively, the picollm modules that it imports.
+"""Finds the code a rule depends on: its script and, transitively, the picollm modules that it imports.
 
-Left out is what can't change a result, so that an edit there makes nothing stale: what runs around a computation, and
-imports for type checkers alone (`if TYPE_CHECKING:`), which never run.
-File bytes and nothing else, so that DVC (which hashes the same files as deps) and Snakemake (which gets the fingerprint
-as a param) see the same change, and a touch or a checkout back and forth is none.
+Code that can't change a result is left out, so that editing it makes nothing stale: code that runs around a
+computation, and imports for type checkers only (`if TYPE_CHECKING:`), which never run.
+The fingerprint covers file bytes only, so that DVC (which hashes the same files as deps) and Snakemake (which gets the
+fingerprint as a param) see the same changes, and a touch or a checkout back and forth is not a change.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import threading
 from functools import cache
 from pathlib import Path
 
-# A job's wrapper and records, the text of its errors, its progress bar.
+# A job's wrapper and records, its error messages, its progress bar.
 AROUND = ("picollm/pipeline/", "picollm/errors.py", "picollm/progress.py")
-BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # of a node of the syntax tree
-# Two threads that parse at once end with a SystemError now and then in Python 3.11 (python/cpython#106905).
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # attributes of syntax tree nodes that hold statements
+# Two threads that parse at the same time occasionally raise SystemError in Python 3.11 (python/cpython#106905).
 PARSING = threading.Lock()
 
 
 @cache
 def code_files(script: Path, root: Path) -> tuple[Path, ...]:
-    """The script and every picollm module it reaches, relative to `root`, sorted. Empty `__init__.py` are left out."""
-    found: set[Path] = set()
+    """Returns the script and every picollm module it reaches, relative to `root`, sorted; no empty `__init__.py`."""
+    reached: set[Path] = set()
     queue = [script]
     while queue:
         path = queue.pop()
-        if path not in found:
-            found.add(path)
+        if path not in reached:
+            reached.add(path)
             queue += imported_modules(root / path, root)
-    return tuple(sorted(found))
+    return tuple(sorted(reached))
 
 
 @cache
 def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
-    """picollm modules named by the import statements of a file that run, those inside functions included."""
+    """Returns the picollm modules that a file's import statements name, including those inside functions."""
     names: set[str] = set()
     with PARSING:
         queue: list[ast.AST] = [ast.parse(path.read_bytes())]
@@ -45,7 +45,7 @@ def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             queue += node.orelse
             continue
-        for block in BLOCKS:  # statements alone: expressions are most of a file, and hold no import
+        for block in BLOCKS:  # statements only: expressions are most of a file and contain no imports
             inside = getattr(node, block, None)
             queue += inside if isinstance(inside, list) else []
         if isinstance(node, ast.Import):
@@ -57,12 +57,12 @@ def imported_modules(path: Path, root: Path) -> tuple[Path, ...]:
 
 
 def rule_code(rule: str, root: Path) -> tuple[Path, ...]:
-    """The code files of a rule."""
+    """Returns the code files of a rule."""
     return code_files(Path("workflow_scripts") / f"{rule}.py", root)
 
 
 def rule_fingerprint(rule: str, root: Path) -> str | None:
-    """The fingerprint of a rule's present code; None where a file of it can't be read."""
+    """Returns the fingerprint of a rule's current code; None if one of its files can't be read."""
     try:
         return fingerprint(rule_code(rule, root), root)
     except (OSError, SyntaxError):
@@ -70,7 +70,7 @@ def rule_fingerprint(rule: str, root: Path) -> str | None:
 
 
 def fingerprint(files: tuple[Path, ...], root: Path) -> str:
-    """sha256 over names and bytes of the files."""
+    """Hashes names and bytes of the files with sha256."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.as_posix()}\0{hashlib.sha256((root / file).read_bytes()).hexdigest()}\n".encode())

@@ -1,10 +1,10 @@
-"""What a run was given: its configuration and its code, for its jobs on other machines.
+"""Stores the configuration and code fingerprints that a run started with, for its jobs on other machines.
 
     .snakemake/picollm/given.json
 
-A cluster's job reads the Snakefile anew, hours after the run began, and Snakemake files its result under what the run
-read then. So it takes the run's configuration and fingerprints, not those that lie here by now: config.yaml may be
-prepared for the next run, and edited code stops the job (picollm.pipeline.job), as on one machine.
+A cluster job reads the Snakefile again, hours after the run began, and Snakemake records its result under what the run
+read at its start. So the job uses the run's configuration and fingerprints, not the current ones: config.yaml may
+already be edited for the next run, and edited code stops the job (picollm.pipeline.job), as on one machine.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ GIVEN = FOLDER / "given.json"
 
 
 def give(root: Path, config: Mapping[str, Mapping], code: Mapping[str, str]) -> None:
-    """By the run that holds the lock; `code` is {rule: fingerprint}."""
+    """Writes the file, in the run that holds the lock; `code` is {rule: fingerprint}."""
     write_json(root / GIVEN, {"run": os.environ[HOLDER], "config": config, "code": code})
 
 
 def given(root: Path) -> dict:
-    """Of this job's run: `config` and `code`. Raises PicollmError where it is no longer the one that holds the lock.
+    """Reads `config` and `code` of this job's run. Raises PicollmError if that run no longer holds the lock.
 
-    Such a job waited in a queue while its run was killed and another began, which has jobs of its own for its files.
+    Such a job waited in a queue while its run was killed and another began, which starts its own jobs for its files.
     """
-    found = read_json(root / GIVEN)
+    stored = read_json(root / GIVEN)
     own = os.environ.get(HOLDER)
-    if found["run"] != own:
+    if stored["run"] != own:
         raise PicollmError(
-            f"this job's run ({own or 'not known'}) has ended, and another began ({found['run']}): it does nothing"
+            f"this job's run ({own or 'unknown'}) has ended and another has begun ({stored['run']}): it does nothing"
         )
-    return found
+    return stored

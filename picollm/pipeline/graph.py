@@ -1,6 +1,6 @@
-"""dvc.yaml and dvc.lock as data, and what `dvc status` says about them.
+"""Reads dvc.yaml, dvc.lock and the result of `dvc status`; writes nothing.
 
-Everything here reads. What can't be understood raises PicollmError: an error of a tool never means "current".
+Anything that can't be parsed raises PicollmError: a tool's error never means "current".
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import networkx as nx
 from picollm.errors import PicollmError
 from picollm.yaml12 import parse_yaml
 
-MEND_LOCK = "take one whole side (`git checkout HEAD -- dvc.lock`), then `picollm sync`: what it disproves runs again"
+MEND_LOCK = "take one whole side (`git checkout HEAD -- dvc.lock`), then `picollm sync`: what differs runs again"
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "all"]
 
 
 class Graph:
-    """The stages of dvc.yaml in an order in which they can run. Paths are relative to the repository."""
+    """The stages of dvc.yaml in topological order. Paths are relative to the repository."""
 
     def __init__(self, root: Path) -> None:
         entries = read_stages(root / "dvc.yaml", "run `picollm dvc-yaml`")
@@ -40,20 +40,20 @@ class Graph:
             raise PicollmError("dvc.yaml has a cycle: run `picollm dvc-yaml`") from None
 
     def upstream(self, stage: str) -> set[str]:
-        """The stages whose outputs a stage reads."""
+        """Returns the stages whose outputs a stage reads."""
         return set(self.edges.predecessors(stage))
 
     def downstream(self, stages: Iterable[str]) -> set[str]:
-        """The stages and everything below them."""
+        """Returns the stages and all stages that depend on them."""
         stages = set(stages)
         return stages.union(*(nx.descendants(self.edges, stage) for stage in stages))
 
     def rules(self, stage: str) -> list[str]:
-        """Snakemake's rules that take part in a stage."""
+        """Returns the Snakemake rules that belong to a stage."""
         return self.commands[stage].partition(" --allowed-rules ")[2].partition(" -- ")[0].split()
 
     def sources(self, stage: str) -> list[str]:
-        """Inputs that people write, except code, which is part of the fingerprint."""
+        """Returns the inputs that no stage writes, except code, which is part of the fingerprint."""
         return [dep for dep in self.deps[stage] if dep not in self.maker and not dep.endswith(".py")]
 
     @property
@@ -62,26 +62,26 @@ class Graph:
 
 
 def paths(entries: list) -> list[str]:
-    """DVC writes an output as a path or as {path: options}."""
+    """Returns the paths of outputs, which DVC writes as a path or as {path: options}."""
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
-def read_stages(path: Path, mend: str) -> dict[str, dict]:
-    """Raises PicollmError, with what to do, where the file is damaged or holds merge conflict markers."""
+def read_stages(path: Path, remedy: str) -> dict[str, dict]:
+    """Reads a file's stages. Raises PicollmError, with the `remedy`, if it is damaged or has merge conflict markers."""
     text = path.read_text(encoding="utf-8", errors="replace")
     if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
-        raise PicollmError(f"{path.name} holds git's merge conflict markers: {mend}")
+        raise PicollmError(f"{path.name} contains git's merge conflict markers: {remedy}")
     try:
         value = parse_yaml(text, path.name)
     except PicollmError as error:
-        raise PicollmError(f"{path.name} is damaged ({error}): {mend}") from None
+        raise PicollmError(f"{path.name} is damaged ({error}): {remedy}") from None
     if not isinstance(value, dict) or not isinstance(value.get("stages"), dict):
-        raise PicollmError(f"{path.name} is damaged (it has no table of stages): {mend}")
+        raise PicollmError(f"{path.name} is damaged (it has no table of stages): {remedy}")
     return value["stages"]
 
 
 def read_lock(root: Path) -> dict[str, dict]:
-    """The stages of dvc.lock; none where there is no such file. A damaged key is still YAML, so shapes are checked."""
+    """Reads the stages of dvc.lock; none without such a file. A damaged key is still YAML, so types are checked."""
     if not (root / "dvc.lock").exists():
         return {}
     lock = read_stages(root / "dvc.lock", MEND_LOCK)
@@ -100,10 +100,10 @@ def read_lock(root: Path) -> dict[str, dict]:
 
 @dataclass
 class Change:
-    """Why `dvc status` calls a stage changed."""
+    """The reasons why `dvc status` reports a stage as changed."""
 
-    edited: bool = False  # command, parameters, code, or inputs that people write
-    data: set[str] = field(default_factory=set)  # inputs that another stage writes
+    edited: bool = False  # command, parameters, code, or inputs that no stage writes
+    data: set[str] = field(default_factory=set)  # inputs written by another stage
     outs: dict[str, str] = field(default_factory=dict)  # path -> modified | deleted | not in cache | ...
 
     @property
@@ -112,12 +112,12 @@ class Change:
 
 
 def changes(status: Mapping[str, list], graph: Graph) -> dict[str, Change]:
-    """`repo.status()` -> the changed stages, in the graph's order."""
-    found = {}
+    """Turns `repo.status()` into the changed stages, in the graph's order."""
+    changed = {}
     for stage in graph.stages:
         if stage not in status:
             continue
-        found[stage] = change = Change()
+        changed[stage] = change = Change()
         for entry in status[stage]:
             if isinstance(entry, str):  # "changed command"
                 change.edited = True
@@ -126,21 +126,21 @@ def changes(status: Mapping[str, list], graph: Graph) -> dict[str, Change]:
             deps = set(entry.get("changed deps", {}))
             change.data |= deps & graph.maker.keys()
             change.edited |= bool(deps - graph.maker.keys())
-    return found
+    return changed
 
 
 def planned(root: Path) -> set[str]:
-    """The rules that Snakemake would run now. Takes 1.5 s."""
+    """Asks Snakemake which rules it would run now. Takes 1.5 s."""
     rows = (line.split("\t") for line in call([*SNAKEMAKE, "--summary"], root).splitlines())
     return {row[2] for row in rows if len(row) == 6 and row[0] != "output_file" and row[5] != "no update"}
 
 
 def call(command: list[str], root: Path) -> str:
-    """Standard output of a command; PicollmError with its last line where it fails."""
-    environment = os.environ | {"PICOLLM_UNGUARDED": "1"}  # the Snakefile asks nothing back
+    """Returns a command's standard output. Raises PicollmError with its last line if it fails."""
+    environment = os.environ | {"PICOLLM_UNGUARDED": "1"}  # prevents the Snakefile from starting another sync
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        said = next((line for line in lines if line.startswith("picollm: ")), lines[-1]).removeprefix("picollm: ")
-        raise PicollmError(f"`{' '.join(command[2:4])} ...` failed: {said}")
+        message = next((line for line in lines if line.startswith("picollm: ")), lines[-1]).removeprefix("picollm: ")
+        raise PicollmError(f"`{' '.join(command[2:4])} ...` failed: {message}")
     return done.stdout

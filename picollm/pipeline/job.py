@@ -1,11 +1,11 @@
-"""What every workflow script runs inside: its log, its receipt, and one clear line when it fails.
+"""Wraps every workflow script: writes its log and its receipt, and prints one clear line if it fails.
 
     with job() as rule:
         write_json(rule.outputs.report, compute(rule.inputs.weights, rule.cfg["model"]))
-        rule.found("validation loss 6.39 nats")      # the one thing to know of it, for the run's display
+        rule.found("validation loss 6.39 nats")      # the main result, for the run's display
 
-Everything logged or warned goes to the rule's log and, from INFO up, to the console, or under a picture of the run its
-warnings and errors into the picture; a traceback goes to the log alone.
+All log messages and warnings go to the rule's log. Messages from INFO up also go to the console or, if the run draws a
+picture, warnings and errors go into the picture. A traceback goes only to the log.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from picollm.pipeline import locks, receipts
 from picollm.pipeline.fingerprint import code_files, fingerprint, imported_modules
 from picollm.yaml12 import read_yaml
 
-INTERRUPTED = 130  # as shells call it
+INTERRUPTED = 130  # the exit code that shells use
 
 
 class IntoPicture(logging.Handler):
-    """Warnings and errors, through the job's status file."""
+    """Passes warnings and errors to the picture, through the job's status file."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -48,10 +48,10 @@ class IntoPicture(logging.Handler):
 
 @dataclass(frozen=True)
 class Rule:
-    """What a script knows of the rule that it works for; `cfg` has the sections of config.yaml that the rule gets."""
+    """The rule that a script runs for; `cfg` has the sections of config.yaml that the rule reads."""
 
     name: str
-    inputs: Any  # by name, as Snakemake's
+    inputs: Any  # attributes by name, as in Snakemake
     outputs: Any
     cfg: Mapping[str, Any]
     code: str  # fingerprint of the script and the modules it imports
@@ -60,16 +60,16 @@ class Rule:
     log: Path
 
     def found(self, text: str) -> None:
-        """The one thing to know of the result, for the run's display."""
+        """Reports the main result, for the run's display."""
         progress.report(found=text)
 
 
 def given() -> Rule:
-    """From Snakemake, which puts `snakemake` into the script, or by hand."""
+    """Returns the rule of the running script, from Snakemake, which defines `snakemake` in it, or run by hand."""
     main = sys.modules["__main__"]
     job: Any = getattr(main, "snakemake", None)
     if job is None:
-        from picollm.pipeline.by_hand import job_of  # Snakemake itself
+        from picollm.pipeline.by_hand import job_of  # imports Snakemake
 
         try:
             job = job_of(Path(str(main.__file__)).stem)
@@ -82,10 +82,13 @@ def given() -> Rule:
 
 @contextmanager
 def job(rule: Rule | None = None) -> Iterator[Rule]:
-    """Exit code 1 after one line `rule: reason (log: path)`; what the rule had written is removed by Snakemake."""
+    """Runs a script's body; an error prints one line `rule: reason (log: path)` and exits with code 1.
+
+    Snakemake removes what the failed rule had written.
+    """
     rule = rule or given()
     file = start_logging(rule)
-    lock = locks.job(Path.cwd())  # held as long as this process lives: a killed run's job is seen by the next run
+    lock = locks.job(Path.cwd())  # held until this process ends, so that the next run sees a killed run's job
     try:
         start, inputs = time.monotonic(), receipts.digests(rule.inputs)
         check_before(rule)
@@ -98,13 +101,13 @@ def job(rule: Rule | None = None) -> Iterator[Rule]:
         text = str(error)
         if getattr(error, "errno", None) == errno.ENOSPC:
             where = getattr(error, "filename", None) or Path.cwd()
-            text += f": make room where {where} lies, and run again"
+            text += f": free some space on the disk of {where}, and run again"
         if isinstance(error, PicollmError) and error.exit_code != 1:  # ended by request
             requeue()
             stop(text, error.exit_code)
         fail(text, rule.log)
     except KeyboardInterrupt:
-        stop("stopped from the keyboard: run again to go on", INTERRUPTED)
+        stop("stopped from the keyboard: run again to resume", INTERRUPTED)
     except Exception as error:
         to_log(file, traceback.format_exc())
         fail(f"{type(error).__name__}: {one_line(error)[:300]}", rule.log)
@@ -114,7 +117,8 @@ def job(rule: Rule | None = None) -> Iterator[Rule]:
 
 
 def start_logging(rule: Rule) -> logging.FileHandler:
-    """Everything to the rule's log, which is returned; from INFO up to the console, or warnings into the picture."""
+    """Sends all messages to the rule's log, and from INFO up to the console, or warnings into the picture; returns the
+    log's handler."""
     rule.log.parent.mkdir(parents=True, exist_ok=True)
     if base := os.environ.get(progress.STATUS):
         os.environ[progress.STATUS] = f"{base}/{rule.name}"
@@ -124,13 +128,13 @@ def start_logging(rule: Rule) -> logging.FileHandler:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[console, file], force=True)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").propagate = False  # warnings of libraries: to the log, not to the person
+    logging.getLogger("py.warnings").propagate = False  # libraries' warnings go to the log, not to the console
     logging.getLogger("py.warnings").addHandler(file)
     return file
 
 
 def to_log(file: logging.FileHandler, text: str) -> None:
-    """To the rule's log alone."""
+    """Writes only to the rule's log."""
     if file.stream:
         file.stream.write(text)
 
@@ -140,43 +144,43 @@ def fail(reason: str, log: Path) -> None:
     sys.exit(1)
 
 
-def stop(said: str, code: int) -> None:
-    ignore_signals()  # the rest of the same request: the process ends as it is
-    logging.getLogger().warning("%s", said)
+def stop(reason: str, code: int) -> None:
+    ignore_signals()  # further signals of the same request: the process is already ending
+    logging.getLogger().warning("%s", reason)
     sys.exit(code)
 
 
 def requeue() -> None:
-    """Back into Slurm's queue, where it was Slurm's request: another job's turn, or a time limit.
+    """Puts the job back into Slurm's queue if Slurm ended it (preemption or a time limit).
 
-    A job that ends by itself in its time of grace counts as failed otherwise. Slurm refuses for one that a person
-    cancelled.
+    Otherwise a job that ends by itself during its grace time counts as failed. Slurm refuses to requeue a job that a
+    user cancelled.
     """
     if "SLURM_JOB_ID" in os.environ and (scontrol := shutil.which("scontrol")):
-        ignore_signals()  # Slurm's, for what is left of this job
+        ignore_signals()  # of Slurm, while this job ends
         subprocess.run([scontrol, "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True)
 
 
 def code_now() -> str:
-    """Fingerprint of the running script (several rules may share one)."""
+    """Returns the fingerprint of the running script (several rules may share one)."""
     script = Path("workflow_scripts") / Path(str(sys.modules["__main__"].__file__)).name
     return fingerprint(code_files(script, Path()), Path())
 
 
 def check_before(rule: Rule) -> None:
-    """Raises PicollmError where the code changed since Snakemake read it: the result would get a wrong name."""
+    """Raises PicollmError if the code changed after Snakemake read it: the result would be recorded for other code."""
     if code_now() != rule.code:
-        raise PicollmError("its code was edited after the run began: start the run again")
+        raise PicollmError("the code was edited after the run began: start the run again")
 
 
 def check_after(rule: Rule, inputs: dict[str, str]) -> None:
-    """Raises PicollmError where what the job read changed while it ran: DVC hashes all of it only afterwards."""
+    """Raises PicollmError if what the job read changed while it ran: DVC hashes it only afterwards."""
     config = read_yaml("config.yaml")
     code_files.cache_clear()
     imported_modules.cache_clear()
     same = {section: config[section] for section in rule.cfg} == rule.cfg and code_now() == rule.code
     if not same or receipts.digests(rule.inputs) != inputs:
         raise PicollmError(
-            "config.yaml, its code or an input was edited while it ran, and DVC would file the result under the new "
-            "values: start `dvc repro` again (a run of `snakemake` may be edited under)"
+            "config.yaml, the code or an input was edited during the run, and DVC would record the result under the "
+            "new values: start `dvc repro` again (edits during a run of `snakemake` are safe)"
         )

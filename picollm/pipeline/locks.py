@@ -1,6 +1,6 @@
-"""File locks: one run at a time, and none while a job of a killed run is still writing.
+"""File locks that allow one run at a time, and none while a job of a killed run is still writing.
 
-flock, because the kernel gives it back whatever ends the process; Snakemake's own lock outlives a kill.
+They use flock, because the kernel releases it however the process ends; Snakemake's own lock outlives a kill.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import IO
 
 from picollm.errors import PicollmError
 
-FOLDER = Path(".snakemake/picollm")  # it goes when Snakemake's records go
-HOLDER = "PICOLLM_RUN"  # which run holds the lock: set for its children, and for its jobs on other machines
+FOLDER = Path(".snakemake/picollm")  # deleted together with Snakemake's records
+HOLDER = "PICOLLM_RUN"  # names the run that holds the lock; set for its children and its jobs on other machines
 
 
 def flock(path: Path, kind: int) -> IO | None:
-    """The open, locked file; None where another process holds it. A file system without locks locks nothing."""
+    """Opens and locks a file; None if another process holds it. On a file system without locks nothing is locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")  # noqa: SIM115  it is locked as long as it is open
+    file = open(path, "a+")  # noqa: SIM115  the lock lasts as long as the file is open
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -33,7 +33,7 @@ def flock(path: Path, kind: int) -> IO | None:
 
 
 def has_locks(path: Path) -> bool:
-    """Whether the file system of this locked file has any: some shared ones have not."""
+    """Returns True if the file system of this locked file supports locks: some shared ones don't."""
     with open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,23 +45,23 @@ def has_locks(path: Path) -> bool:
 
 
 def hold(root: Path) -> AbstractContextManager:
-    """Lock the repository for this process and its children. Raises PicollmError where somebody else is at work.
+    """Locks the repository for this process and its children. Raises PicollmError if another run or job holds a lock.
 
-    Once it is held nobody else can be, so a lock that Snakemake left behind is stale, and is removed; where the file
-    system has no locks, Snakemake's is the only one, and stays.
+    While the lock is held no other run is possible, so a lock that Snakemake left behind is stale and is removed. On a
+    file system without locks Snakemake's lock is the only one, and is kept.
     """
     if os.environ.get(HOLDER):
         return nullcontext()
     file = flock(root / FOLDER / "run.lock", fcntl.LOCK_EX)
     if file is None:
         owner = (root / FOLDER / "run.lock").read_text().strip() or "unknown"
-        raise PicollmError(f"another run is at work here ({owner}): wait for it, or end it")
+        raise PicollmError(f"another run is active here ({owner}): wait for it, or end it")
     jobs = flock(root / FOLDER / "job.lock", fcntl.LOCK_EX)
     if jobs is None:
         owner = (root / FOLDER / "run.lock").read_text().strip()
         file.close()
         raise PicollmError(
-            f"a job of an interrupted run ({owner or 'unknown'}) is still at work here: wait for it, or end it "
+            f"a job of an interrupted run ({owner or 'unknown'}) is still active here: wait for it, or end it "
             "(on a cluster: `squeue --me`, `scancel`)"
         )
     jobs.close()
@@ -76,22 +76,22 @@ def hold(root: Path) -> AbstractContextManager:
 
 
 def refuse_beside_a_run(root: Path) -> None:
-    """Raises PicollmError where a run or its job holds a lock: files are half-written then."""
+    """Raises PicollmError if a run or one of its jobs holds a lock, because files may be half-written."""
     for name in ("run.lock", "job.lock"):
         path = root / FOLDER / name
         if path.exists():
             file = flock(path, fcntl.LOCK_EX)
             if file is None:
-                raise PicollmError("a run is at work here: verify when it has ended")
+                raise PicollmError("a run is active here: verify when it has ended")
             file.close()
 
 
 def last_run(root: Path) -> int | None:
-    """Changes whenever a new run starts."""
+    """Returns a time stamp that changes whenever a new run starts; None if there was no run."""
     path = root / FOLDER / "run.lock"
     return path.stat().st_mtime_ns if path.exists() else None
 
 
 def job(root: Path) -> IO | None:
-    """The lock that a job holds while it writes; shared, as several run at once."""
+    """Takes the lock that a job holds while it writes; it is shared, because several jobs run at once."""
     return flock(root / FOLDER / "job.lock", fcntl.LOCK_SH)

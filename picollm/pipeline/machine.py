@@ -1,6 +1,6 @@
-"""What `picollm verify` says beside the data: settings that break the pipeline, and what this machine offers it.
+"""Checks of `picollm verify` other than data: settings that break the pipeline, and properties of this machine.
 
-What a run was made on is in its receipt (picollm.pipeline.receipts). Nothing here imports torch or another heavy
+The machine of a past run is in its receipt (picollm.pipeline.receipts). Nothing here imports torch or another heavy
 package: versions come from the installed packages' metadata.
 """
 
@@ -22,47 +22,49 @@ TENSORRT = ("tensorrt-rtx", "torch-tensorrt")
 
 
 def bad_settings(root: Path, cache_types: list[str]) -> list[tuple[str, str]]:
-    """(what is wrong and why it matters, the command that mends it); `cache_types` is DVC's setting cache.type."""
-    found = []
+    """Returns pairs (problem and why it matters, command that fixes it); `cache_types` is DVC's setting cache.type."""
+    problems = []
     if links := sorted(LINKS & set(cache_types)):
         why = "outputs become links to read-only objects of the cache, and Snakemake refuses to overwrite them"
-        mend = "`dvc config --unset cache.type`, then `dvc checkout --relink`"
-        found.append((f"DVC's cache.type is {' or '.join(links)}: {why}", mend))
+        remedy = "`dvc config --unset cache.type`, then `dvc checkout --relink`"
+        problems.append((f"DVC's cache.type is {' or '.join(links)}: {why}", remedy))
     imported, here = Path(picollm.__file__).parent, root / "picollm"
     if imported != here and (differing := other_code(imported, here)):
-        what = f"this picollm is {imported}, and its {differing} is not this checkout's"
-        found.append((what, "`python -m picollm.cli` here takes this checkout's, `pip install -e .` for good"))
-    return found
+        what = f"the imported picollm is {imported}, whose {differing} differs from this checkout's"
+        problems.append(
+            (what, "`python -m picollm.cli` here uses this checkout's, `pip install -e .` does so for good")
+        )
+    return problems
 
 
 def other_code(imported: Path, here: Path) -> str | None:
-    """The first module that is not the same file content in both packages."""
+    """Returns the first module whose content differs between the two packages, or None."""
     names = sorted({path.relative_to(top) for top in (imported, here) for path in top.rglob("*.py")})
     _, different, odd = filecmp.cmpfiles(imported, here, names, shallow=False)
     return str(min([*different, *odd])) if different or odd else None
 
 
 def warnings(root: Path, cache: Path, data_bytes: int) -> list[str]:
-    """What may go wrong later: versions that were not tested, and too little room for a second copy of the data."""
-    found = []
+    """Warns of untested versions, and of too little disk space for a second copy of the data."""
+    lines = []
     pins = root / "constraints.txt"
     tested = dict(line.split("==") for line in pins.read_text().splitlines() if "==" in line) if pins.exists() else {}
     for package in ("snakemake", "dvc"):
         if tested.get(package, installed(package)) != installed(package):
-            found.append(f"{package} is {installed(package)}; constraints.txt pins {tested[package]}, which was tested")
+            lines.append(f"{package} is {installed(package)}; constraints.txt pins {tested[package]}, which was tested")
     while not cache.exists():
         cache = cache.parent
     for name, folder in (("this repository", root), ("DVC's cache", cache)):
         free = shutil.disk_usage(folder).free
         if free < data_bytes:
-            found.append(
-                f"{free / 1e9:.1f} GB are free where {name} lies; data/ and reports/ hold {data_bytes / 1e9:.1f} GB"
+            lines.append(
+                f"{free / 1e9:.1f} GB are free on the disk of {name}; data/ and reports/ hold {data_bytes / 1e9:.1f} GB"
             )
-    return found
+    return lines
 
 
 def offers() -> list[str]:
-    """What decides which parts of the pipeline can run here, and how fast."""
+    """Describes what decides which parts of the pipeline can run here, and how fast."""
     versions = [f"{name} {installed(name) or 'is missing'}" for name in ("snakemake", "dvc", "torch")]
     engines = [f"{name} {installed(name)}" for name in TENSORRT if installed(name)]
     return [
@@ -70,8 +72,8 @@ def offers() -> list[str]:
         f"{usable_cores()} CPU cores, {psutil.virtual_memory().total / 2**30:.1f} GiB memory",
         f"GPU: {graphics()}",
         f"TensorRT: {', '.join(engines) or 'not installed: the report will say that there is no engine'}",
-        f"nsys: {shutil.which('nsys') or 'not installed: torch.profiler records instead'}",
-        f"C++ compiler: {cxx_compiler() or 'none: on a CPU torch.compile is off and training slower'}",
+        f"nsys: {shutil.which('nsys') or 'not installed: torch.profiler is used instead'}",
+        f"C++ compiler: {cxx_compiler() or 'none: on a CPU torch.compile is off and training is slower'}",
     ]
 
 
@@ -82,5 +84,5 @@ def graphics() -> str:
     except FileNotFoundError:
         return "none (nvidia-smi is not installed)"
     except (OSError, subprocess.SubprocessError):
-        return "none that nvidia-smi can talk to"
+        return "none that nvidia-smi can reach"
     return "; ".join(done.stdout.strip().splitlines()) or "none"

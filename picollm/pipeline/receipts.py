@@ -1,9 +1,9 @@
-"""Receipts: each job writes what it read and what it wrote, as its last act.
+"""Writes and reads receipts: as its last act, each job records what it read and what it wrote.
 
     .snakemake/picollm/receipts/RULE.json
 
-A job that was killed leaves none, and an output that was changed since has other bytes than its receipt says. So a
-receipt is all that `picollm sync` needs to tell DVC of a run, and `picollm show` to tell where a file comes from.
+A killed job leaves no receipt, and an output that was changed later has other bytes than its receipt says. So a receipt
+is all that `picollm sync` needs to record a run in DVC, and `picollm show` to show a file's origin.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ TEMPORARY = ".snakemake/"  # outputs that Snakemake deletes after use
 
 @dataclass(frozen=True)
 class Receipt:
-    """Paths are relative to the repository; an artefact of many files has all of them, its manifest among them."""
+    """A job's receipt. Paths are relative to the repository; all files of an artefact are listed, with its manifest."""
 
     rule: str
     code: str  # sha256 of the script and the modules it imports
-    params: dict  # the sections of config.yaml that the rule got
-    inputs: dict[str, str]  # {path: md5} as they were when the job began
+    params: dict  # the sections of config.yaml that the rule read
+    inputs: dict[str, str]  # {path: md5} when the job began
     outputs: dict[str, str]  # {path: md5}
     seconds: float
     machine: dict[str, str]  # platform, cores, versions of packages
-    locked: str  # sha256 of the stage's entry in dvc.lock when the job ended: while it is the same, the run is newer
+    locked: str  # sha256 of the stage's entry in dvc.lock when the job ended: as long as it is equal, the run is newer
     format: int = FORMAT
 
     def matches(self, root: Path, config: Mapping) -> bool:
-        """Whether code, parameters, inputs and outputs are what lies here now; everything is hashed."""
+        """Returns True if code, parameters, inputs and outputs equal the current ones; hashes everything."""
         return (
             self.params == {section: config.get(section) for section in self.params}
             and self.code == rule_fingerprint(self.rule, root)
@@ -58,12 +58,12 @@ class Receipt:
 
 
 def artefact(path: str) -> str:
-    """The path that DVC tracks for an output of Snakemake's: a manifest stands for its folder."""
+    """Returns the path that DVC tracks for one of Snakemake's outputs: a manifest stands for its folder."""
     return str(Path(path).parent) if Path(path).name == "manifest.json" else path
 
 
 def files_of(root: Path, path: str) -> list[str]:
-    """The file itself, or every file in the folder; none where there is nothing."""
+    """Lists the file itself, or every file in the folder; empty if the path does not exist."""
     top = root / path
     if not top.is_dir():
         return [path] if os.path.lexists(top) else []
@@ -77,20 +77,20 @@ def md5(path: Path) -> str:
 
 
 def differing(root: Path, files: Mapping[str, str]) -> list[str]:
-    """Of {path: md5} the paths that are missing below `root` or have other bytes."""
+    """Returns the paths of {path: md5} that are missing below `root` or have other bytes."""
     return [path for path, digest in files.items() if not (root / path).is_file() or md5(root / path) != digest]
 
 
 def digests(paths: Iterable[str]) -> dict[str, str]:
-    """{file: md5} of a job's inputs or outputs, except those that Snakemake deletes."""
+    """Hashes a job's inputs or outputs, except those that Snakemake deletes, into {file: md5}."""
     kept = [path for path in map(str, paths) if not path.startswith(TEMPORARY)]
     return {file: md5(Path(file)) for path in kept for file in files_of(Path(), artefact(path))}
 
 
 def write(rule: Rule, inputs: dict[str, str], seconds: float) -> None:
-    """`inputs`: what `digests` said of them when the job began."""
+    """Writes the receipt. `inputs`: their `digests` when the job began."""
     outputs = digests(rule.outputs)
-    if outputs:  # none of a helper's
+    if outputs:  # a helper rule has none
         receipt = Receipt(
             rule.name, rule.code, dict(rule.cfg), inputs, outputs, round(seconds, 1), surroundings(),
             lock_entry(Path(), rule.name),
@@ -99,7 +99,7 @@ def write(rule: Rule, inputs: dict[str, str], seconds: float) -> None:
 
 
 def lock_entry(root: Path, stage: str) -> str:
-    """sha256 of the text of a stage's entry in dvc.lock; empty where it has none."""
+    """Returns the sha256 of the text of a stage's entry in dvc.lock; empty if there is none."""
     path = root / "dvc.lock"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     entry = re.search(rf"^  {re.escape(stage)}:\n((?:    .*\n?)*)", text, re.MULTILINE)
@@ -107,16 +107,16 @@ def lock_entry(root: Path, stage: str) -> str:
 
 
 def read(root: Path) -> dict[str, Receipt]:
-    """{rule: its receipt}; one that is damaged or of another version counts as absent."""
-    found = {}
+    """Reads {rule: its receipt}; a receipt that is damaged or of another version counts as absent."""
+    receipts = {}
     for path in sorted((root / RECEIPTS).glob("*.json")):
         with suppress(PicollmError):
-            found[path.stem] = read_one(path)
-    return found
+            receipts[path.stem] = read_one(path)
+    return receipts
 
 
 def read_one(path: Path) -> Receipt:
-    """Raises PicollmError where the file is damaged or of another version."""
+    """Reads one receipt. Raises PicollmError if the file is damaged or of another version."""
     try:
         receipt = Receipt(**json.loads(path.read_text(encoding="utf-8")))
         tables = (receipt.params, receipt.inputs, receipt.outputs, receipt.machine)
@@ -131,13 +131,13 @@ def read_one(path: Path) -> Receipt:
 
 
 def surroundings() -> dict[str, str]:
-    """Where the job ran, and with which of picollm's packages."""
+    """Returns the platform, the number of cores, and the versions of Python and of picollm's packages."""
     try:
         names = [re.split(r"[^\w.-]", requirement)[0] for requirement in metadata.requires("picollm") or []]
-    except metadata.PackageNotFoundError:  # not installed, only on the path
+    except metadata.PackageNotFoundError:  # only on the path, not installed
         names = []
-    found = {"platform": platform.platform(), "cores": str(os.cpu_count()), "Python": platform.python_version()}
+    versions = {"platform": platform.platform(), "cores": str(os.cpu_count()), "Python": platform.python_version()}
     for name in sorted(set(names)):
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions

@@ -1,4 +1,4 @@
-"""The repository as git and DVC know it, and DVC's cache: files named after their md5, a list of files per folder."""
+"""Access to git, to DVC and to DVC's cache, whose files are named after their md5, with a list of files per folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METADATA = Path(".snakemake/metadata")
 
 
 def git(root: Path, *arguments: str) -> bytes:
-    """Standard output of a git command. Raises PicollmError, with git's last line, where it fails."""
+    """Returns the standard output of a git command. Raises PicollmError, with git's last line, if it fails."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True)
     except FileNotFoundError:
@@ -37,11 +37,11 @@ def git(root: Path, *arguments: str) -> bytes:
 
 @contextmanager
 def dvc_repo(root: Path) -> Iterator[Repo]:
-    """DVC's view of the repository. Inside, `root` is the working folder: DVC names stages relative to it.
+    """Opens DVC's view of the repository. In the block, `root` is the working folder: DVC names stages relative to it.
 
     Raises PicollmError for every DvcException of the block.
     """
-    from dvc.exceptions import DvcException  # half a second, which not every command needs
+    from dvc.exceptions import DvcException  # the import takes half a second, and not every command needs it
     from dvc.repo import Repo
     from scmrepo.exceptions import SCMError
 
@@ -56,39 +56,39 @@ def dvc_repo(root: Path) -> Iterator[Repo]:
 
 @cache
 def cache_folder(root: Path) -> Path:
-    """DVC's local cache, wherever its configuration puts it."""
+    """Returns the folder of DVC's local cache, as DVC's configuration sets it."""
     with dvc_repo(root) as repo:
         return Path(repo.cache.local.path)
 
 
 def is_metric(path: str) -> bool:
-    """Whether git keeps the output and DVC does not."""
+    """Returns True if git, and not DVC, stores the output."""
     return path.startswith("reports/metrics/")
 
 
 def object_path(cache: Path, oid: str) -> Path:
-    """Where the object lies below DVC's cache folder (`.../files/md5`)."""
+    """Returns an object's path in DVC's cache folder (`.../files/md5`)."""
     return cache / oid[:2] / oid[2:]
 
 
 def locked_files(cache: Path, out: dict) -> dict[str, str]:
-    """The files of one `outs` entry of dvc.lock, {path: md5}; the list of a folder is an object of the cache itself.
+    """Returns the files of one `outs` entry of dvc.lock, {path: md5}; a folder's list is itself an object of the cache.
 
-    Raises PicollmError where that list is missing or damaged.
+    Raises PicollmError if that list is missing or damaged.
     """
     path, oid = out["path"], out["md5"]
     if not oid.endswith(".dir"):
         return {path: oid}
     listing = object_path(cache, oid)
     if not listing.exists():
-        raise PicollmError(f"DVC's cache has no list of the files of {path}: `dvc pull` may bring it")
+        raise PicollmError(f"DVC's cache has no list of the files of {path}: `dvc pull` may fetch it")
     if md5(listing) != oid.removesuffix(".dir"):
         raise PicollmError(f"DVC's list of the files of {path} is damaged ({listing}): `picollm verify --fix`")
     return {f"{path}/{entry['relpath']}": entry["md5"] for entry in json.loads(listing.read_bytes())}
 
 
 def known_to_snakemake(root: Path, output: str) -> bool:
-    """Whether Snakemake has a record of a run that made the output: without one it would notice no edit."""
+    """Returns True if Snakemake has a record of a run that made the output: without one it notices no edit."""
     name = base64.urlsafe_b64encode(output.encode()).decode()
     try:
         return "params" in json.loads((root / METADATA / name).read_text())

@@ -1,11 +1,10 @@
-"""What each rule asks of a scheduler, from the config's sizes: threads, memory, time, disk, GPUs.
+"""Computes the resources of each rule from the config's sizes: threads, memory, time, disk, GPUs.
 
     resources: **needs("pretrain")
 
-One machine gives no rule less than all of itself, so there none of this counts but what `--resources` limits. A cluster
-places jobs by it, and ends those that take more; a job that failed is given its memory and its time once more for each
-attempt. Numbers are upper ends: twice what was measured or counted (docs/scaling.md), never below the floors. A
-profile's `set-resources` has the last word.
+On one machine they have no effect, except for those that `--resources` limits. A cluster schedules jobs by them and
+ends jobs that take more; the n-th attempt of a failed job gets n times its memory and time. Numbers are upper bounds:
+twice what was measured or counted (docs/scaling.md), never below a minimum. A profile's `set-resources` overrides them.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from picollm.pipeline.estimate import SECONDS, VOCABULARY, work
 Config = Mapping[str, Mapping[str, Any]]
 MARGIN = 2
 LEAST_MINUTES, LEAST_MB = 10, 1000
-SLOWER = 4  # a core of a cluster's node, or a node that others use too, against the one of SECONDS
-GPU_SPEEDUP = 20  # of training, at least, against the two cores of SECONDS
-BYTES_PER_TOKEN = 4.4  # of English in GPT-2's tokens: 4.3 in the sample, 4.6 in WikiText-103
-# Bytes of the corpora that no file here tells; the grammar's is a guess.
+SLOWER = 4  # factor by which a core of a cluster's node, which others may use too, is slower than the cores of SECONDS
+GPU_SPEEDUP = 20  # minimum for training, relative to the two cores of SECONDS
+BYTES_PER_TOKEN = 4.4  # English in GPT-2's tokens: 4.3 in the sample, 4.6 in WikiText-103
+# Bytes of the corpora that have no local file; the grammar's is a guess.
 CORPUS_BYTES = {"enwiki-sample": 3.2e6, "wikitext-103": 540e6, "grammar": 20e6}
-# Peak resident MB of a rule's processes in the smoke and the shipped configuration, whatever the size of the text:
-# mostly the libraries.
+# Peak resident MB of a rule's processes in the smoke and the shipped configuration, independent of the size of the
+# text: mostly the libraries.
 BASE_MB = {
     "prepare_corpus": 600, "tokenize_pack": 900, "pretrain": 1000, "extract_attention": 700, "classify_heads": 900,
     "cluster_heads": 700, "score_mechanisms": 1000, "ablate_heads": 1200, "probe_heads": 900, "full_study": 1500,
     "state_findings": 400, "trt_compile": 2500, "trt_benchmark": 2000, "nsys_capture": 1500, "draw_figures": 700,
     "final_report": 500, "train_variant": 1000, "compare_seeds": 700, "sweep": 400,
 }  # fmt: skip
-# A share of a rule's work asks for what the rule would.
+# A rule that does a part of another rule's work requests the same resources.
 SHARE_OF = {
     "tokenize_slice": "tokenize_pack", "extract_category": "extract_attention", "ablate_slice": "ablate_heads"
 }  # fmt: skip
@@ -48,11 +47,11 @@ PER_CORPUS = ("prepare_corpus", "tokenize_pack")
 
 @dataclass(frozen=True)
 class Size:
-    """What of the config decides how much a rule needs."""
+    """The sizes that decide how much a rule needs."""
 
     corpus: float  # bytes of text
     parameters: float
-    activations: float  # bytes of one process's part of a training step
+    activations: float  # bytes for one process's part of a training step
     work: Mapping[str, float | None]  # relative to the shipped configuration
 
     @property
@@ -61,7 +60,7 @@ class Size:
 
 
 def size_of(config: Config, corpus_files: Sequence[str] = ()) -> Size:
-    """Of the text by its files, where it has some here."""
+    """Computes the sizes from the config; the size of a local text is that of its files."""
     corpus, model, recipe = config["corpus"], config["model"], config["pretrain"]
     text = sum(map(os.path.getsize, corpus_files)) if corpus["source"] == "local" else CORPUS_BYTES[corpus["source"]]
     text *= corpus["fraction"]
@@ -69,7 +68,7 @@ def size_of(config: Config, corpus_files: Sequence[str] = ()) -> Size:
     blocks = model["n_layers"] * width * (4 * width + 3 * model["d_ff"])
     head = recipe["head_common"] + recipe["head_sampled"] if recipe["head_sampled"] else VOCABULARY
     rows = ceil(recipe["batch_rows"] / recipe["processes"] / recipe["accumulate"])
-    # Of a token a block keeps about 16 times its width and 4 times d_ff in float32, the head its logits three times.
+    # Per token, a block keeps about 16 times its width and 4 times d_ff in float32, the head three times its logits.
     kept = model["n_layers"] * (16 * width + 4 * model["d_ff"]) * 4 + head * 12
     return Size(
         corpus=text,
@@ -80,7 +79,7 @@ def size_of(config: Config, corpus_files: Sequence[str] = ()) -> Size:
 
 
 def threads_of(rule: str, config: Config) -> int:
-    """CPUs, on a cluster: training's processes have `compute.threads` each."""
+    """Returns the CPUs of a rule on a cluster: each training process has `compute.threads`."""
     rule = SHARE_OF.get(rule, rule)
     if rule in ONE_THREAD:
         return 1
@@ -89,11 +88,11 @@ def threads_of(rule: str, config: Config) -> int:
 
 
 def memory_mb(rule: str, config: Config, size: Size) -> int:
-    """A rule that streams holds a few row groups and a shard, whatever the size of the text."""
+    """Returns the memory of a rule. A streaming rule holds a few row groups and a shard, for any size of the text."""
     needed = BASE_MB[rule] * 1e6
     if rule in PER_CORPUS:
         needed += threads_of(rule, config) * 300e6
-    elif rule == "pretrain":  # weights, gradients, two states of the optimizer, the best weights, their copies
+    elif rule == "pretrain":  # weights, gradients, two optimizer states, the best weights, and copies of these
         needed = config["pretrain"]["processes"] * (needed + 24 * size.parameters + size.activations)
     elif rule in RUNS_THE_MODEL:
         needed += 12 * size.parameters + size.activations
@@ -101,7 +100,7 @@ def memory_mb(rule: str, config: Config, size: Size) -> int:
 
 
 def minutes(rule: str, config: Config, size: Size) -> int:
-    """From the seconds that were measured of the shipped configuration (picollm.pipeline.estimate)."""
+    """Scales the seconds that the shipped configuration took (picollm.pipeline.estimate) to this configuration."""
     likewise = "pretrain" if rule == "train_variant" else rule
     fixed, plain, products = SECONDS.get(likewise, (0, 600, 0))
     if rule in PER_CORPUS:
@@ -113,7 +112,7 @@ def minutes(rule: str, config: Config, size: Size) -> int:
 
 
 def disk_mb(rule: str, size: Size) -> int:
-    """What a rule writes: the text as parquet, two bytes a token, the checkpoints beside the model."""
+    """Returns the disk space of a rule's output: text as parquet, two bytes per token, model and checkpoints."""
     written = {
         "prepare_corpus": size.corpus,
         "tokenize_pack": 2 * size.tokens,
@@ -123,7 +122,7 @@ def disk_mb(rule: str, size: Size) -> int:
 
 
 def more_each_time(amount: int) -> Callable:
-    """What a failed job needed more of is not always known: it gets more of both."""
+    """Multiplies by the attempt: it is not always known what a failed job needed more of, so it gets more of both."""
 
     def attempted(wildcards: Any, attempt: int) -> int:
         return amount * attempt
@@ -132,7 +131,7 @@ def more_each_time(amount: int) -> Callable:
 
 
 def resources(rule: str, config: Config, size: Size) -> dict[str, Any]:
-    """Snakemake's `resources` of a rule; `runtime` is in minutes. A GPU is asked for where compute.device is cuda."""
+    """Returns Snakemake's `resources` of a rule; `runtime` is in minutes. Requests GPUs if compute.device is cuda."""
     rule, gpus = SHARE_OF.get(rule, rule), 0
     if config["compute"]["device"] == "cuda" and rule in RUNS_THE_MODEL:
         gpus = config["pretrain"]["processes"] if rule == "pretrain" else 1

@@ -1,8 +1,9 @@
-"""The seal: has anything moved since both tools last agreed? Milliseconds, so that a run starts at once.
+"""The seal: detects in milliseconds if anything changed since both tools last agreed, so that a run starts at once.
 
-Like git's index it looks at sizes and time stamps: of every output, of inputs that people write, of both tools' records
-and of the objects that DVC's cache must have. Code and config.yaml are not in it: both tools look at their content.
-`guard` in rules/common.smk asks at the start of a run; where the seal is broken picollm.pipeline.sync takes over.
+Like git's index it compares sizes and time stamps: of every output, of inputs that no rule writes, of both tools'
+records, and the existence of the objects that DVC's cache must have. Code and config.yaml are not included: both tools
+check their content. `guard` in rules/common.smk checks the seal at the start of a run; if it is broken,
+picollm.pipeline.sync runs.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ RECORDS = ["dvc.yaml", "dvc.lock", str(METADATA), ".snakemake/incomplete", str(R
 
 
 def digest(root: Path, watched: Iterable[str], objects: Iterable[str]) -> str:
-    """Of names, sizes and time stamps of the files in `watched`, and of which `objects` exist.
+    """Hashes names, sizes and time stamps of the files in `watched`, and which `objects` exist.
 
-    dvc.yaml and dvc.lock count by content, because git rewrites them on the way to a branch and back.
+    dvc.yaml and dvc.lock are hashed by content, because git rewrites them when it switches to a branch and back.
     """
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for top in watched:
         if top in ("dvc.yaml", "dvc.lock"):
             data = (root / top).read_bytes() if (root / top).exists() else b""
-            found.update(f"{top} {hashlib.sha256(data).hexdigest()}\n".encode())
+            hasher.update(f"{top} {hashlib.sha256(data).hexdigest()}\n".encode())
             continue
         start = os.path.join(root, top)
         files = (
@@ -39,14 +40,14 @@ def digest(root: Path, watched: Iterable[str], objects: Iterable[str]) -> str:
         )
         for file in sorted(files):
             status = os.lstat(file)
-            found.update(f"{file.removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}\n".encode())
+            hasher.update(f"{file.removeprefix(str(root))} {status.st_size} {status.st_mtime_ns}\n".encode())
     for path in objects:
-        found.update(f"{path} {os.path.exists(os.path.join(root, path))}\n".encode())
-    return found.hexdigest()
+        hasher.update(f"{path} {os.path.exists(os.path.join(root, path))}\n".encode())
+    return hasher.hexdigest()
 
 
 def intact(root: Path, outs: list[str]) -> bool:
-    """Whether nothing moved since the seal, or there is nothing yet that would need one."""
+    """Returns True if nothing changed since the seal, or if no output exists yet."""
     try:
         seal = json.loads((root / SEAL).read_text())
         return seal["digest"] == digest(root, seal["watched"], seal["objects"])

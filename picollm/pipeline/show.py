@@ -1,4 +1,4 @@
-"""`picollm show PATH`: where a file comes from, out of dvc.lock, the receipt of its run and the file itself."""
+"""`picollm show PATH`: describes a file's origin, from dvc.lock, the receipt of its run and the file itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from picollm.pipeline.repository import cache_folder, dvc_repo, locked_files
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
+    """Turns {"a": {"b": 1}} into {"a.b": 1}; lists are kept as values."""
     if not isinstance(value, dict):
         return {prefix: value}
     below = {f"{prefix}.{name}" if prefix else str(name): item for name, item in value.items()}
@@ -28,7 +28,7 @@ def flatten(value: object, prefix: str = "") -> dict[str, object]:
 
 
 def configured(entry: dict) -> dict[str, object]:
-    """The parameters of a stage's entry in dvc.lock, dotted."""
+    """Returns the parameters of a stage's entry in dvc.lock, with dotted keys."""
     return flatten(entry.get("params", {}).get("config.yaml", {}))
 
 
@@ -40,7 +40,7 @@ def columns(rows: Iterable[list[str]]) -> list[str]:
 
 @dataclass
 class Artefact:
-    """A file or folder that a rule writes: `path`, which is the rule's output `out` or lies inside it."""
+    """A file or folder that a rule writes: `path` is the rule's output `out` or inside it."""
 
     root: Path
     graph: Graph
@@ -54,22 +54,22 @@ class Artefact:
 
     @property
     def entry(self) -> dict:
-        """The rule's in dvc.lock; empty where no run is recorded."""
+        """The rule's entry in dvc.lock; empty if no run is recorded."""
         return self.lock.get(self.rule, {})
 
     def recorded(self) -> dict[str, str]:
-        """{file: md5} of the output, as dvc.lock has it. Raises PicollmError where its list is missing or damaged."""
+        """Returns {file: md5} of the output from dvc.lock. Raises PicollmError if its list is missing or damaged."""
         row = next((row for row in self.entry.get("outs", []) if row["path"] == self.out), None)
         if row is None:
             return {}
         return locked_files(cache_folder(self.root) if row["md5"].endswith(".dir") else Path(), row)
 
     def state(self) -> str:
-        """Whether what lies there is what dvc.lock records; everything is hashed."""
+        """Says if the files on disk are those that dvc.lock records; hashes everything."""
         try:
             recorded = self.recorded()
         except PicollmError as error:
-            return f"not known: {error}"
+            return f"unknown: {error}"
         files = {path: oid for path, oid in recorded.items() if f"{path}/".startswith(f"{self.path}/")}
         present = self.files()
         if not files and not present and self.path != self.out:
@@ -86,7 +86,7 @@ class Artefact:
         return files_of(self.root, self.path)
 
     def run(self) -> dict[str, str]:
-        """Where and how long: from the receipt of the run that wrote these bytes here, or from a report's own words."""
+        """Returns the machine and time, from the receipt of the run that wrote these bytes, or from a report."""
         receipt, files = receipts.read(self.root).get(self.rule), self.files()
         if receipt and files and not differing(self.root, {f: receipt.outputs.get(f, "") for f in files}):
             machine = dict(receipt.machine)
@@ -103,10 +103,10 @@ class Artefact:
         return {"ran on": "not recorded here"}
 
     def code(self) -> dict[str, str]:
-        """The fingerprint of the present code, and whether the recorded run had the same files."""
+        """Returns the fingerprint of the current code, and how it differs from the code of the recorded run."""
         fingerprint = rule_fingerprint(self.rule, self.root)
         if fingerprint is None:
-            return {"code": "not known: a file of it can't be read"}
+            return {"code": "unknown: one of its files can't be read"}
         files = {path.as_posix() for path in rule_code(self.rule, self.root)}
         ran = {dep["path"]: dep["md5"] for dep in self.entry.get("deps", []) if dep["path"].endswith(".py")}
         changed = ", ".join(sorted({*differing(self.root, ran), *(files ^ ran.keys())}))
@@ -136,7 +136,7 @@ class Artefact:
 
 
 def source(root: Path, graph: Graph, lock: Mapping[str, dict], name: str) -> str:
-    """The rules that read a file which no rule writes, and whether they have something to do, as DVC says."""
+    """Lists the rules that read a file which no rule writes, and whether it was edited since their recorded runs."""
     with dvc_repo(root) as repo:
         changed = changes(repo.status(), graph)
     rows = []
@@ -164,7 +164,7 @@ def unknown(graph: Graph, path: str, more: Iterable[str]) -> PicollmError:
 
 
 def relative(root: Path, path: str) -> str:
-    """The path below the repository. No link is followed: DVC may link a file into its cache."""
+    """Returns the path relative to the repository. Links are not followed: DVC may link a file into its cache."""
     full = Path(os.path.normpath(root.absolute() / path))
     for base in (root.absolute(), root.resolve()):
         if full.is_relative_to(base):
@@ -173,19 +173,19 @@ def relative(root: Path, path: str) -> str:
 
 
 def show(root: Path, path: str) -> str:
-    """Where a file or folder of the repository comes from, as lines of text; `path` is absolute or relative to `root`.
+    """Describes the origin of a file or folder, as lines of text; `path` is absolute or relative to `root`.
 
-    Raises PicollmError where no rule writes or reads it.
+    Raises PicollmError if no rule writes or reads it.
     """
     if not (root / "dvc.yaml").is_file():
-        raise PicollmError(f"{root} holds no dvc.yaml: go to the repository's root, or run `picollm dvc-yaml`")
+        raise PicollmError(f"{root} has no dvc.yaml: go to the repository's root, or run `picollm dvc-yaml`")
     graph, lock, name = Graph(root), read_lock(root), relative(root, path)
     out = next((out for out in graph.maker if f"{name}/".startswith(f"{out}/")), None)
     if out:
         return Artefact(root, graph, lock, name, out).text()
     below = [Artefact(root, graph, lock, out, out) for out in graph.maker if out.startswith(f"{name}/") or name == "."]
     if below:
-        return "\n".join([name, *columns([found.path, found.rule, found.state()] for found in below)])
+        return "\n".join([name, *columns([artefact.path, artefact.rule, artefact.state()] for artefact in below)])
     if (root / name).is_file() or any(name in deps for deps in graph.deps.values()):
         return source(root, graph, lock, name)
     raise unknown(graph, name, [])

@@ -1,7 +1,7 @@
-"""What Slurm says of a job that failed, as one line with the knob that helps.
+"""Explains why Slurm refused or ended a job, in one line that names the setting to change.
 
-It stands in sbatch's answer, which is the failure's message, in the state that the plugin names in it, or in the job's
-log, into which Slurm writes why it ended a job.
+The reason is in sbatch's answer, which is the failure's message, in the job state that the plugin adds to it, or in the
+job's log, where Slurm writes why it ended a job.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 
 PROFILE = "profiles/slurm/profile.yaml"
 SET = "under set-resources in " + PROFILE
-# What Slurm's own words hold, and ours for it; the first that is found counts.
+# {part of Slurm's message: our message}; the first match counts.
 REFUSED = {
     "Invalid partition name": f"no such partition: `sinfo` lists them; slurm_partition {SET}",
     "Invalid generic resource": f"no such GPU here: `sinfo -o %G` lists them; gpu_model, gpu or gres {SET}",
     "Memory specification": f"more memory than any node has (`sinfo -o %m`, in MB): lower mem_mb {SET}",
-    "node configuration is not available": "no node has so many CPUs, GPUs and so much memory together: `sinfo -Nel`; "
+    "node configuration is not available": "no node has that many CPUs and GPUs and that much memory: `sinfo -Nel`; "
     f"lower compute.threads or pretrain.processes in config.yaml, or {SET}",
     "Invalid account": f"no such account: `sacctmgr show user -s` lists yours; slurm_account {SET}",
     "Requested time limit is invalid": f"longer than the partition allows (`sinfo -o '%P %l'`): runtime {SET}",
@@ -28,19 +28,19 @@ ENDED = {
     "oom-kill": f"took more than its memory: raise mem_mb {SET}",
     "OUT_OF_MEMORY": f"took more than its memory: raise mem_mb {SET}",
     "xceeded job memory limit": f"took more than its memory: raise mem_mb {SET}",
-    "DUE TO NODE FAILURE": "its node was lost; the same command goes on",
-    "NODE_FAIL": "its node was lost; the same command goes on",
-    "DUE TO PREEMPTION": "gave way to another job; the same command goes on",
-    "CANCELLED": "was cancelled; the same command goes on",
+    "DUE TO NODE FAILURE": "its node was lost; the same command resumes it",
+    "NODE_FAIL": "its node was lost; the same command resumes it",
+    "DUE TO PREEMPTION": "gave way to another job; the same command resumes it",
+    "CANCELLED": "was cancelled; the same command resumes it",
 }
-LAST_BYTES = 4000  # of a log
+LAST_BYTES = 4000  # of a log that are searched
 
 
 def words(message: str | None, logs: Iterable[str]) -> str | None:
-    """Why the job failed, by the executor's message and the job's logs; None where Slurm did not end it."""
+    """Returns why the job failed, from the executor's message and the job's logs; None if Slurm did not end it."""
     message = message or ""
-    if said := first_of(REFUSED, message):
-        return f"Slurm refused the job: {said}"
+    if reason := first_of(REFUSED, message):
+        return f"Slurm refused the job: {reason}"
     if "sbatch failed" in message:
         return f"Slurm refused the job: {message.partition(chr(39))[2].partition(chr(39))[0]}"
     texts = [Path(log).read_bytes()[-LAST_BYTES:].decode(errors="replace") for log in logs if Path(log).is_file()]

@@ -1,11 +1,11 @@
-"""Bring the data, dvc.lock and Snakemake's records to one state: `picollm track` and `picollm sync`.
+"""Brings the data, dvc.lock and Snakemake's records to one state: `picollm track` and `picollm sync`.
 
-DVC is the judge: what `dvc status` calls unchanged is current, and everything below what it calls changed is stale.
-Before it is asked it is told of runs that it has not seen, which receipts prove. Then Snakemake is told the verdict.
+DVC decides: what `dvc status` calls unchanged is current, and what it calls changed is stale, with everything that
+depends on it. Before that, runs that DVC has not seen and receipts prove are recorded; Snakemake's records follow last.
 
-    record      a receipt matches what lies here, and dvc.lock does not say so     -> dvc commit
+    record      a receipt matches the files, but dvc.lock has no such run          -> dvc commit
     restore     only files differ from dvc.lock, and DVC's cache has them          -> dvc checkout
-    set aside   stale, and Snakemake can't see it                                  -> moved to aside/TIME/
+    set aside   stale, and Snakemake does not notice                               -> moved to aside/TIME/
     touch       everything else                                                    -> snakemake --touch
 """
 
@@ -57,17 +57,17 @@ class State:
         self.look()
 
     def look(self) -> None:
-        self.lock = read_lock(self.root)  # damage is said in our words, before DVC says it in its own
+        self.lock = read_lock(self.root)  # first, so that damage is reported by our message, not by DVC's
         self.changed: dict[str, Change] = changes(self.repo.status(), self.graph)
         self.proven = cache(self._proven)
 
     def _proven(self, stage: str) -> bool:
-        """Whether the stage's receipt matches what lies here."""
+        """Returns True if the stage's receipt matches the current files."""
         receipt = self.receipts.get(stage)
         return receipt is not None and receipt.matches(self.root, self.config) and self.same_sources(stage)
 
     def same_sources(self, stage: str) -> bool:
-        """Whether the run had all inputs that people write now, and no other: a corpus may have a new file."""
+        """Returns True if the run had exactly the current inputs that no stage writes: a corpus may have a new file."""
         made = {file for file in self.receipts[stage].inputs if self.made(file)}
         now = {file for path in self.graph.sources(stage) for file in self.source_files(path)}
         return self.receipts[stage].inputs.keys() - made == now
@@ -79,20 +79,20 @@ class State:
         return corpus_files(self.config["corpus"]) if (self.root / path).is_dir() else [path]
 
     def newer_than_lock(self, stage: str) -> bool:
-        """Whether the stage ran since its entry in dvc.lock was written or checked out."""
+        """Returns True if the stage ran after its entry in dvc.lock was written or checked out."""
         return self.receipts[stage].locked == receipts.lock_entry(self.root, stage)
 
     def target(self, out: str) -> str:
-        """Snakemake's name of an output."""
+        """Returns Snakemake's name for an output."""
         return f"{out}/manifest.json" if (self.root / out).is_dir() else out
 
     def known(self, stage: str) -> bool:
-        """Whether Snakemake has records of these outputs, so that it would notice an edit of what they depend on."""
+        """Returns True if Snakemake has records of these outputs, so that it notices edits of what they depend on."""
         return all(known_to_snakemake(self.root, self.target(out)) for out in self.graph.outs[stage])
 
 
 def opened(root: Path, action: Callable[[State], list[str]]) -> list[str]:
-    """Run an action on the repository's state; errors become one line."""
+    """Runs an action on the repository's state. Raises PicollmError for an OSError."""
     try:
         with dvc_repo(root) as repo:
             return action(State(root, repo))
@@ -100,14 +100,14 @@ def opened(root: Path, action: Callable[[State], list[str]]) -> list[str]:
         raise PicollmError(f"{error}: fix that and run `picollm sync`; no file was changed halfway") from None
 
 
-# --- DVC is told of runs
+# --- Runs are recorded in DVC
 
 
 def record(state: State) -> list[str]:
-    """Commit to DVC the changed stages that a receipt proves; their names.
+    """Commits to DVC the changed stages that a receipt proves; returns their names.
 
-    Where nothing but files differs, a run that is older than its entry in dvc.lock gives way to that entry, if the
-    cache has its files: git brought it here, or somebody edited the files and took the edit back.
+    If only files differ, an entry in dvc.lock takes precedence over an older run, provided that the cache has its
+    files: git brought the entry here, or somebody edited the files and reverted the edit.
     """
     back, ready = restorable(state), []
     for stage, change in state.changed.items():
@@ -121,25 +121,25 @@ def record(state: State) -> list[str]:
 
 
 def stages_of(state: State) -> list[PipelineStage]:
-    """DVC's own objects; all are of dvc.yaml."""
+    """Returns DVC's own stage objects; all come from dvc.yaml."""
     return cast("list[PipelineStage]", list(state.repo.index.stages))
 
 
 def only_uncached(state: State, stage: str, change: Change) -> bool:
-    """Whether all that is wrong is that the cache lost objects of files that still are what dvc.lock names."""
+    """Returns True if the only problem is that the cache lost objects of files that still match dvc.lock."""
     if not change.only_outputs or set(change.outs.values()) != {"not in cache"}:
         return False
     locked = {out["path"]: out["md5"] for out in state.lock[stage]["outs"]}
-    outs = next(found for found in stages_of(state) if found.name == stage).outs
+    outs = next(candidate for candidate in stages_of(state) if candidate.name == stage).outs
     if not all(out.exists for out in outs):
         return False
     for out in outs:
-        out.save()  # hashes the file, in memory: DVC's status does not look whether an uncached file was edited
+        out.save()  # hashes the file, in memory: DVC's status does not check if an uncached file was edited
     return all(out.hash_info.value == locked[out.def_path] for out in outs)
 
 
 def commit(state: State, stages: list[str]) -> None:
-    """`dvc commit -f --no-relink STAGE ...`, in one go: by name DVC would read and write dvc.lock for each."""
+    """Does `dvc commit -f --no-relink STAGE ...` at once: by name DVC would read and write dvc.lock for each stage."""
     if not stages:
         return
     with lock_repo(state.repo):
@@ -151,13 +151,13 @@ def commit(state: State, stages: list[str]) -> None:
     state.look()
 
 
-# --- Files that dvc.lock names
+# --- Files are restored from DVC's cache
 
 
 def restorable(state: State) -> list[str]:
-    """The stages of which only files differ, with all that dvc.lock names at hand, and nothing stale above."""
-    sound: set[str] = set()  # once the found ones are restored
-    found: list[str] = []
+    """Returns the stages that differ only in files, whose files in dvc.lock are all available, with no stale inputs."""
+    sound: set[str] = set()  # stages that are correct once those in `stages` are restored
+    stages: list[str] = []
     for stage, change in state.changed.items():
         if stage not in state.lock or change.edited or not state.graph.upstream(stage) & state.changed.keys() <= sound:
             continue
@@ -169,9 +169,9 @@ def restorable(state: State) -> list[str]:
             wrong = differing(state.root, files)
             if not all(object_path(state.cache, files[path]).exists() for path in wrong):
                 continue
-            found.append(stage)
+            stages.append(stage)
         sound.add(stage)
-    return found
+    return stages
 
 
 def files_in_lock(state: State, stage: str) -> dict[str, str]:
@@ -180,7 +180,7 @@ def files_in_lock(state: State, stage: str) -> dict[str, str]:
 
 
 def restore(state: State) -> list[str]:
-    """Give these stages the files that dvc.lock names; what the cache does not have is set aside first."""
+    """Restores the files that dvc.lock names; sets aside first what the cache does not have. Returns the stages."""
     stages = restorable(state)
     if not stages:
         return []
@@ -191,13 +191,13 @@ def restore(state: State) -> list[str]:
         set_aside(state.root, [p for p in wrong if not object_path(state.cache, md5(state.root / p)).exists()])
         for path in filter(is_metric, differing(state.root, files)):  # git's, but in the cache too, for DVC's run cache
             write_bytes(state.root / path, object_path(state.cache, files[path]).read_bytes())
-    # Not repo.checkout(stages): for each target that reads dvc.lock anew, half a second each.
+    # Not repo.checkout(stages): it reads dvc.lock again for each target, half a second each.
     with lock_repo(state.repo):
         for stage in stages_of(state):
             if stage.name in stages:
                 stage.checkout(force=True)
     damaged = [path for files in wanted.values() for path in differing(state.root, files)]
-    if damaged:  # DVC hands out damaged objects of its cache without a look
+    if damaged:  # DVC checks out damaged objects of its cache without a check
         set_aside(state.root, [path for path in damaged if (state.root / path).exists()])
         raise PicollmError(f"DVC's cache holds damaged bytes for {', '.join(damaged)}: run `picollm verify --fix`")
     state.look()
@@ -209,7 +209,7 @@ def present_files(state: State, stage: str) -> list[str]:
 
 
 def set_aside(root: Path, files: list[str]) -> None:
-    """Move files to aside/TIME/, where they stay until somebody deletes them."""
+    """Moves files to aside/TIME/, where they stay until somebody deletes them."""
     if not files:
         return
     folder = root / "aside" / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
@@ -221,11 +221,11 @@ def set_aside(root: Path, files: list[str]) -> None:
     say(f"moved to {folder.relative_to(root)}, as neither dvc.lock nor a finished run accounts for them: {names}")
 
 
-# --- Snakemake is told the verdict
+# --- Snakemake's records are updated
 
 
 def touch(state: State) -> None:
-    """Snakemake records every unchanged stage as made from what lies here now."""
+    """Makes Snakemake record every unchanged stage as made from the current files."""
     stages = [stage for stage in state.graph.stages if stage not in state.changed]
     rules = [rule for stage in stages for rule in state.graph.rules(stage)]
     if stages:
@@ -234,26 +234,26 @@ def touch(state: State) -> None:
 
 
 def tell_snakemake(state: State, restored: bool) -> list[str]:
-    """Touch what it does not know to be current, and set aside what it does not see to be stale; what was touched.
+    """Touches what Snakemake does not know to be current, and sets aside what it does not know to be stale.
 
-    Where files were `restored` it knows nothing of them, and need not be asked.
+    If files were `restored`, Snakemake knows nothing about them and need not be asked. Returns the touched stages.
     """
     unchanged = [stage for stage in state.graph.stages if stage not in state.changed]
-    told = unchanged if restored else [stage for stage in unchanged if not state.known(stage)]
-    runs = set() if told else planned(state.root)
-    told = told or [stage for stage in unchanged if stage in runs]
-    if told:
+    touched = unchanged if restored else [stage for stage in unchanged if not state.known(stage)]
+    runs = set() if touched else planned(state.root)
+    touched = touched or [stage for stage in unchanged if stage in runs]
+    if touched:
         touch(state)
         runs = planned(state.root) if state.changed else set()
     unseen = state.graph.downstream(state.changed) - runs
-    hidden = state.graph.downstream(unseen)  # Snakemake makes no missing file that nothing to be made needs
+    hidden = state.graph.downstream(unseen)  # Snakemake does not make a missing file that no rule to be run needs
     stages = [stage for stage in state.graph.stages if stage in hidden]
     set_aside(state.root, [file for stage in stages for file in present_files(state, stage)])
-    return told
+    return touched
 
 
 def seal_if_settled(state: State) -> None:
-    """Not where files are other than dvc.lock says: an edit taken back may prove them, and the cache may have them."""
+    """Writes the seal, unless files differ from dvc.lock: reverting an edit may prove them, or the cache has them."""
     unsettled = any(
         change.outs and (stage in state.lock or present_files(state, stage)) for stage, change in state.changed.items()
     )
@@ -267,7 +267,7 @@ def seal_if_settled(state: State) -> None:
 
 
 def track(root: Path) -> list[str]:
-    """After a run: commit to DVC what it finished; the stages' names."""
+    """Commits to DVC, after a run, what it finished; returns the stages' names."""
 
     def action(state: State) -> list[str]:
         recorded = record(state)
@@ -279,7 +279,7 @@ def track(root: Path) -> list[str]:
 
 
 def check(root: Path) -> None:
-    """Change nothing. Raises PicollmError where `sync` has something to do."""
+    """Checks without changes. Raises PicollmError if `sync` has something to do."""
 
     def action(state: State) -> list[str]:
         unknown = [stage for stage in state.graph.stages if stage not in state.changed and not state.known(stage)]
@@ -296,14 +296,14 @@ def check(root: Path) -> None:
 
 
 def sync(root: Path) -> None:
-    """Bring data, dvc.lock and Snakemake's records to one state, and say what was done."""
+    """Brings data, dvc.lock and Snakemake's records to one state, and prints what was done."""
 
     def action(state: State) -> list[str]:
         recorded, restored = record(state), restore(state)
         done = {
-            "told DVC about": recorded + (record(state) if restored else []),
+            "recorded in DVC:": recorded + (record(state) if restored else []),
             "restored from DVC's cache": restored,
-            "told Snakemake about": tell_snakemake(state, bool(restored) or not (root / METADATA).exists()),
+            "updated in Snakemake:": tell_snakemake(state, bool(restored) or not (root / METADATA).exists()),
         }
         if state.changed:
             state.look()

@@ -1,6 +1,6 @@
-"""`picollm verify`: every file that dvc.lock names, in the workspace and in DVC's cache, hashed and compared.
+"""`picollm verify`: hashes every file that dvc.lock names, in the workspace and in DVC's cache, and compares.
 
-DVC does not do this: its state database takes a file of the old size and time stamp for unchanged, and it hands out
+DVC does not do this: its state database regards a file with the old size and time stamp as unchanged, and it checks out
 damaged objects of its cache. `--fix` moves what is wrong to aside/ and then runs `picollm sync`, which restores and
 records; it deletes nothing but Snakemake's stale locks.
 """
@@ -27,11 +27,11 @@ from picollm.pipeline.repository import dvc_repo, git, is_metric, locked_files, 
 FOLDERS = ("data", "reports")
 LOCKS = ".snakemake/locks/*.lock"
 HEADINGS = ("Damage", "Leftovers", "Settings", "Machine")
-THREADS = 4  # hashlib works without the interpreter's lock
+THREADS = 4  # useful because hashlib releases the interpreter's lock
 
 
 def hashed(path: Path) -> str:
-    """The md5 of a file's bytes, or why it can't be read."""
+    """Returns the md5 of a file's bytes, or why it can't be read."""
     try:
         return md5(path)
     except OSError as error:
@@ -40,18 +40,18 @@ def hashed(path: Path) -> str:
 
 @dataclass
 class Audit:
-    """What is wrong (heading, text, remedy: empty where --fix does it), what is worth knowing, and what --fix moves."""
+    """Collects problems (heading, text, remedy; empty if --fix does it), notes, and the files that --fix moves."""
 
     state: sync.State
     problems: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     aside: list[str] = field(default_factory=list)  # files of the workspace
     bad_objects: list[Path] = field(default_factory=list)
-    unrecorded: list[str] = field(default_factory=list)  # stages that ran since dvc.lock was written
+    unrecorded: list[str] = field(default_factory=list)  # stages that ran after dvc.lock was written
 
     def __post_init__(self) -> None:
         self.root, self.graph, self.lock = self.state.root, self.state.graph, self.state.lock
-        self.no_list: dict[str, str] = {}  # {stage: why the files of its folder are not known}
+        self.no_list: dict[str, str] = {}  # {stage: why the files of its folder are unknown}
         self.wanted = {stage: self.files_wanted(stage) for stage in self.graph.stages}
         self.present = {stage: self.present_files(stage) for stage in self.graph.stages}
         self.hash()
@@ -62,7 +62,7 @@ class Audit:
         self.judge_cache()
         self.foreign()
         size = sum((self.root / path).lstat().st_size for path in self.files)
-        self.problems += [("Settings", *found) for found in machine.bad_settings(self.root, self.link_types())]
+        self.problems += [("Settings", *setting) for setting in machine.bad_settings(self.root, self.link_types())]
         self.notes += [("Settings", f"warning: {text}") for text in machine.warnings(self.root, self.state.cache, size)]
         self.notes += [("Machine", text) for text in machine.offers()]
 
@@ -82,18 +82,18 @@ class Audit:
         return [file for file in sync.present_files(self.state, stage) if not file.endswith(".partial")]
 
     def files_wanted(self, stage: str) -> dict[str, str]:
-        """{file: md5} that dvc.lock names, without those of a folder whose list is missing or damaged."""
-        found: dict[str, str] = {}
+        """Returns {file: md5} from dvc.lock, without those of a folder whose list is missing or damaged."""
+        wanted: dict[str, str] = {}
         for out in self.lock.get(stage, {}).get("outs", []):
             if out["path"] in self.graph.maker:
                 try:
-                    found |= locked_files(self.state.cache, out)
+                    wanted |= locked_files(self.state.cache, out)
                 except PicollmError as error:
                     self.no_list[stage] = str(error)
-        return found
+        return wanted
 
     def hash(self) -> None:
-        """`files`: {path: md5} of what is present; `objects`: {path: md5} of the cache's that dvc.lock names."""
+        """Sets `files`, {path: md5} of present files, and `objects`, {path: md5} of dvc.lock's objects in the cache."""
         oids = {out["md5"] for entry in self.lock.values() for out in entry["outs"]}
         oids = oids.union(*(wanted.values() for wanted in self.wanted.values()))
         objects = [path for oid in sorted(oids) if os.path.lexists(path := object_path(self.state.cache, oid))]
@@ -123,14 +123,14 @@ class Audit:
                 self.notes.append(("Leftovers", f"{self.name(path)}: damaged or of another version, not used"))
             else:
                 if path.stem not in self.graph.outs:
-                    self.notes.append(("Leftovers", f"{self.name(path)}: of a rule that is no more, not used"))
+                    self.notes.append(("Leftovers", f"{self.name(path)}: of a rule that no longer exists, not used"))
         kept = files_of(self.root, "aside")
         if kept:
             size = sum((self.root / path).lstat().st_size for path in kept) / 1e6
             self.notes.append(("Leftovers", f"aside/ keeps {len(kept)} files, {size:.1f} MB, until you delete them"))
 
     def judge(self, stage: str) -> None:
-        """A stage's files against dvc.lock."""
+        """Compares a stage's files with dvc.lock."""
         wanted, present = self.wanted[stage], self.present[stage]
         if self.half_written & {self.state.target(out) for out in self.graph.outs[stage]}:
             return
@@ -152,7 +152,7 @@ class Audit:
             self.judge_files(stage, wrong)
 
     def differs(self, stage: str) -> bool:
-        """Whether what dvc.lock says of a stage is not about its present inputs, or contradicts another stage."""
+        """Returns True if a stage's entry in dvc.lock is not for its current inputs, or contradicts another stage."""
         if stage not in self.lock or stage in self.no_list or not self.same_outputs(stage):
             return True
         written = {out["path"]: out["md5"] for entry in self.lock.values() for out in entry["outs"]}
@@ -170,29 +170,29 @@ class Audit:
         wanted = self.wanted[stage]
         for file in wrong:
             self.judge_file(file, wanted[file])
-        if stage in self.no_list:  # the cache's own fault is named with the cache
+        if stage in self.no_list:  # damage of the cache is reported with the cache
             if not self.only_uncached(stage) and "damaged" not in self.no_list[stage]:
                 self.damage(f"{stage}: {self.no_list[stage]}", MEND_LOCK)
             return
         for file in self.present[stage]:
             if file not in wanted and not any(str(parent) in wanted for parent in Path(file).parents):
-                self.damage(f"{file}: foreign, {stage} did not write it")
+                self.damage(f"{file}: foreign, not written by {stage}")
                 self.aside.append(file)
 
     def judge_file(self, file: str, oid: str) -> None:
-        """A file that is missing, or has other bytes than dvc.lock says."""
-        found, folder = self.files.get(file), (self.root / file).is_dir()
-        what = "damaged" if found else "missing" + ", a folder has its name" * folder
-        if found and found.startswith("can't"):
-            what = found
-        if found or folder:
+        """Reports a file that is missing, or has other bytes than dvc.lock says."""
+        actual, folder = self.files.get(file), (self.root / file).is_dir()
+        what = "damaged" if actual else "missing" + ", a folder has its name" * folder
+        if actual and actual.startswith("can't"):
+            what = actual
+        if actual or folder:
             self.aside.append(file)
         bring = f"`git checkout HEAD -- {file}`" if is_metric(file) else "`dvc pull`"
         again = f"{bring}; or `picollm verify --fix`, and `snakemake` makes it again"
         self.damage(f"{file}: {what}", "" if self.sound(oid) else again)
 
     def sound(self, oid: str) -> bool:
-        """Whether the cache has the object, undamaged."""
+        """Returns True if the cache has the object, undamaged."""
         return self.objects.get(object_path(self.state.cache, oid)) == oid.removesuffix(".dir")
 
     def judge_lock(self) -> None:
@@ -201,11 +201,11 @@ class Audit:
         edited = [stage for stage, change in self.state.changed.items() if change.edited and stage in self.lock]
         edited = [stage for stage in edited if stage not in self.unrecorded]
         if edited:
-            text = f"{', '.join(edited)}: parameters, code or inputs were edited since, and the next run makes it again"
+            text = f"{', '.join(edited)}: parameters, code or inputs were edited since, so the next run makes it again"
             self.notes.append(("Leftovers", text))
 
     def judge_cache(self) -> None:
-        """Objects of other projects that share the cache are not ours to judge."""
+        """Checks the objects that dvc.lock names; those of other projects that share the cache are not checked."""
         owners = {oid: file for wanted in self.wanted.values() for file, oid in wanted.items()}
         outs = [out for entry in self.lock.values() for out in entry["outs"]]
         lists = {out["md5"]: out["path"] for out in outs if out["md5"].endswith(".dir")}
@@ -215,28 +215,28 @@ class Audit:
             path = object_path(self.state.cache, oid)
             here = oid in present or (oid in lists and (self.root / lists[oid]).is_dir())
             if path in self.objects and not self.sound(oid):
-                found = self.objects[path]
+                actual = self.objects[path]
                 self.bad_objects.append(path)
                 remedy = "" if here or is_metric(owner) else "`picollm verify --fix` moves it away, then `dvc pull`"
-                what = found if found.startswith("can't") else "damaged"
+                what = actual if actual.startswith("can't") else "damaged"
                 self.damage(f"{self.name(path)}: {what}; it is {owner}", remedy)
             elif path not in self.objects and here and not is_metric(owner):
                 self.damage(f"DVC's cache lacks {owner}")
 
     def foreign(self) -> None:
-        """Files beside the outputs: nothing breaks, but nothing accounts for them either."""
+        """Reports files beside the outputs: they break nothing, but nothing accounts for them either."""
         known = {path for paths in (*self.present.values(), *self.graph.deps.values()) for path in paths}
         known |= git_files(self.root, *FOLDERS) | set(self.aside)
         folders = {".", *FOLDERS} | {str(parent) for path in known for parent in Path(path).parents}
-        found = {file for top in FOLDERS for file in files_of(self.root, top)} - known
-        found = {file for file in found if not any(dep in known for dep in map(str, Path(file).parents))}
-        for path, count in sorted(Counter(topmost(Path(path), folders) for path in found).items()):
+        unknown = {file for top in FOLDERS for file in files_of(self.root, top)} - known
+        unknown = {file for file in unknown if not any(dep in known for dep in map(str, Path(file).parents))}
+        for path, count in sorted(Counter(topmost(Path(path), folders) for path in unknown).items()):
             files = f", {count} files" if count > 1 else ""
             self.damage(f"{path}: foreign, no stage writes or reads it{files}", "move it out of data/ and reports/")
 
 
 def git_files(root: Path, *arguments: str) -> set[str]:
-    """The paths that `git ls-files` names; none where there is no git."""
+    """Returns the paths that `git ls-files` lists; none without git."""
     try:
         lines = os.fsdecode(git(root, "ls-files", "-z", *arguments)).split("\0")
     except PicollmError:
@@ -245,7 +245,7 @@ def git_files(root: Path, *arguments: str) -> set[str]:
 
 
 def decoded(marker: Path) -> str:
-    """The output that one of Snakemake's markers stands for."""
+    """Returns the output that one of Snakemake's markers stands for."""
     try:
         return base64.urlsafe_b64decode(marker.name).decode()
     except (binascii.Error, UnicodeDecodeError):
@@ -253,19 +253,19 @@ def decoded(marker: Path) -> str:
 
 
 def topmost(path: Path, known: Iterable[str]) -> str:
-    """The path, or the highest of its folders that holds nothing known."""
+    """Returns the path, or the topmost of its folders that contains nothing known."""
     return next((f"{parent}/" for parent in reversed(path.parents) if str(parent) not in known), str(path))
 
 
 def verify(root: Path, fix: bool) -> int:
-    """Print what is wrong, what is worth knowing and a verdict: 0 where all is proven, else 1. With `fix` repair first.
+    """Prints problems, notes and a verdict; returns 0 if everything is proven, else 1. With `fix`, repairs first.
 
-    Raises PicollmError where a run is at work, or where dvc.lock, dvc.yaml, config.yaml or a folder can't be used.
+    Raises PicollmError if a run is active, or if dvc.lock, dvc.yaml, config.yaml or a folder can't be used.
     """
     try:
         if fix:
             stale = sorted(root.glob(LOCKS))
-            lock = locks.hold(root)  # noqa: F841  until the verdict
+            lock = locks.hold(root)  # noqa: F841  held until the verdict
             done = [f"{path.relative_to(root)}: removed" for path in stale] + repair(root)
             for line in ["Repaired", *(f"  {line}" for line in done)] if done else []:
                 print(line)
@@ -275,7 +275,7 @@ def verify(root: Path, fix: bool) -> int:
         audit = audited(root)
         seconds = time.monotonic() - start
         if locks.last_run(root) != before:
-            raise PicollmError("a run is at work here, or was meanwhile: verify when it has ended")
+            raise PicollmError("a run is active here, or was in the meantime: verify when it has ended")
     except OSError as error:
         raise PicollmError(str(error)) from None
     show(audit, seconds)
@@ -288,14 +288,14 @@ def audited(root: Path) -> Audit:
 
 
 def repair(root: Path) -> list[str]:
-    """Set aside what is wrong, then sync; what was done, in lines."""
+    """Sets aside what is wrong, then syncs; returns lines that say what was done."""
     audit = audited(root)
     if not any(heading in ("Damage", "Leftovers") for heading, *_ in audit.problems):
         return []
     for path in audit.bad_objects:
         away = root / "aside" / time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime()) / Path("cache", *path.parts[-2:])
         away.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, away)  # the cache may lie on another disk
+        shutil.move(path, away)  # not rename: the cache may be on another disk
     sync.set_aside(root, audit.aside)
     done = [f"{audit.name(path)}: moved to aside/" for path in audit.bad_objects]
     done += [f"{path}: moved to aside/" for path in audit.aside]

@@ -1,4 +1,4 @@
-"""A run's display and estimate, from Snakemake's Workflow (whose own types say that all may be None)."""
+"""Starts a run's display and estimate from Snakemake's Workflow (any of whose attributes may be None by its types)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from picollm.pipeline.estimate import estimate, note, work
 
 
 def display(workflow: Any, root: Path) -> Display | None:
-    """In the place of Snakemake's messages; None where these are asked for, where nothing runs, and in a job."""
+    """Returns the display that replaces Snakemake's messages; None if those are requested, in a dry run or a job."""
     output = workflow.output_settings
     asked = output.verbose or output.debug_dag or output.printshellcmds or output.log_handler_settings
     if asked or Quietness.ALL in (output.quiet or ()) or output.dryrun:
@@ -27,9 +27,9 @@ def display(workflow: Any, root: Path) -> Display | None:
 
 
 def begin(shown: Display, workflow: Any, config: Mapping[str, Mapping], root: Path) -> None:
-    """Show the jobs of this run, and how long they will take; a DVC stage is too short for a calibration.
+    """Shows the jobs of this run and how long they will take; a DVC stage is too short for a calibration.
 
-    Of a cluster's machines, which aren't this one, nothing is known.
+    There is no estimate for a cluster, whose machines are unknown.
     """
     waiting = set(workflow.dag.needrun_jobs())
     jobs = [job for level in workflow.dag.toposorted() for job in level if job in waiting and job.output]
@@ -44,13 +44,13 @@ def begin(shown: Display, workflow: Any, config: Mapping[str, Mapping], root: Pa
 
 
 def on_cluster(workflow: Any) -> bool:
-    """Whether the jobs run elsewhere: such an executor has a number of jobs, this machine's one of cores."""
+    """Returns True if jobs run on other machines: such an executor has a number of jobs, the local one of cores."""
     return workflow.resource_settings.nodes is not None
 
 
 def training_rows(root: Path) -> int | None:
-    """Of the packed tokens, where they are there already."""
+    """Returns the training rows of the packed tokens, or None if they don't exist yet."""
     try:
         return json.loads((root / "data/tokens/manifest.json").read_text())["splits"]["train"]["rows"]
-    except (OSError, ValueError, LookupError, TypeError):  # of another form: no rows are known
+    except (OSError, ValueError, LookupError, TypeError):  # or of another form
         return None

@@ -1,4 +1,4 @@
-"""Pictures of the heads: their classes and what those rest on, their distances and clusters."""
+"""Draws the heads: their classes and the evidence for them, their distances and clusters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def class_pie(labels: dict[str, LabelShare]) -> Figure:
-    """Shares of the labels. `labels`: label -> {count, share, low, high}."""
+    """Draws the shares of the labels. `labels`: {label: {count, share, low, high}}."""
     shown = {label: row for label, row in labels.items() if row["count"]}
     figure, axis = plt.subplots(figsize=scaled(5.6, 3.2))
     wedges, _ = axis.pie(
@@ -52,11 +52,11 @@ def class_pie(labels: dict[str, LabelShare]) -> Figure:
 
 
 def class_grid(heads: list[Head]) -> Figure:
-    """Layers x heads, coloured by label; pale where the label is unstable; the number is its stability."""
+    """Draws layers x heads, coloured by label, pale if the label is unstable; the number is its stability."""
     frame = pd.DataFrame(heads)
     frame["colour"] = [
         list(LABEL_COLOURS).index(head["label"]) + 0.5 * head["unstable"] for head in heads
-    ]  # of a label the full colour, then the pale one
+    ]  # for each label the full colour, then the pale one
     frame["text"] = [f"{LETTERS[head['label']]} {head['stability']:.2f}" for head in heads]
     shades = [shade for colour in LABEL_COLOURS.values() for shade in (colour, sns.light_palette(colour, 3)[1])]
     grid, text = (frame.pivot(index="layer", columns="head", values=column) for column in ("colour", "text"))
@@ -74,8 +74,8 @@ def class_grid(heads: list[Head]) -> Figure:
 
 
 def plane_figure(report: HeadsReport, ablation: AblationReport | None) -> Figure:
-    """Every head by what explains its attention: the offset (positional share) or what the key is (content share); the
-    rest is uniform. The area is what the loss loses without it, where that is known."""
+    """Draws every head by what explains its attention: the offset (positional share) or the key itself (content share);
+    the rest is uniform. The area is the increase of the loss without the head, if known."""
     figure, axis = plt.subplots(figsize=scaled(6.4, 4.8))
     frame = pd.DataFrame(
         {
@@ -105,7 +105,7 @@ def plane_figure(report: HeadsReport, ablation: AblationReport | None) -> Figure
 
 
 def evidence_figure(report: HeadsReport) -> Figure:
-    """What labels rest on: every head's strongest kappa and content share with intervals, among untrained heads.
+    """Draws the evidence for the labels: each head's strongest kappa and content share, with those of untrained heads.
 
     Dashed: the thresholds in force. Dotted: 99th percentiles of the nulls, untrained heads and shuffled rows.
     """
@@ -139,7 +139,7 @@ def evidence_figure(report: HeadsReport) -> Figure:
 
 
 def evidence(statistics: dict[str, Interval]) -> list[tuple[Known, Known]]:
-    """A head's content share and its strongest kappa; nothing where either is undefined."""
+    """Returns a head's content share and its strongest kappa; empty if either is undefined."""
     content = statistics["content"]
     kappas = [statistics[f"kappa_{name}"] for name in ("self", "prev", "local")]
     known = cast("list[Known]", [row for row in kappas if row["low"] is not None])
@@ -149,12 +149,12 @@ def evidence(statistics: dict[str, Interval]) -> list[tuple[Known, Known]]:
 
 
 def reach(rows: Sequence[Known]) -> list[list[float]]:
-    """The arms of error bars: a percentile interval need not hold the value itself."""
+    """Returns the arms of error bars; at least 0, as a percentile interval need not contain the value itself."""
     return [[max(0, row["value"] - row["low"]) for row in rows], [max(0, row["high"] - row["value"]) for row in rows]]
 
 
 def sensitivity_figure(sensitivity: Sensitivity) -> Figure:
-    """Heads by label where one threshold, or the local window, is another than the one in force."""
+    """Draws the number of heads per label with one threshold, or the local window, changed."""
     panels: dict[str, list[tuple[str, list[int]]]] = {}
     for row in sensitivity["thresholds"]:
         panels.setdefault(row["threshold"], []).append((f"{row['value']:.2f}", row["labels"]))
@@ -173,7 +173,7 @@ def sensitivity_figure(sensitivity: Sensitivity) -> Figure:
 
 
 def map_of_heads(coordinates: NDArray, heads: list[Head], clusters: list[int], shown: float) -> Figure:
-    """Distances in two dimensions by classical scaling; colour is the class, the number the cluster."""
+    """Draws the distances in two dimensions, by classical scaling; colour is the class, the number the cluster."""
     figure, axis = plt.subplots(figsize=scaled(6.4, 4.6))
     axis.scatter(*coordinates.T, s=90, color=[LABEL_COLOURS[head["label"]] for head in heads], alpha=0.8)
     for (x, y), cluster in zip(coordinates, clusters, strict=True):
@@ -189,7 +189,7 @@ def head_figures(
     clusters: ClustersReport,
     arrays: Mapping[str, NDArray],
 ) -> None:
-    """The pictures of the chapters on heads and on their clusters."""
+    """Adds the figures of the chapters on heads and on their clusters."""
     heads, table = report["heads"], head_table(report["heads"])
     names, labels = [head["name"] for head in heads], [head["label"] for head in heads]
     gallery.add(
@@ -239,7 +239,7 @@ def head_figures(
 
 
 def head_table(heads: list[Head]) -> pd.DataFrame:
-    """One row a head: its class and each statistic with its interval."""
+    """Tabulates each head's class and statistics with their intervals, one row per head."""
     return pd.DataFrame(
         [
             {name: head[name] for name in ("name", "label", "tag", "stability")} | interval_columns(head["statistics"])
@@ -251,8 +251,8 @@ def head_table(heads: list[Head]) -> pd.DataFrame:
 def cluster_map(
     distance_HH: NDArray, linkage_matrix: NDArray, names: list[str], labels: list[str], noise: float | None
 ) -> Figure:
-    """Similarity of every pair of heads beside their tree; the strip has the classes' colours, the dashed line is the
-    noise floor."""
+    """Draws the similarity of every pair of heads with their tree; the strip has the classes' colours, the dashed line
+    is the noise floor."""
     similarity = pd.DataFrame(1 - distance_HH, names, names)
     colours = pd.Series([LABEL_COLOURS[label] for label in labels], names, name="class")
     shown = every(names, 6.6)

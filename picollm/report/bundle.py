@@ -1,4 +1,4 @@
-"""One zip with a run's report, figures, numbers, model and provenance, to hand on."""
+"""Packs one zip to share, with a run's report, figures, numbers, model and provenance."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ LEFT_OUT = ("snapshots", ".engine", ".gitignore")  # large, or made for one mach
 
 
 def bundle(root: Path, output: Path) -> int:
-    """Writes the zip, equal bytes for equal files; how many files are in it. Raises PicollmError without a report."""
+    """Writes the zip, with equal bytes for equal files; returns the number of files. Raises PicollmError if there is no
+    report."""
     if not (root / NEEDED).exists():
         raise PicollmError(f"{NEEDED} is missing: run `make report` first")
-    found = [root / name for name in FILES if (root / name).exists()]
+    paths = [root / name for name in FILES if (root / name).exists()]
     for folder in FOLDERS:
-        found += sorted(path for path in (root / folder).rglob("*") if path.is_file())
-    kept = [path for path in found if not any(part in str(path.relative_to(root)) for part in LEFT_OUT)]
+        paths += sorted(path for path in (root / folder).rglob("*") if path.is_file())
+    kept = [path for path in paths if not any(part in str(path.relative_to(root)) for part in LEFT_OUT)]
     with atomic_path(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in kept:
             entry = zipfile.ZipInfo(f"picollm/{path.relative_to(root)}", date_time=(1980, 1, 1, 0, 0, 0))

@@ -1,6 +1,6 @@
-"""`picollm compare OLD NEW`: two revisions of the project on one HTML page, read from git and DVC's cache.
+"""`picollm compare OLD NEW`: compares two revisions of the project on one HTML page, read from git and DVC's cache.
 
-What a revision lacks is said in its place, and the page is still written.
+If a revision lacks something, the page says so in its place and is still written.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ TEMPLATES = Path(__file__).parent
 OVERLAP, APART = "within noise (intervals overlap)", "beyond noise (intervals apart)"
 METRICS = "reports/metrics/{}.json"
 FACETS = ("params", "code", "inputs", "outputs")
-# What decides a speed; the rest of a hardware description (memory, threads, versions) is listed beside it.
+# Parts of a hardware description that decide a speed; the others (memory, threads, versions) are listed separately.
 MACHINE, DRIVER = ("device", "cpu.", "gpu"), ("gpu.driver", "gpu.cuda")
-TIMINGS = ("_ms", "_per_second", "_speedup", "_share")  # ends of the names of metrics that depend on it
+TIMINGS = ("_ms", "_per_second", "_speedup", "_share")  # endings of metrics that depend on the machine
 
 
 # --- Parameters and stages
 
 
 def changes(old: dict, new: dict) -> list[dict]:
-    """{name, old, new} of what differs between two flat tables, in their order."""
+    """Lists what differs between two flat tables as {name, old, new}, in their order."""
     keys = dict.fromkeys([*old, *new])
     rows = [{"name": key, "old": old.get(key, "not there"), "new": new.get(key, "not there")} for key in keys]
     return [row for row in rows if row["old"] != row["new"]]
 
 
 def facets(entry: dict) -> dict[str, dict]:
-    """What dvc.lock says of a stage, as flat tables."""
+    """Splits a stage's entry in dvc.lock into flat tables."""
     deps = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
     return {
         "params": configured(entry),
@@ -60,31 +60,31 @@ def facets(entry: dict) -> dict[str, dict]:
 
 
 def in_order(lock: dict[str, dict]) -> list[str]:
-    """Stages in the graph's order; dvc.lock keeps removed ones, so there may be a cycle, which comes as it stands."""
-    found, waiting = [], dict(sorted(lock.items()))
+    """Sorts stages in the graph's order. dvc.lock keeps removed stages, so there may be a cycle, left unsorted."""
+    ordered, waiting = [], dict(sorted(lock.items()))
     while waiting:
         unmade = {out["path"] for entry in waiting.values() for out in entry.get("outs", [])}
         ready = [s for s, entry in waiting.items() if not any(dep["path"] in unmade for dep in entry.get("deps", []))]
-        found += ready or waiting
-        waiting = {stage: entry for stage, entry in waiting.items() if stage not in found}
-    return found
+        ordered += ready or waiting
+        waiting = {stage: entry for stage, entry in waiting.items() if stage not in ordered}
+    return ordered
 
 
 def stage_rows(old: dict[str, dict], new: dict[str, dict]) -> list[dict]:
-    """{stage, status, params, code, inputs, outputs}, with the names of what differs, in the graph's order."""
+    """Lists {stage, status, params, code, inputs, outputs}, with the names of what differs, in the graph's order."""
     rows = []
     for stage in in_order(old | new):
         left, right = facets(old.get(stage, {})), facets(new.get(stage, {}))
         row = {what: [change["name"] for change in changes(left[what], right[what])] for what in FACETS}
         status = "only in the old one" if stage not in new else "only in the new one" if stage not in old else ""
         if not status and row["outputs"] and not (row["params"] or row["code"] or row["inputs"]):
-            status = "nothing but the outputs differs: measured again, or not repeatable"
+            status = "only the outputs differ: measured again, or not reproducible"
         rows.append({"stage": stage, "status": status, **row})
     return rows
 
 
 def parameters(side: Revision) -> dict[str, object]:
-    """config.yaml with dotted keys; a note where the recorded run had other values."""
+    """Reads config.yaml with dotted keys; adds a note if the recorded run had other values."""
     text = side.tracked("config.yaml")
     config = flatten(table_of(text or b""))
     ran = {key: value for entry in side.lock.values() for key, value in configured(entry).items()}
@@ -92,7 +92,7 @@ def parameters(side: Revision) -> dict[str, object]:
     if not config:
         side.note("config.yaml", "is damaged" if text else "is missing")
     elif edited:
-        side.note("config.yaml", f"is not what the run in its dvc.lock had: {', '.join(edited)}")
+        side.note("config.yaml", f"differs from that of the run in its dvc.lock: {', '.join(edited)}")
     return config
 
 
@@ -110,9 +110,9 @@ def scalar(value: float | int | None) -> str:
 
 
 def measured(data: bytes, chapter: str) -> dict[str, Any]:
-    """A chapter's report -> hardware, machine (the same in words), and sure: {metric: how sure it is}.
+    """Reads hardware, machine (the same in words) and sure, {metric: its uncertainty}, from a chapter's report.
 
-    {value, low, high} has an interval of the number, a bootstrap's 95 %; {value, spread} that of the runs behind it.
+    {value, low, high} has a number's 95 % bootstrap interval; {value, spread} has the spread of the underlying runs.
     """
     detail = json.loads(data)
     sure: dict[str, dict] = {}
@@ -134,7 +134,7 @@ def measured(data: bytes, chapter: str) -> dict[str, Any]:
 
 
 def verdict(old: dict, new: dict, comparable: bool) -> str:
-    """What two numbers' intervals say; nothing where they are equal or one has no interval."""
+    """Compares two numbers' intervals; empty if the numbers are equal or one has no interval."""
     if old["value"] is None or new["value"] is None or old["value"] == new["value"]:
         return ""
     if not comparable:
@@ -145,7 +145,7 @@ def verdict(old: dict, new: dict, comparable: bool) -> str:
 
 
 def chapter_of(old: Revision, new: Revision, name: str) -> dict:
-    """One chapter's metrics side by side, and the machines that they were measured on."""
+    """Returns one chapter's metrics side by side, and the machines on which they were measured."""
     paths = [METRICS.format(name), f"reports/{name}.json"]
     sides = []
     known = paths[1] in old.outs | new.outs  # not every chapter has a report beside its metrics
@@ -155,14 +155,14 @@ def chapter_of(old: Revision, new: Revision, name: str) -> dict:
     hardware = [report.get("hardware", {}) for *_, report in sides]
     other = changes(*hardware) if all(hardware) else []
     differs = [row for row in other if row["name"].startswith(MACHINE) and row["name"] not in DRIVER]
-    comparable = not differs and bool(hardware[0]) == bool(hardware[1])  # a machine may be unknown on both sides
+    comparable = not differs and bool(hardware[0]) == bool(hardware[1])  # both machines may be unknown
     rows = []
     for metric in dict.fromkeys(key for values, *_ in sides for key in values):
         cells = []
         for values, sure, _ in sides:
             cell = {"value": values.get(metric), "low": None, "high": None, "spread": ""}
-            found = sure.get(metric, {})
-            cells.append(cell | found if found.get("value") == cell["value"] else cell)
+            certainty = sure.get(metric, {})
+            cells.append(cell | certainty if certainty.get("value") == cell["value"] else cell)
         fair = comparable or not metric.endswith(TIMINGS)
         rows.append({"name": metric, "old": cells[0], "new": cells[1], "verdict": verdict(cells[0], cells[1], fair)})
     machines, also = [report.get("machine") for *_, report in sides], [row for row in other if row not in differs]
@@ -178,7 +178,7 @@ def labels(data: bytes) -> dict[str, dict]:
 
 
 def head_changes(old: dict[str, dict], new: dict[str, dict]) -> dict:
-    """How many `heads` both have, how many keep the `same` label; `rows` and kinds of `moves` of those that don't."""
+    """Counts the `heads` that both have and those with the `same` label; the others are in `rows`, kinds in `moves`."""
     common = [(old[name], new[name]) for name in old if name in new]
     rows = [(before, after) for before, after in common if before["label"] != after["label"]]
     moves = Counter((before["label"], after["label"]) for before, after in rows).most_common()
@@ -187,14 +187,14 @@ def head_changes(old: dict[str, dict], new: dict[str, dict]) -> dict:
 
 
 def curve(data: bytes) -> dict[str, list[tuple[int, float]]]:
-    """training.csv -> (tokens, loss) of every step, and of the validations."""
+    """Reads training.csv into (tokens, loss) of every step, and of the validations."""
     rows = list(csv.DictReader(io.StringIO(data.decode())))
     columns = ("loss", "validation_loss")
     return {name: [(int(row["tokens"]), float(row[name])) for row in rows if row[name]] for name in columns}
 
 
 def draw_curves(curves: dict[str, dict]) -> str:
-    """{legend: curve} in one picture, as a data: URI; empty where there is no curve."""
+    """Draws {legend: curve} into one picture, as a data: URI; empty if there is no curve."""
     if not any(curves.values()):
         return ""
     figure, axis = plt.subplots(figsize=(6.6, 3.4))
@@ -223,20 +223,20 @@ def captions(data: bytes) -> dict[str, dict]:
 
 
 def figures(old: Revision, new: Revision) -> dict[str, list]:
-    """{same: names, pairs: [{path, caption, group, pictures}]}; pictures are data: URIs, or empty."""
+    """Returns {same: names, pairs: [{path, caption, group, pictures}]}; pictures are data: URIs, or empty."""
     sides = [(side, side.files(FIGURES)) for side in (old, new)]
     if not all(files for _, files in sides):
         return {"same": [], "pairs": []}
-    manifest, told, same, pairs = f"{FIGURES}/manifest.json", {}, [], []
+    manifest, entries, same, pairs = f"{FIGURES}/manifest.json", {}, [], []
     for side, files in sides:
-        told |= side.part(manifest, captions, files.get(manifest))
+        entries |= side.part(manifest, captions, files.get(manifest))
     for path in dict.fromkeys(path for _, files in sides for path in files if Path(path).suffix in MIME):
         name, oids = Path(path).name, {files.get(path) for _, files in sides}
         if len(oids) == 1:
             same.append(name)
             continue
         pictures = [data_uri(name, side.read(path, files[path])) if path in files else "" for side, files in sides]
-        pairs.append({"path": path, "caption": name, "group": "", "pictures": pictures} | told.get(name, {}))
+        pairs.append({"path": path, "caption": name, "group": "", "pictures": pictures} | entries.get(name, {}))
     return {"same": same, "pairs": pairs}
 
 
@@ -247,13 +247,13 @@ def overview(page: dict) -> list[str]:
     stages, chapters, heads = page["stages"], page["chapters"], page["heads"]
     rows = [row for chapter in chapters for row in chapter["rows"]]
     differ = sum(row["old"]["value"] != row["new"]["value"] for row in rows)
-    said = Counter(row["verdict"] for row in rows)
+    verdicts = Counter(row["verdict"] for row in rows)
     counts = ", ".join(f"{what} of {sum(bool(row[what]) for row in stages)}" for what in FACETS)
     apart = [chapter["name"] for chapter in chapters if chapter["differs"]]
     lines = [
         (page["parameters"] is not None, f"Parameters: {len(page['parameters'] or ())} differ."),
         (stages, f"Stages: {counts} differ, of {len(stages)}."),
-        (rows, f"Numbers: {differ} of {len(rows)} differ; {said[OVERLAP]} {OVERLAP}, {said[APART]} {APART}."),
+        (rows, f"Numbers: {differ} of {len(rows)} differ; {verdicts[OVERLAP]} {OVERLAP}, {verdicts[APART]} {APART}."),
         (heads["heads"], f"Heads: {heads['same']} of {heads['heads']} keep their label."),
         (apart, f"Timings measured on different hardware: not comparable ({', '.join(apart)})."),
     ]
@@ -261,11 +261,11 @@ def overview(page: dict) -> list[str]:
 
 
 def compare(root: Path, old: str, new: str, output: Path) -> Path:
-    """Write the page that compares two revisions (commit, tag, branch, or `workspace`); its path.
+    """Writes the page that compares two revisions (commit, tag, branch, or `workspace`); returns its path.
 
-    Raises PicollmError where a revision is unknown or records no run, or the file can't be written.
+    Raises PicollmError if a revision is unknown or records no run, or if the file can't be written.
     """
-    git(root, "rev-parse", "--git-dir")  # a folder that is no repository is said first
+    git(root, "rev-parse", "--git-dir")  # first, so that a folder outside a repository is reported as such
     cache = cache_folder(root)
     sides = before, after = open_revision(root, cache, old), open_revision(root, cache, new)
     known = before.outs | after.outs
@@ -281,7 +281,7 @@ def compare(root: Path, old: str, new: str, output: Path) -> Path:
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["scalar"] = scalar
-    style = Markup((TEMPLATES / "html/style.css").read_text(encoding="utf-8"))  # the report's: one look
+    style = Markup((TEMPLATES / "html/style.css").read_text(encoding="utf-8"))  # the same as the report's
     template = environment.from_string((TEMPLATES / "compare.html.j2").read_text(encoding="utf-8"))
     html = template.render(page, lines=overview(page), style=style, colours=LABEL_COLOURS, chips=(SECOND, ACCENT))
     try:

@@ -1,8 +1,8 @@
-"""What the report's explorer shows: attention maps in a byte a weight, and the facts of each head.
+"""Prepares the data of the report's explorer: attention maps with one byte per weight, and the facts of each head.
 
-A map is the lower triangle of its weights, row by row, head after head: round(255 sqrt(p)), so that a weight comes back
-with an error of .004 at most, and small ones with a smaller one. A sentence's maps are one block of base64, which the
-page decodes when the sentence is asked for.
+A map is the lower triangle of its weights, row by row, head after head, as round(255 sqrt(p)): a decoded weight has an
+error of .004 at most, and a smaller one if the weight is small. A sentence's maps are one block of base64, which the
+page decodes when the sentence is selected.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from picollm.mechanisms.mechanisms import MechanismsReport
     from picollm.stats import Interval, Known
 
-BUDGET = 5_000_000  # bytes of base64 for all maps, and less where the page has less room (page.py)
+BUDGET = 5_000_000  # bytes of base64 for all maps; fewer if the page has less room (page.py)
 KAPPAS = ("self", "prev", "local", "sink", *SETS)
 
 
 def encoded(weights_LHQK: NDArray) -> str:
-    """Base64 of the lower triangles of all heads."""
+    """Encodes the lower triangles of all heads as base64."""
     maps_HQK = weights_LHQK.reshape(-1, *weights_LHQK.shape[-2:])
     row, key = np.tril_indices(maps_HQK.shape[-1])
     return base64.b64encode(np.rint(255 * np.sqrt(maps_HQK[:, row, key])).astype(np.uint8).tobytes()).decode()
 
 
 def decoded(text: str, heads: int) -> NDArray[np.float64]:
-    """What the page makes of `encoded`, [H, Q, K]: for tests."""
+    """Decodes the result of `encoded` as the page does, [H, Q, K]; for tests."""
     packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(heads, -1)
     n = int((np.sqrt(8 * packed.shape[1] + 1) - 1) / 2)
     maps = np.zeros((heads, n, n))
@@ -47,13 +47,13 @@ def decoded(text: str, heads: int) -> NDArray[np.float64]:
 
 
 def size_of(tokens: int, heads: int) -> int:
-    """Bytes of base64 that a sentence takes."""
+    """Returns the bytes of base64 that a sentence takes."""
     return 4 * -(-heads * tokens * (tokens + 1) // 2 // 3)
 
 
 def chosen(categories: Sequence[CategoryMaps], heads: int, most: int, budget: int = BUDGET) -> list[list[int]]:
-    """Of each category the numbers of the sentences that are shown: its first, at most `most`, as the budget allows.
-    The first of all categories are taken before the second of any, and so on; one that does not fit is passed over."""
+    """Returns the numbers of the sentences to show per category: its first ones, at most `most`, within the budget. The
+    first of every category is chosen before the second of any, and so on; one that does not fit is skipped."""
     taken: list[list[int]] = [[] for _ in categories]
     for round_ in zip_longest(*(range(min(most, len(category.ids))) for category in categories)):
         for category, number in enumerate(round_):
@@ -67,26 +67,26 @@ def chosen(categories: Sequence[CategoryMaps], heads: int, most: int, budget: in
 
 
 def sentences(categories: Sequence[CategoryMaps], heads: int, most: int, budget: int) -> tuple[list[dict], list[str]]:
-    """The categories with their sentences as tokens, and the maps of all sentences in order."""
-    found, maps = [], []
+    """Returns the categories with their sentences as tokens, and the maps of all sentences in order."""
+    shown, maps = [], []
     for category, numbers in zip(categories, chosen(categories, heads, most, budget), strict=True):
         rows = []
         for number in numbers:
             rows.append({"text": category.texts[number], "tokens": category.tokens[number], "maps": len(maps)})
             maps.append(encoded(category.maps[number]))
-        found.append({"name": category.category, "title": category.title, "of": len(category.ids), "sentences": rows})
-    return found, maps
+        shown.append({"name": category.category, "title": category.title, "of": len(category.ids), "sentences": rows})
+    return shown, maps
 
 
 def facts(
     heads: HeadsReport, mechanisms: MechanismsReport, ablation: AblationReport, emergence: EmergenceReport
 ) -> list[dict]:
-    """Of each head what its page says."""
+    """Returns what the explorer shows about each head."""
     longest = str(max(mechanisms["lengths"]))
-    found = []
+    rows = []
     for number, head in enumerate(heads["heads"]):
         ablated, scored = ablation["heads"][number], mechanisms["heads"][number]
-        found.append({
+        rows.append({
             "name": head["name"],
             "original": f"L{head['layer'] + 1}H{head['head'] + 1}",
             "label": head["label"],
@@ -110,7 +110,7 @@ def facts(
                 for name in ("kappa_max", "kappa_set", "content", "induction")
             },
         })  # fmt: skip
-    return found
+    return rows
 
 
 def triple(row: Interval | Known) -> list[float | None]:
@@ -118,6 +118,6 @@ def triple(row: Interval | Known) -> list[float | None]:
 
 
 def thresholds(heads: HeadsReport) -> dict[str, float | None]:
-    """From which each kappa is an effect: the null band of a head's page."""
+    """Returns the value at which each kappa counts as an effect: the null band in the explorer."""
     value: dict[str, float | None] = {name: row["value"] for name, row in heads["thresholds"].items()}
     return {name: value[name if name in value else "kappa"] for name in KAPPAS} | {"sink": SINK_FLAG}

@@ -1,4 +1,4 @@
-"""reports/figures/: every chapter's data as pictures, and the manifest that names them with their captions."""
+"""Writes reports/figures/: every chapter's data as pictures, and the manifest that lists them with their captions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ REPORTS = ("training", "heads", "clusters", "mechanisms", "ablation", "emergence
 def draw_figures(
     manifest: Path, inputs: Mapping[str, str], categories: Sequence[CategoryMaps], examples: int
 ) -> list[dict]:
-    """Draw every figure into the manifest's folder; the manifest's entries.
+    """Draws every figure into the manifest's folder; returns the manifest's entries.
 
-    `inputs`: paths of the REPORTS, of training.csv as `curve` and of clusters.npz as `arrays`. `examples`: sentences
-    of each category whose attention is drawn.
+    `inputs` are the paths of the REPORTS, of training.csv as `curve` and of clusters.npz as `arrays`; `examples` is the
+    number of sentences per category whose attention is drawn.
     """
     gallery = Gallery(manifest)
     report: dict[str, Any] = {name: read_json(inputs[name]) for name in REPORTS}
     curve = pd.read_csv(inputs["curve"])
-    if len(curve):  # there is none of an imported model
+    if len(curve):  # empty for an imported model
         gallery.add("training.svg", measurement.loss_curve(curve, report["training"]), "Loss over tokens", data=curve)
     attention.head_figures(gallery, report["heads"], report["ablation"], report["clusters"], np.load(inputs["arrays"]))
     labels = [head["label"] for head in report["heads"]["heads"]]
@@ -43,7 +43,7 @@ def draw_figures(
     latency = measurement.latency_bars(report["benchmark"]["results"])
     table = measurement.latencies(report["benchmark"]["results"])
     gallery.add("benchmark.svg", latency, "Latency by backend and batch", data=table)
-    if "timeline" in report["profile"]:  # there is none of a model of another family
+    if "timeline" in report["profile"]:  # missing for a model of another family
         timeline = pd.DataFrame(report["profile"]["timeline"])
         steps = measurement.step_timeline(report["profile"])
         gallery.add("profile.svg", steps, "The first profiled training steps", data=timeline)
@@ -58,7 +58,7 @@ def draw_figures(
 
 
 def add_examples(gallery: Gallery, category: CategoryMaps, heads: HeadsReport, examples: int) -> None:
-    """The maps and the flow of sentences of middle length: neither trivial nor crowded."""
+    """Adds the maps and the flow of sentences of medium length, which are neither trivial nor crowded."""
     names = [
         [f"{head['name']} {LETTERS[head['label']]}" for head in heads["heads"] if head["layer"] == layer]
         for layer in range(heads["n_layers"])

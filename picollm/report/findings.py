@@ -1,10 +1,10 @@
-"""The claims that the original made of its heads, each held against this run's numbers: a verdict, never a sentence.
+"""Compares each claim that the original made about its heads with this run's numbers: a verdict, never a sentence.
 
-Four verdicts. *held*: there is evidence for it, at q < .05. *did not hold*: there is none, though the test could have
-found it. *can't be tested here*: it could not, as where the text has too few of the words. *not comparable*: the number
-depends on what the claim does not say, as the recipe of training. A 4-gram sees the last three tokens; with a model
-that predicts no better nothing can be tested, because attention to anything further back did not pay. The claims that
-a p alone decides share one false discovery rate.
+There are four verdicts. *held*: there is evidence, at q < .05. *did not hold*: there is none, although the test could
+have found it. *can't be tested here*: the test could not, for example because the text has too few of the words. *not
+comparable*: the number depends on something the claim does not state, such as the training recipe. A 4-gram sees the
+last three tokens; nothing can be tested with a model that predicts no better than one, because attention to anything
+further back did not pay. The claims that a p alone decides share one false discovery rate.
 
 The original counts layers and heads from 1, this project from 0.
 """
@@ -37,8 +37,8 @@ VERDICTS = (HELD, FAILED, UNTESTABLE, INCOMPARABLE)
 ORIGINAL_SHARES = {"global": 48 / 56, "diagonal": 5 / 56, "local": 2 / 56, "token-specific": 1 / 56}
 ORIGINAL_HEADS = {"diagonal": (5, 2), "local": (4, 2), "token-specific": (7, 2)}  # its L6H3, L5H3, L8H3
 ALPHA = 0.05
-ALIKE = 0.1  # a ratio of distances within and between layers this near to 1 is none
-EMERGED = 0.05  # share of the heads from which an effect has come in training
+ALIKE = 0.1  # a ratio of distances within and between layers this close to 1 counts as no difference
+EMERGED = 0.05  # share of heads with an effect at which it counts as having emerged in training
 PERMUTATIONS = 9999
 
 
@@ -52,7 +52,7 @@ def state_findings(
     *,
     seed: int,
 ) -> FindingsReport:
-    """The content of findings.json, from the reports of the same names."""
+    """Returns the contents of findings.json, from the reports of the same names."""
     margin = training["four_gram_loss"] - training["validation_loss"]
     beyond_cache = training["four_gram_cache_loss"] - training["validation_loss"]
     testable = margin > 0
@@ -88,7 +88,7 @@ class DecidedClaim(Claim):
 
 
 class FindingsReport(TypedDict):
-    """findings.json."""
+    """Contents of findings.json."""
 
     format: int
     testable: bool
@@ -108,7 +108,7 @@ def claim(
     because: str = "",
     **numbers: float | str | None,
 ) -> Claim:
-    """Without a `verdict`, `p` decides, after it is corrected for the number of claims."""
+    """Builds a claim. Without a `verdict`, `p` decides, after correction for the number of claims."""
     return {
         "section": section, "claim": text, "test": test, "verdict": verdict, "because": because,
         "p": None if p is None else number_or_none(p), "numbers": numbers,
@@ -116,27 +116,27 @@ def claim(
 
 
 def untestable(row: Claim) -> Claim:
-    """What a model that predicts no better than a 4-gram leaves of a claim."""
+    """Marks a claim as untestable, unless it is not comparable, for a model that predicts no better than a 4-gram."""
     if row["verdict"] == INCOMPARABLE:
         return row
     return {**row, "verdict": UNTESTABLE, "because": "the model predicts no better than a 4-gram"}
 
 
 def decided(claims: Sequence[Claim]) -> list[DecidedClaim]:
-    """The claims with q, and the verdicts that q gives."""
+    """Adds q to the claims, and the verdicts that follow from q."""
     open_claims = [row["verdict"] is None for row in claims]
     p = [row["p"] if is_open else math.nan for row, is_open in zip(claims, open_claims, strict=True)]
-    found: list[DecidedClaim] = []
+    rows: list[DecidedClaim] = []
     for row, q, is_open in zip(claims, false_discovery_rate(np.array(p, dtype=float)), open_claims, strict=True):
         verdict = (HELD if q < ALPHA else FAILED) if is_open else row["verdict"]
-        found.append({**row, "q": number_or_none(q), "verdict": verdict})
-    return found
+        rows.append({**row, "q": number_or_none(q), "verdict": verdict})
+    return rows
 
 
 def overall_shares(heads: HeadsReport) -> list[Claim]:
     null, peaked, by_name = heads["null"], heads["peaked_null"], {head["name"]: head for head in heads["heads"]}
     why = "the share depends on the recipe of training more than on anything else: see docs/training.md"
-    found = [
+    claims = [
         claim(
             "A",
             f"{share:.1%} of the heads are {label}".replace("%", " %"),
@@ -154,7 +154,7 @@ def overall_shares(heads: HeadsReport) -> list[Claim]:
     ]
     for label, (layer, number) in ORIGINAL_HEADS.items():
         here = by_name.get(f"L{layer}H{number}")
-        found.append(
+        claims.append(
             claim(
                 "A",
                 f"its L{layer + 1}H{number + 1} is a {label} head (ours: L{layer}H{number})",
@@ -164,11 +164,11 @@ def overall_shares(heads: HeadsReport) -> list[Claim]:
                 class_here=here["label"] if here else None,
             )
         )
-    return found
+    return claims
 
 
 def parts_of(n_layers: int) -> NDArray[np.int64]:
-    """Of each layer 0, 1 or 2: early (the first quarter), middle, late (the last quarter)."""
+    """Returns 0, 1 or 2 for each layer: early (the first quarter), middle, late (the last quarter)."""
     quarter = max(1, n_layers // 4)
     part = np.ones(n_layers, dtype=np.int64)
     part[:quarter], part[n_layers - quarter :] = 0, 2
@@ -176,7 +176,7 @@ def parts_of(n_layers: int) -> NDArray[np.int64]:
 
 
 def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Claim]:
-    """The original's picture of early, middle and late layers, as directional contrasts."""
+    """Tests the original's description of early, middle and late layers, as directional contrasts."""
     early, middle, late = ((0,), (1, 2)), ((1,), (0, 2)), ((2,), (0, 1))
     statistic = {name: values_of(heads, name) for name in ("kappa_self", "kappa_local", "distance", "broad")}
     statistic["kappa_set"] = strongest_sets(heads)
@@ -192,17 +192,17 @@ def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Cl
     ]
     layer_H = np.array([head["layer"] for head in heads["heads"]])
     part_H = parts_of(heads["n_layers"])[layer_H]
-    found = []
+    claims = []
     for text, name, (these, those), sign in rows:
         test = (
             f"mean {name.replace('_', ' ')} of these layers against the others, heads shuffled over layers, p < {ALPHA}"
         )
         if heads["n_layers"] < 3 or heads["n_heads"] < 2:
             why = "it takes three layers of two heads or more"
-            found.append(claim("B", text, test, verdict=UNTESTABLE, because=why))
+            claims.append(claim("B", text, test, verdict=UNTESTABLE, because=why))
             continue
         means, p = contrast(sign * statistic[name], np.isin(part_H, these), np.isin(part_H, those), seed=seed)
-        found.append(
+        claims.append(
             claim(
                 "B",
                 text,
@@ -212,7 +212,7 @@ def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Cl
                 others=number_or_none(sign * means[1]),
             )
         )
-    return found
+    return claims
 
 
 def values_of(heads: HeadsReport, name: str) -> NDArray[np.float64]:
@@ -220,14 +220,14 @@ def values_of(heads: HeadsReport, name: str) -> NDArray[np.float64]:
 
 
 def strongest_sets(heads: HeadsReport) -> NDArray[np.float64]:
-    """Of each head the largest kappa of a set of keys, in multiples of its threshold."""
+    """Returns the largest kappa of a set of keys for each head, in multiples of its threshold."""
     times = [values_of(heads, f"kappa_{name}") / heads["thresholds"][name]["value"] for name in SETS]
     return np.fmax.reduce(times)
 
 
 def contrast(values_H: NDArray, these_H: NDArray, those_H: NDArray, *, seed: int) -> tuple[tuple[float, float], float]:
-    """The means of two groups of heads, and the one-sided p of so large a difference where the values of both are
-    dealt anew; heads without a value are in neither."""
+    """Returns the means of two groups of heads, and the one-sided permutation p of a difference this large; heads
+    without a value are in neither group."""
     known_H = np.isfinite(values_H)
     these, those = values_H[these_H & known_H], values_H[those_H & known_H]
     if not len(these) or not len(those):
@@ -242,8 +242,8 @@ def contrast(values_H: NDArray, these_H: NDArray, those_H: NDArray, *, seed: int
 
 
 def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
-    """Whether heads, or the model that they serve, treat linguistic categories as language does."""
-    found = []
+    """Tests if heads, or the whole model, treat linguistic categories as language does."""
+    claims = []
     for kind, row in heads["relations"].items():
         text, test = (
             f"a head connects {kind}",
@@ -253,15 +253,15 @@ def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
         )
         if row["p"] is None:
             why = f"{row['sentences']} sentences have these marks"
-            found.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
+            claims.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
             continue
         numbers: dict[str, Any] = {name: value for name, value in row.items() if name not in ("p", "null_p")}
         if row["null_strength"] is None or row["strength"] > row["null_strength"]:
-            found.append(claim("C", text, test, p=row["p"], **numbers))
+            claims.append(claim("C", text, test, p=row["p"], **numbers))
         else:
             why = "an untrained head as peaked does as much"
-            found.append(claim("C", text, test, p=row["p"], verdict=FAILED, because=why, **numbers))
-    return [*found, *probe_claims(probes)]
+            claims.append(claim("C", text, test, p=row["p"], verdict=FAILED, because=why, **numbers))
+    return [*claims, *probe_claims(probes)]
 
 
 PROBES = {
@@ -277,30 +277,30 @@ def probe_claims(probes: ProbesReport) -> list[Claim]:
     test = (
         f"more often right than chance, rules without language and untrained models, paired over clusters, p < {ALPHA}"
     )
-    tested, found = tested_probes(probes), []
+    tested, claims = tested_probes(probes), []
     for name, entry in {"coreference": probes["coreference"], **probes["pairs"]}.items():
         if entry["testable"] is False:
             why, clusters = entry["because"], entry["clusters"]
-            found.append(claim("C", PROBES[name], test, verdict=UNTESTABLE, because=why, clusters=clusters))
+            claims.append(claim("C", PROBES[name], test, verdict=UNTESTABLE, because=why, clusters=clusters))
             continue
         own, _ = tested[name]
-        found.append(
+        claims.append(
             claim(
                 "C", PROBES[name], test, p=entry["p"], accuracy=own["accuracy"], low=own["low"], high=own["high"],
                 clusters=own["clusters"], best_rival=max(row["accuracy"] for row in entry["baselines"].values()),
             )
         )  # fmt: skip
-    return found
+    return claims
 
 
 def families(clusters: ClustersReport) -> int:
-    """The clusters of several heads, where there are clusters at all."""
+    """Counts the clusters of LEAST_HEADS heads or more, if there are clusters at all."""
     return sum(row["size"] >= LEAST_HEADS for row in clusters["clusters"]) if clusters["structure"]["found"] else 0
 
 
 def redundancy(clusters: ClustersReport, ablation: AblationReport) -> list[Claim]:
     shape, layers, pairs = clusters["structure"], clusters["by_layer"], ablation["interactions"]
-    found = [
+    claims = [
         claim(
             "D",
             "heads come in families that attend alike",
@@ -318,68 +318,70 @@ def redundancy(clusters: ClustersReport, ablation: AblationReport) -> list[Claim
         f"pairs of heads cost more together than one by one: mean interaction above 0, p < {ALPHA}",
     )
     if pairs is None:
-        found.append(claim("D", text, test, verdict=UNTESTABLE, because="the model has one head"))
+        claims.append(claim("D", text, test, verdict=UNTESTABLE, because="the model has one head"))
     else:
         mean = pairs["mean"]
         p = mean["p"] if mean["value"] > 0 else 1.0
         numbers = {"pairs": pairs["pairs"], "redundant": pairs["redundant"], "serial": pairs["serial"]}
-        found.append(claim("D", text, test, p=p, mean=mean["value"], low=mean["low"], high=mean["high"], **numbers))
+        claims.append(claim("D", text, test, p=p, mean=mean["value"], low=mean["low"], high=mean["high"], **numbers))
     text, test = (
         "similarity is not tied to the layer",
         f"distances within layers are those between layers: the interval of their ratio is within {ALIKE} of 1; it did"
         f" not hold where heads shuffled over layers give no such ratio, p < {ALPHA}",
     )
     if layers is None:
-        found.append(claim("D", text, test, verdict=UNTESTABLE, because="it takes two layers of two heads or more"))
-        return found
+        claims.append(claim("D", text, test, verdict=UNTESTABLE, because="it takes two layers of two heads or more"))
+        return claims
     alike = 1 - ALIKE < layers["low"] and layers["high"] < 1 + ALIKE
     verdict = FAILED if layers["p"] < ALPHA else HELD if alike else UNTESTABLE
     why = "" if verdict != UNTESTABLE else "the interval is too wide to say that there is no difference"
-    return [*found, claim("D", text, test, verdict=verdict, because=why, **layers)]
+    return [*claims, claim("D", text, test, verdict=verdict, because=why, **layers)]
 
 
 def conclusions(heads: HeadsReport, ablation: AblationReport, over_time: EmergenceReport, seed: int) -> list[Claim]:
-    """What the original concluded: specialists are crucial; roles emerge from data."""
+    """Tests the original's conclusions: specialists are crucial; roles emerge from data."""
     special = np.isin([head["label"] for head in heads["heads"]], ["diagonal", "local", "token-specific"])
     text, test = (
         "the minority of specialised heads is crucial",
         f"a diagonal, local or token-specific head costs more than another: mean loss without it, p < {ALPHA}",
     )
     if special.all() or not special.any():
-        found = [
+        claims = [
             claim("conclusions", text, test, verdict=UNTESTABLE, because="all heads are of one kind in this sense")
         ]
     else:
         loss_H = np.array([head["delta"] for head in ablation["heads"]])
         means, p = contrast(loss_H, special, ~special, seed=seed)
         numbers = {"specialised": int(special.sum()), "their_mean": number_or_none(means[0])}
-        found = [claim("conclusions", text, test, p=p, **numbers, mean_of_others=number_or_none(means[1]))]
-    return [*found, *emerged(over_time)]
+        claims = [claim("conclusions", text, test, p=p, **numbers, mean_of_others=number_or_none(means[1]))]
+    return [*claims, *emerged(over_time)]
 
 
 def emerged(over_time: EmergenceReport) -> list[Claim]:
-    """Whether training makes heads that untrained models have not."""
-    snapshots, found = over_time["snapshots"], []
+    """Tests if training makes heads with effects that were rarer at the first snapshot."""
+    snapshots, claims = over_time["snapshots"], []
     for name, what in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
         text = f"{what} heads emerge in training"
         test = f"at the last snapshot {100 * EMERGED:.0f} % of the heads or more have the effect, at the first fewer"
         if len(snapshots) < 2:
-            found.append(claim("conclusions", text, test, verdict=UNTESTABLE, because="the training kept no snapshots"))
+            claims.append(
+                claim("conclusions", text, test, verdict=UNTESTABLE, because="the training kept no snapshots")
+            )
             continue
         least = max(1, math.ceil(EMERGED * len(snapshots[-1]["heads"][name])))
         first, last = (snapshots[k]["effects"][name] for k in (0, -1))
         verdict = HELD if first < least <= last else FAILED
-        found.append(
+        claims.append(
             claim(
                 "conclusions", text, test, verdict=verdict,
                 heads_at_first=first, heads_at_last=last, median_onset_step=over_time["median_onset"][name],
             )
         )  # fmt: skip
-    return found
+    return claims
 
 
 def metrics(report: FindingsReport) -> dict[str, float]:
-    """Flat scalars with stable names for `dvc metrics diff`."""
+    """Returns flat scalars with stable names for `dvc metrics diff`."""
     verdicts = [entry["verdict"] for entry in report["claims"]]
     return {
         "testable": int(report["testable"]),

@@ -1,4 +1,4 @@
-"""The folder of figures and its manifest: file, caption, group, sha256, and the data behind it; written last."""
+"""Writes the folder of figures and, last, its manifest: file, caption, group, sha256, and the data behind each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 class Gallery:
-    """Collects figures beside the manifest, after removing those of an earlier run."""
+    """Collects figures in the manifest's folder, after removing those of an earlier run."""
 
     def __init__(self, manifest_path: Path) -> None:
         self.path, self.entries = manifest_path, []
         clear(self.path, *(f"*{suffix}" for suffix in (*MIME, ".csv")))
 
     def add(self, name: str, figure: Figure, caption: str, group: str = "", data: pd.DataFrame | None = None) -> None:
-        """`data`: what the figure shows, written beside it as CSV."""
+        """Adds a figure. `data` is what it shows, written next to it as CSV."""
         file = self.path.parent / name
         with atomic_path(file) as temporary:
             save(figure, temporary, file.suffix)
@@ -39,17 +39,17 @@ class Gallery:
 
 
 def embedded(manifest_path: str | Path) -> dict[str, dict]:
-    """File name -> its entry, `uri`, the picture as a data: URI, and `csv`, its data's or None.
+    """Returns {file name: entry}, with the picture as a data: URI, `uri`, and its data's, `csv`, or None.
 
-    Raises PicollmError where one is damaged.
+    Raises PicollmError if a file is damaged.
     """
     figures = {}
     for entry in read_json(manifest_path)["figures"]:
         file = prove(manifest_path, entry, "draw_figures")
-        found = entry | {"uri": uri(file, MIME[file.suffix]), "csv": None}
+        figure = entry | {"uri": uri(file, MIME[file.suffix]), "csv": None}
         if "data" in entry:
-            found["csv"] = uri(prove(manifest_path, entry["data"], "draw_figures"), "text/csv")
-        figures[entry["file"]] = found
+            figure["csv"] = uri(prove(manifest_path, entry["data"], "draw_figures"), "text/csv")
+        figures[entry["file"]] = figure
     return figures
 
 

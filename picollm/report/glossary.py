@@ -1,10 +1,10 @@
-"""The project's terms, each defined once: docs/glossary.md lists all of them, the report those that it uses."""
+"""Defines the project's terms once: docs/glossary.md lists all of them, the report those that it uses."""
 
 from typing import NamedTuple
 
 
 class Term(NamedTuple):
-    """A definition, and where it comes from: a publication, or the module or page that implements or explains it."""
+    """A definition and its source: a publication, or the module or page that implements or explains the term."""
 
     text: str
     source: str
@@ -206,7 +206,7 @@ TERMS = {
 
 
 def for_report(term: Term) -> str:
-    """The definition, with its publication; paths mean little to a reader of the report."""
+    """Returns the definition, with its publication if any; paths mean little to a reader of the report."""
     return term.text if "/" in term.source else f"{term.text} ({term.source})"
 
 

@@ -1,4 +1,4 @@
-"""The map of all heads on the report's first screen: where they are, what they are, what it costs to remove them."""
+"""Lays out the map of all heads on the report's first screen: their place, class and the cost of removing them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from picollm.attention.heads import HeadsReport
     from picollm.mechanisms.ablation import AblationReport
 
-STEP, GAP = 71.0, 4.0  # of a cell at most, in the units of the drawing
-WIDE, HIGH = 568.0, 434.0  # all cells: eight layers of seven heads fill the place
+STEP, GAP = 71.0, 4.0  # maximum size of a cell, and the gap in it, in the units of the drawing
+WIDE, HIGH = 568.0, 434.0  # size of all cells: eight layers of seven heads fill it
 LEFT, TOP = 48.0, 20.0
 LARGEST = 0.46  # radius of the costliest head, in cells
 SMALLEST = 1.8
-ROOM = 30.0  # a smaller cell has no letter, and its layer no word
+ROOM = 30.0  # a smaller cell has no letter, and the first layer's number no word
 
 
 def head_map(heads: HeadsReport, ablation: AblationReport) -> dict:
-    """Cells in layers from left to right and heads from top to bottom. The AREA of a disc is what the loss loses; a
-    hollow one has no effect that is certain, a barred one is in the way; a dashed cell has an unstable label."""
+    """Returns cells with layers from left to right and heads from top to bottom. The AREA of a disc is the increase of
+    the loss; it is hollow without a certain effect, barred if the loss falls; a dashed cell has an unstable label."""
     n_layers, n_heads = heads["n_layers"], heads["n_heads"]
     step = min(STEP, WIDE / n_layers)
     most = max(max(abs(head["delta"]) for head in ablation["heads"]), 1e-9)

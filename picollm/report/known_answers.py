@@ -1,7 +1,7 @@
-"""What the same tests say of text whose structure is known: a "no" elsewhere means something where they say "yes" here.
+"""Answers of the same tests on a text of known structure: if a test says "yes" there, its "no" elsewhere has meaning.
 
-The answers of one run of presets/grammar.yaml, kept as known_answers.json and shown beside those of any other run.
-Written from the reports of a finished run:
+They come from one run of presets/grammar.yaml, are stored in known_answers.json and shown next to those of other runs.
+To write them from the reports of a finished run:
 
     python -m picollm.report.known_answers
 """
@@ -23,12 +23,12 @@ ANSWERS = Path(__file__).parent / "html" / "known_answers.json"
 
 
 def known_answers() -> dict[str, dict[str, str]]:
-    """What the tests said: {"claims": {claim: words}, "probes": {probe: words}, "relations": {relation: words}}."""
+    """Reads the answers: {"claims": {claim: words}, "probes": {probe: words}, "relations": {relation: words}}."""
     return read_json(ANSWERS)
 
 
 def answers(findings: FindingsReport, probes: ProbesReport, heads: HeadsReport) -> dict[str, dict[str, str]]:
-    """The same, from a run's reports: of what its text decides, linguistic roles and what emerges."""
+    """Makes them from a run's reports, for what its text decides: linguistic roles, and what emerges in training."""
     return {
         "claims": {
             row["claim"]: row["verdict"]

@@ -1,4 +1,4 @@
-"""Pictures of measurements: the loss curve, latencies with their spread, and where a training step's time goes."""
+"""Draws measurements: the loss curve, latencies with their spread, and the time line of training steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ BASELINES = {
 
 
 def loss_curve(curve: pd.DataFrame, training: TrainingReport) -> Figure:
-    """Training and validation loss over tokens, beside what n-grams reach on the same split; the bands are the
-    original's three phases of the training loss. `curve`: training.csv."""
+    """Draws training and validation loss over tokens, with the losses of n-grams on the same split; the bands are the
+    original's three phases of the training loss. `curve` is training.csv."""
     figure, axis = plt.subplots(figsize=scaled(6.6, 3.4))
     axis.plot(curve["tokens"], curve["loss"], color=MUTED, linewidth=0.8, label="training, each step")
     known = curve.dropna(subset="validation_loss")
@@ -50,8 +50,8 @@ def loss_curve(curve: pd.DataFrame, training: TrainingReport) -> Figure:
 
 
 def latency_bars(results: list[dict]) -> Figure:
-    """Median latency by backend, at the smallest and the largest batch. The whisker is the 95 % interval, from that of
-    the speed-up over eager fp32; the stroke the 90th percentile; the band what the baseline differs from itself."""
+    """Draws the median latency by backend, at the smallest and the largest batch. The whisker is the 95 % interval, via
+    that of the speed-up over eager fp32; the stroke the 90th percentile; the band the baseline's own difference."""
     rows = [row for row in results if "latency_ms" in row and row["output"] == results[0]["output"]]
     batches = sorted({row["batch"] for row in rows})
     batches = sorted({batches[0], batches[-1]})
@@ -66,9 +66,9 @@ def latency_bars(results: list[dict]) -> Figure:
             axis.axvspan(min(base, again), max(base, again, min(base, again) * 1.001), color=SECOND, alpha=0.3)
         axis.barh(list(middle), list(middle.values()), color=ACCENT, alpha=0.85, height=0.62)
         for y, row in enumerate(shown):
-            times, found = row["latency_ms"], row["speedups"].get(BASELINE)
-            if found and base:
-                axis.plot([base / found["high"], base / found["low"]], [y, y], color=INK, linewidth=2.2)
+            times, speedup = row["latency_ms"], row["speedups"].get(BASELINE)
+            if speedup and base:
+                axis.plot([base / speedup["high"], base / speedup["low"]], [y, y], color=INK, linewidth=2.2)
             axis.plot(times["p90"], y, marker="|", color=MUTED, markersize=9)
             axis.annotate(f"{times['p50']:.2f}", (0, y), xytext=(4, 0), textcoords="offset points", va="center",
                           color="white", fontsize=8)  # fmt: skip
@@ -77,8 +77,8 @@ def latency_bars(results: list[dict]) -> Figure:
 
 
 def loading_ladder(rungs: pd.DataFrame, step_ms: float) -> Figure:
-    """Milliseconds of a batch by each way of loading, beside a training step: what lies a factor of 100 to the left of
-    the line can cost training 1 %."""
+    """Draws the milliseconds per batch of each way of loading, and of a training step: a way at a factor of 100 to the
+    left of the line can cost training 1 %."""
     figure, axis = plt.subplots(figsize=scaled(7.2, 0.36 * len(rungs) + 1))
     y = range(len(rungs))
     axis.hlines(y, rungs["median_ms"], rungs["p90_ms"], color=MUTED)
@@ -88,26 +88,26 @@ def loading_ladder(rungs: pd.DataFrame, step_ms: float) -> Figure:
                   textcoords="offset points", color=SECOND, fontsize=8)  # fmt: skip
     axis.set_yticks(y, list(rungs["rung"]))
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own writes formulas
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default formatter writes formulas
     axis.xaxis.set_minor_formatter(lambda *_: "")
     axis.set(xlabel="milliseconds a batch: median, to the 90th percentile", ylim=(len(rungs) - 0.5, -0.5))
     return figure
 
 
 def latencies(results: list[Result]) -> pd.DataFrame:
-    """Of each backend, output and batch that ran: percentiles in milliseconds, and the speed-up with its interval."""
+    """Tabulates percentiles in milliseconds and the speed-up with its interval, by backend, output and batch."""
     rows = []
     for row in results:
         if "latency_ms" in row:
-            found = row["speedups"].get(BASELINE, {})
-            speedup = {f"speedup_{name}": found.get(name) for name in ("ratio", "low", "high")}
+            ratio = row["speedups"].get(BASELINE, {})
+            speedup = {f"speedup_{name}": ratio.get(name) for name in ("ratio", "low", "high")}
             about = {"name": result_key(row)} | {name: row[name] for name in ("backend", "output", "batch")}
             rows.append(about | row["latency_ms"] | speedup)
     return pd.DataFrame(rows)
 
 
 def step_timeline(profile: ProfileReport) -> Figure:
-    """The first profiled steps as a timeline, one lane a range."""
+    """Draws the first profiled steps as a timeline, one lane per range."""
     spans = profile["timeline"]
     lanes = list(dict.fromkeys(span["name"] for span in spans))
     figure, axis = plt.subplots(figsize=scaled(8, 0.34 * len(lanes) + 0.9))

@@ -1,4 +1,4 @@
-"""Pictures of what heads cause: the loss without each, the scores over training, and the probes beside their rivals."""
+"""Draws the effects of heads: the loss without each, the scores over training, and the probes with their rivals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from picollm.mechanisms.mechanisms import MechanismsReport
     from picollm.mechanisms.probes import ProbesReport
 
-LINEAR = 0.005  # nats up to which the axis of the ablation is linear: one layer would squeeze the others to nothing
+LINEAR = 0.005  # nats below which the ablation's axis is linear, log above: else one layer would dwarf the others
 CURVES = {
     "kappa_max": "positional (kappa)",
     "kappa_set": "token-specific",
@@ -30,7 +30,7 @@ CURVES = {
 
 
 def ablation_bars(ablation: AblationReport, labels: list[str]) -> Figure:
-    """Nats that the loss gains without each head, with intervals, in order of layers; colour is the class."""
+    """Draws the increase of the loss without each head, in nats with intervals, by layer; colour is the class."""
     heads = ablation["heads"]
     figure, axis = plt.subplots(figsize=scaled(9, 3.2))
     x, delta = np.arange(len(heads)), np.array([head["delta"] for head in heads])
@@ -49,7 +49,7 @@ def ablation_bars(ablation: AblationReport, labels: list[str]) -> Figure:
 
 
 def emergence_curves(emergence: EmergenceReport) -> Figure:
-    """Above: heads with an effect. Below: the loss on some validation windows at the same snapshots."""
+    """Draws the number of heads with an effect (above) and the loss on some validation windows (below), by snapshot."""
     snapshots = emergence["snapshots"]
     steps = [row["step"] for row in snapshots]
     figure, (above, below) = plt.subplots(2, 1, figsize=scaled(7.2, 4.8), sharex=True, height_ratios=(2, 1))
@@ -62,7 +62,7 @@ def emergence_curves(emergence: EmergenceReport) -> Figure:
     below.plot(steps, [row["loss"] for row in snapshots], color=MUTED, marker="o", markersize=3)
     below.set(xlabel="training step", ylabel=f"loss, {emergence['windows']}\nvalidation windows")
     below.set_xscale("symlog", linthresh=1)
-    below.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")  # its own writes formulas
+    below.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")  # the default formatter writes formulas
     return figure
 
 
@@ -75,7 +75,7 @@ def probe_table(probes: ProbesReport) -> pd.DataFrame:
 
 
 def probe_bars(probes: ProbesReport) -> Figure:
-    """Accuracy of the model on every probe, with its interval, beside the strongest and the other rivals."""
+    """Draws the model's accuracy on every probe, with its interval, and that of all rivals."""
     rows = {name: (own, entry["baselines"]) for name, (own, entry) in tested_probes(probes).items()}
     figure, axis = plt.subplots(figsize=scaled(6.4, 0.6 * len(rows) + 1))
     for y, (own, rivals) in enumerate(rows.values()):
@@ -89,15 +89,15 @@ def probe_bars(probes: ProbesReport) -> Figure:
 
 
 def context_table(mechanisms: MechanismsReport) -> pd.DataFrame:
-    """Rows of the curve of context, then those of the loss after each layer (0: the embedding)."""
+    """Tabulates the context curve, then the loss after each layer (0: the embedding)."""
     layers = pd.DataFrame(mechanisms["after_layer"]).rename(columns={"value": "loss"}).reset_index(names="layers")
     return pd.concat([pd.DataFrame(mechanisms["context"]["curve"]), layers])
 
 
 def context_figure(mechanisms: MechanismsReport) -> Figure:
-    """Left: what is lost where only the last tokens are read. Right: the loss after each layer (logit lens)."""
+    """Draws the loss increase if only the last tokens are read (left), and the loss after each layer (logit lens)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=scaled(8.4, 3.2))
-    curve, layers = mechanisms["context"]["curve"], mechanisms["after_layer"][1:]  # the embedding alone says nothing
+    curve, layers = mechanisms["context"]["curve"], mechanisms["after_layer"][1:]  # 0, the embedding, predicts nothing
     for axis, x, rows, middle in (
         (left, [row["tokens"] for row in curve], curve, np.array([row["cost"] for row in curve])),
         (right, range(len(layers)), layers, np.array([row["value"] for row in layers])),
@@ -117,13 +117,13 @@ def context_figure(mechanisms: MechanismsReport) -> Figure:
 
 
 def emergence_table(emergence: EmergenceReport) -> pd.DataFrame:
-    """One row a snapshot: the loss, and the heads with each effect."""
+    """Tabulates the loss and the number of heads with each effect, one row per snapshot."""
     rows = [{"step": row["step"], "loss": row["loss"], **row["effects"]} for row in emergence["snapshots"]]
     return pd.DataFrame(rows)
 
 
 def ablation_table(ablation: AblationReport, labels: list[str]) -> pd.DataFrame:
-    """One row a head: nats without it, with the interval, and its class."""
+    """Tabulates the increase of the loss without each head, with its interval, and the head's class."""
     names = ["name", "delta", "low", "high", "q"]
     return pd.DataFrame(ablation["heads"])[names].assign(label=labels)
 

@@ -1,4 +1,4 @@
-"""The page of what lies there now, while a run is unfinished or out of date: `picollm page`."""
+"""`picollm page`: writes the report's page from the current files, even if a run is unfinished or out of date."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from picollm.yaml12 import read_yaml
 
 
 def page_of_now(output: Path, cfg: dict[str, Any]) -> list[str]:
-    """Writes the page; what is wrong with each report that it lacks or that is out of date, and what to run. Where
-    files were moved or edited since the last run, that comes first: nothing is known then of what is out of date.
+    """Writes the page; returns what is wrong with each missing or outdated report, and what to run. If files were moved
+    or edited since the last run, that comes first: it is then unknown which reports are out of date.
 
-    Raises PicollmError where no report is there.
+    Raises PicollmError if there is no report.
     """
     maps = [f"data/attention/{category}.npz" for category in CATEGORIES]
     sources = read_sources(PATHS, maps)
@@ -41,6 +41,6 @@ def page_of_now(output: Path, cfg: dict[str, Any]) -> list[str]:
 
 
 def made_by(rules: Sequence[str]) -> set[str]:
-    """The files and folders that these rules make."""
+    """Returns the files and folders that these rules make."""
     stages = read_yaml("dvc.yaml")["stages"]
     return {path for name in rules if name in stages for path in stages[name]["outs"]}

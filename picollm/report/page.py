@@ -1,8 +1,8 @@
-"""The report: one HTML file with every picture, script and attention map inside, so that it opens anywhere, offline.
+"""Renders the report: one HTML file that contains every picture, script and attention map and opens anywhere, offline.
 
 The page's parts are in picollm/report/html: a template for the page and one for each chapter, a style sheet, and the
-explorer's scripts, one module a view. Content-Security-Policy lets the page's own script run and nothing be fetched.
-A chapter whose reports are missing says what to run, and the others stand.
+explorer's scripts, one module per view. Content-Security-Policy allows the page's own script and no requests.
+A chapter whose reports are missing says what to run; the other chapters are complete.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from picollm.report.sources import Sources
 from picollm.report.style import LETTERS, css
 
 HTML = Path(__file__).parent / "html"
-SCRIPTS = ("data", "colour", "state", "tiles", "heat", "arcs", "facts", "main")  # each after what it imports
-LIMIT = 8_000_000  # bytes of the page: sentences that would not fit are left out of the explorer
-TEXT, TEXT_OF_HEAD = 300_000, 6_000  # of them at most for what is neither a figure nor the explorer's
+SCRIPTS = ("data", "colour", "state", "tiles", "heat", "arcs", "facts", "main")  # each after those it imports
+LIMIT = 8_000_000  # bytes of the page: sentences that do not fit are left out of the explorer
+TEXT, TEXT_OF_HEAD = 300_000, 6_000  # bytes reserved for text, and for each head, besides figures and explorer
 NO_EXPLORER = {
     "layers": 0, "heads_a_layer": 0, "first": 0, "steps": [], "thresholds": {}, "facts": [], "categories": [],
 }  # fmt: skip
 
 
 class Chapter(NamedTuple):
-    """A chapter's template is ID.html.j2. It is shown where all reports that it `needs` are there; `lead` makes the
-    sentence that opens it from all reports."""
+    """A chapter of the page, with the template ID.html.j2. It is shown if all reports that it `needs` exist; `lead`
+    makes its opening sentence from all reports."""
 
     id: str
     title: str
@@ -62,11 +62,11 @@ CHAPTERS = (
             lambda c: story.probes_sentence(c["probes"], c["training"])),
     Chapter("claims", "Claims", ("findings", "heads"), lambda c: story.claims_sentence(every_claim(c))),
     Chapter("attention", "Attention", ("figures",), lambda c: (
-        "One sentence of each category, all heads at once, and where the layers move its words.")),
+        "One sentence per category: all heads at once, and where the layers move its words.")),
     Chapter("engines", "Engines", ("engine", "benchmark"), lambda c: story.engines_sentence(c["engine"])),
     Chapter("speed", "Speed", ("benchmark",), lambda c: story.speed_sentence(c["benchmark"])),
     Chapter("profile", "Profile", ("profile",), lambda c: story.profile_sentence(c["profile"])),
-    Chapter("again", "Reproducibility", (), lambda c: "Every number above is made again by one command."),
+    Chapter("again", "Reproducibility", (), lambda c: "One command reproduces every number above."),
 )  # fmt: skip
 
 
@@ -81,21 +81,21 @@ def number(value: float | int | None, digits: int = 3) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits that matter."""
+    """Formats a number with about three significant digits."""
     if value == 0:
         return "0"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
 def chance(p: float | None, name: str = "") -> str:
-    """A p or a q, with its name before it where one is given."""
+    """Formats a p or a q, preceded by its name if one is given."""
     if p is None:
         return "–"
     return (f"{name} = {p:.3f}" if p >= 0.001 else f"{name} < 0.001").removeprefix(" = ").strip()
 
 
 def with_interval(row: dict, digits: int = 2) -> Markup:
-    """A statistic and its 95 % interval: {value, low, high}."""
+    """Formats a statistic and its 95 % interval: {value, low, high}."""
     if row["value"] is None:
         return Markup("–")
     interval = "" if row["low"] is None else f"{row['low']:.{digits}f} … {row['high']:.{digits}f}"
@@ -107,7 +107,7 @@ def slug(text: str) -> str:
 
 
 def style_sheet(palette: str) -> Markup:
-    """The page's style, with the colours of the figures."""
+    """Returns the page's style sheet, with the colours of the figures."""
     light, dark = css(palette), css(palette, dark=True)
     return Markup(
         f":root {{ {light} }}\n"
@@ -117,7 +117,7 @@ def style_sheet(palette: str) -> Markup:
 
 
 def script() -> str:
-    """The explorer's modules as one script, since a file that is opened from a disk may not import others."""
+    """Joins the explorer's modules into one script, because a page opened from disk may not import others."""
     parts = [(HTML / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     bodies = []
     for name, text in zip(SCRIPTS, parts, strict=True):
@@ -130,7 +130,7 @@ def script() -> str:
 
 
 def as_json(value: object) -> Markup:
-    """JSON that can't end the script element that it stands in."""
+    """Returns JSON that can't close the script element that contains it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
@@ -145,10 +145,10 @@ def environment() -> Environment:
 
 
 def render(figures: Path, sources: Sources, cfg: Mapping[str, Any]) -> str:
-    """The same inputs give the same bytes. Raises PicollmError where a figure is damaged.
+    """Renders the page, with equal bytes for equal inputs. Raises PicollmError if a figure is damaged.
 
-    `figures`: their manifest; `cfg` has the config's sections report and corpus. Among the reports is `seeds` where
-    there is a spread over them.
+    `figures` is their manifest; `cfg` has the config's sections report and corpus. The reports include `seeds` if there
+    is a spread over seeds.
     """
     c, pictures, groups = sources.reports, {}, {}
     if "figures" not in sources.absent:
@@ -189,16 +189,16 @@ def render(figures: Path, sources: Sources, cfg: Mapping[str, Any]) -> str:
 
 
 def notes(sources: Sources, needs: tuple[str, ...]) -> list[str]:
-    """What a chapter lacks or has from before, and what to run."""
+    """Lists a chapter's missing and outdated reports, and what to run."""
     why = sources.absent | sources.old
     return [why[name] for name in needs if name in why]
 
 
 def explorer_of(sources: Sources, most: int, pictures: Mapping[str, Mapping]) -> tuple[dict, list[str]]:
-    """The explorer's data, and the maps of the sentences that fit into the page."""
+    """Returns the explorer's data, and the maps of the sentences that fit into the page."""
     c, heads = sources.reports, sources.reports["heads"]
     costs = [head["delta"] for head in c["ablation"]["heads"]]
-    found = {
+    facts = {
         "layers": heads["n_layers"],
         "heads_a_layer": heads["n_heads"],
         "first": costs.index(max(costs)),
@@ -206,7 +206,7 @@ def explorer_of(sources: Sources, most: int, pictures: Mapping[str, Mapping]) ->
         "thresholds": explorer.thresholds(heads),
         "facts": explorer.facts(heads, c["mechanisms"], c["ablation"], c["emergence"]),
     }
-    taken = len(as_json(found)) + sum(len(entry["uri"]) + len(entry["csv"] or "") for entry in pictures.values())
+    taken = len(as_json(facts)) + sum(len(entry["uri"]) + len(entry["csv"] or "") for entry in pictures.values())
     room = LIMIT - TEXT - TEXT_OF_HEAD * len(costs) - taken
     shown, maps = explorer.sentences(sources.categories, len(costs), most, min(explorer.BUDGET, room))
-    return found | {"categories": shown}, maps
+    return facts | {"categories": shown}, maps

@@ -1,7 +1,7 @@
-"""One revision of the project (a commit, or the working tree), read from git and DVC's cache without a checkout.
+"""Reads one revision of the project (a commit, or the working tree) from git and DVC's cache, without a checkout.
 
-Files may have been written by another version of the code, so each is parsed in one place, `Revision.part`, where that
-may fail.
+Files may have been written by another version of the code, so all are parsed in one place, `Revision.part`, which
+handles failures.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from picollm.pipeline.receipts import files_of, md5
 from picollm.pipeline.repository import git, is_metric, locked_files, object_path
 from picollm.yaml12 import parse_yaml
 
-WORKSPACE = "workspace"  # the working tree; the word wins over a branch of that name
+WORKSPACE = "workspace"  # the working tree; takes precedence over a branch of that name
 
 
 @dataclass
 class Revision:
-    """One side of the comparison. What can't be read of it is said in `notes`, {path: why}."""
+    """One side of the comparison. `notes` says what can't be read, as {path: why}."""
 
     name: str
     commit: str | None  # None: the working tree
@@ -41,7 +41,7 @@ class Revision:
         self.notes[path] = f"{path} of {self.name} {why}"
 
     def tracked(self, path: str) -> bytes | None:
-        """A file that git keeps; of the working tree, any file."""
+        """Reads a file that git tracks, or any file of the working tree; None if it is missing."""
         if self.commit is None:
             file = self.root / path
             return file.read_bytes() if file.is_file() else None
@@ -51,12 +51,12 @@ class Revision:
             return None
 
     def cached(self, path: str, oid: str | None) -> bytes | None:
-        """An object of DVC's cache, proved by its md5; None, with a note, where it can't be had."""
+        """Reads an object of DVC's cache and checks its md5; returns None, with a note, if it is not available."""
         file = object_path(self.cache, oid or "")
         if oid is None:
             self.note(path, "is not in its dvc.lock")
         elif not file.is_file():
-            self.note(path, "isn't in DVC's cache: `dvc fetch --all-commits` may bring it")
+            self.note(path, "isn't in DVC's cache: `dvc fetch --all-commits` may fetch it")
         elif md5(file) != oid.removesuffix(".dir"):
             self.note(path, "is damaged in DVC's cache: `picollm verify --fix`")
         else:
@@ -64,30 +64,30 @@ class Revision:
         return None
 
     def read(self, path: str, oid: str | None = None) -> bytes | None:
-        """The bytes of an output (`oid`: of a file in a folder); None, with a note, where they can't be had."""
+        """Reads an output (`oid`: of a file in a folder); returns None, with a note, if it is not available."""
         oid = oid or self.outs.get(path, {}).get("md5")
         if self.commit and not is_metric(path):
             return self.cached(path, oid)
         data = self.tracked(path)
         if data is None:
-            self.note(path, "is not committed" if self.commit else "isn't there")
+            self.note(path, "is not committed" if self.commit else "is missing")
         elif oid and hashlib.md5(data).hexdigest() != oid:
-            self.note(path, "is another file than its dvc.lock records")
+            self.note(path, "differs from the file that its dvc.lock records")
         return data
 
     def files(self, folder: str) -> dict[str, str]:
-        """{path: md5} of the files of a folder; empty, with a note, where their list can't be had."""
+        """Returns {path: md5} of a folder's files; empty, with a note, if their list is not available."""
         if self.commit:
             out = self.outs.get(folder, {})
             listed = self.cached(folder, out.get("md5")) is not None
             return locked_files(self.cache, out) if listed else {}
-        found = {path: md5(self.root / path) for path in files_of(self.root, folder)}
-        if not found:
-            self.note(folder, "isn't there")
-        return found
+        digests = {path: md5(self.root / path) for path in files_of(self.root, folder)}
+        if not digests:
+            self.note(folder, "is missing")
+        return digests
 
     def part(self, path: str, parse: Callable[[bytes], dict], oid: str | None = None) -> dict:
-        """What `parse` makes of an output; empty, with a note, where it is missing or has another form."""
+        """Returns what `parse` makes of an output; empty, with a note, if it is missing or has another form."""
         data = self.read(path, oid)
         try:
             return {} if data is None else parse(data)
@@ -97,8 +97,8 @@ class Revision:
 
 
 def open_revision(root: Path, cache: Path, name: str) -> Revision:
-    """Raises PicollmError where git knows no such revision, or no run is recorded in it."""
-    commit, about, mend = None, "the working tree", "run the pipeline, or `git checkout HEAD -- dvc.lock`"
+    """Opens a revision. Raises PicollmError if git knows no such revision, or if no run is recorded in it."""
+    commit, about, remedy = None, "the working tree", "run the pipeline, or `git checkout HEAD -- dvc.lock`"
     if name != WORKSPACE:
         try:
             commit = git(root, "rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}").decode().strip()
@@ -106,20 +106,20 @@ def open_revision(root: Path, cache: Path, name: str) -> Revision:
             known = "name one of `git log --oneline --all`, or `workspace`"
             raise PicollmError(f"git knows no commit, tag or branch {name!r} here: {known}") from None
         about = git(root, "log", "-1", "--format=%h, %cs: %s", commit).decode(errors="replace").strip()
-        mend = "name a commit that has one (`git log --oneline -- dvc.lock`)"
+        remedy = "name a commit that has one (`git log --oneline -- dvc.lock`)"
     revision = Revision(name, commit, about, root, cache)
     text = revision.tracked("dvc.lock")
     if text is None:
-        raise PicollmError(f"{name} has no dvc.lock, so no run is recorded in it: {mend}")
+        raise PicollmError(f"{name} has no dvc.lock, so no run is recorded in it: {remedy}")
     lock = table_of(text).get("stages")
     if not isinstance(lock, dict) or not all(isinstance(entry, dict) for entry in lock.values()):
-        raise PicollmError(f"dvc.lock of {name} is damaged: {mend}")
+        raise PicollmError(f"dvc.lock of {name} is damaged: {remedy}")
     revision.lock = lock
     return revision
 
 
 def table_of(text: bytes) -> dict:
-    """Empty where it is no YAML table."""
+    """Parses YAML; empty if it is not a table."""
     try:
         value = parse_yaml(text.decode(errors="replace"), "it")
     except PicollmError:

@@ -1,4 +1,4 @@
-"""The claims of the original by verdict: those of its heads as state_findings decided, and those of loss and speed."""
+"""Groups the original's claims by verdict: those about heads as state_findings decided, and those of loss and speed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from picollm.model.training_report import TrainingReport
 
 ORIGINAL_SPEEDUP = 3.5  # TensorRT in FP16
-ORIGINAL_LOADING = 0.15  # more training throughput by pin_memory and workers
+ORIGINAL_LOADING = 0.15  # increase of the training throughput by pin_memory and workers
 
 
 def board(claims: Sequence[DecidedClaim]) -> list[dict]:
-    """The claims under each verdict, in the order of VERDICTS; each with the id of its row in the chapter of claims."""
+    """Groups claims by verdict, in the order of VERDICTS, each with the id of its row in the chapter of claims."""
     numbered = [{**row, "id": f"claim-{number}"} for number, row in enumerate(claims)]
     return [
         {"verdict": verdict, "claims": [row for row in numbered if row["verdict"] == verdict]} for verdict in VERDICTS
@@ -33,11 +33,11 @@ def board(claims: Sequence[DecidedClaim]) -> list[dict]:
 
 
 def every_claim(c: Mapping[str, Any]) -> list[DecidedClaim]:
-    """All claims of the original that the reports `c` have something to say of, as rows of one table."""
-    found = list(c["findings"]["claims"]) if "findings" in c else []
+    """Returns all claims of the original that the reports `c` can decide, as rows of one table."""
+    claims = list(c["findings"]["claims"]) if "findings" in c else []
     for name, test in (("training", loss_phases), ("benchmark", tensorrt), ("training", loading)):
-        found += [test(c[name])] if name in c else []
-    return found
+        claims += [test(c[name])] if name in c else []
+    return claims
 
 
 def loss_phases(training: TrainingReport) -> DecidedClaim:
@@ -53,14 +53,14 @@ def loss_phases(training: TrainingReport) -> DecidedClaim:
 
 
 def tensorrt(benchmark: BenchmarkReport) -> DecidedClaim:
-    """Its 3.5 times, against eager fp32 at batch 1; the interval of the medians' ratio."""
+    """Tests the claimed speed-up of 3.5 over eager fp32 at batch 1, by the interval of the medians' ratio."""
     text, test = f"TensorRT in FP16 is {ORIGINAL_SPEEDUP} times as fast", "the interval of the speed-up at batch 1"
     for row in benchmark["results"]:
         if row["backend"] == "tensorrt-fp16" and row["batch"] == 1 and "eager-fp32" in row.get("speedups", {}):
-            found = row["speedups"]["eager-fp32"]
-            below = FAILED if found["high"] < ORIGINAL_SPEEDUP else UNTESTABLE
-            verdict = HELD if found["low"] >= ORIGINAL_SPEEDUP else below
-            ratio, low, high = found["ratio"], found["low"], found["high"]
+            speedup = row["speedups"]["eager-fp32"]
+            below = FAILED if speedup["high"] < ORIGINAL_SPEEDUP else UNTESTABLE
+            verdict = HELD if speedup["low"] >= ORIGINAL_SPEEDUP else below
+            ratio, low, high = speedup["ratio"], speedup["low"], speedup["high"]
             return row_of("speed", text, test, verdict, ratio=ratio, low=low, high=high)
     why = tensorrt_words(benchmark)
     return row_of("speed", text, test, UNTESTABLE, because="batch 1 was not timed" if why == "measured" else why)

@@ -1,4 +1,4 @@
-"""Pictures of one sentence: the maps of all heads, the flow graph between its words, and the rollout."""
+"""Draws one sentence: the maps of all heads, the flow graph between its words, and the rollout."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from numpy.typing import NDArray
 
 from picollm.report.style import ACCENT, MUTED, SMALLEST, every, legible, plt, scaled
 
-FLOW_CHANCE = 2.0  # an edge is drawn where attention is at least this many times uniform ...
-TILE_MARGIN = 0.25  # between the maps of two heads, in widths of a map
-LINE = 110  # characters of a heading
-FLOW_EDGES = 2  # ... and among the strongest of its query
+FLOW_CHANCE = 2.0  # an edge is drawn if its attention is at least this many times uniform ...
+TILE_MARGIN = 0.25  # distance between the maps of two heads, in widths of a map
+LINE = 110  # maximum characters of a heading
+FLOW_EDGES = 2  # ... and it is among this many strongest edges of its query
 
 
 def readable(text: str) -> str:
-    """A token, or a sentence, as a figure can show it."""
+    """Converts a token or a sentence to text that a figure can show."""
     return legible(text.replace("\n", "⏎").replace("<|endoftext|>", "⟨eot⟩").strip()) or "·"
 
 
 def heading(text: str) -> str:
-    """As much of a sentence as one line holds; characters of Chinese, Japanese and Korean are twice as wide."""
+    """Cuts a sentence to one line; Chinese, Japanese and Korean characters count as two."""
     shown = readable(text)
     ends = list(accumulate(1 + (east_asian_width(char) in "FW") for char in shown))
     return shown if ends[-1] <= LINE else shown[: bisect(ends, LINE - 1)] + "…"
 
 
 def heat_maps(weights_LHQK: NDArray, text: str, names: list[list[str]]) -> Figure:
-    """All heads of one sentence, one row a layer. Colour: attention over causal-uniform attention, i.e. weight x (i+1).
+    """Draws all heads on one sentence, one row per layer. Colour: attention over causal-uniform, i.e. weight x (i+1).
 
-    Raw weights would show the length of the row and the first token, and little else. `text` is the sentence, which
+    Raw weights would mainly show the length of the row and the first token. `text` is the sentence, which
     picollm.report.figures chooses; `names` labels each head.
     """
     n_layers, n_heads, n, _ = weights_LHQK.shape
     ratio = weights_LHQK * np.arange(1, n + 1)[:, None]
     ratio[..., np.triu(np.ones((n, n), bool), 1)] = np.nan
-    # One picture of all tiles: an axis for each of 56 heads took three seconds a figure.
+    # One axis for all tiles: a separate axis for each of 56 heads took three seconds per figure.
     high, wide = 1 + TILE_MARGIN, 1 + TILE_MARGIN / 3
     figure, axis = plt.subplots(figsize=scaled(n_heads * wide, n_layers * high * 0.95))
     norm = LogNorm(0.1, 10, clip=True)
@@ -62,9 +62,10 @@ def heat_maps(weights_LHQK: NDArray, text: str, names: list[list[str]]) -> Figur
 
 
 def flow_graph(weights_LHQK: NDArray) -> nx.DiGraph:
-    """Token nodes (layer, position) and the strongest above-chance edges from key to query, means over heads.
+    """Builds a graph of token nodes (layer, position) with the strongest above-chance edges from key to query, averaged
+    over heads.
 
-    The first position, the sink, is taken out and rows are renormalised before edges are compared with chance.
+    The first position, the sink, is removed and rows are renormalised before edges are compared with chance.
     """
     mean_LQK = weights_LHQK.mean(1)
     graph = nx.DiGraph()
@@ -81,8 +82,8 @@ def flow_graph(weights_LHQK: NDArray) -> nx.DiGraph:
 
 
 def rollout(weights_LHQK: NDArray) -> NDArray[np.float64]:
-    """How much of each input reaches each position through all layers, [Q, K]: the product of the layers' mean
-    attention, each half a residual (Abnar & Zuidema 2020)."""
+    """Computes how much of each input reaches each position through all layers, [Q, K]: the product over layers of half
+    the mean attention plus half the identity, for the residual (Abnar & Zuidema 2020)."""
     mean_LQK = weights_LHQK.mean(1, dtype=np.float64)
     reached_QK = np.eye(mean_LQK.shape[1])
     for mean_QK in mean_LQK:
@@ -91,8 +92,8 @@ def rollout(weights_LHQK: NDArray) -> NDArray[np.float64]:
 
 
 def relative_rollout(weights_LHQK: NDArray) -> NDArray[np.float64]:
-    """The rollout over that of as many layers of uniform causal attention, [Q, K]: alone it shows the length of the
-    row and the residual; not defined (NaN) for later positions."""
+    """Divides the rollout by that of as many layers of uniform causal attention, [Q, K], because alone it mainly shows
+    the length of the row and the residual; undefined (NaN) for later positions."""
     n_layers, n = weights_LHQK.shape[0], weights_LHQK.shape[-1]
     uniform = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
     with np.errstate(invalid="ignore"):
@@ -100,7 +101,7 @@ def relative_rollout(weights_LHQK: NDArray) -> NDArray[np.float64]:
 
 
 def flow_figure(weights_LHQK: NDArray, tokens: list[str]) -> Figure:
-    """Left: the flow graph. Right: the rollout through all layers, relative to the uniform one."""
+    """Draws the flow graph (left) and the rollout through all layers, relative to the uniform one (right)."""
     graph = flow_graph(weights_LHQK)
     n_layers, n = weights_LHQK.shape[0], len(tokens)
     figure, (axis, right) = plt.subplots(1, 2, figsize=scaled(max(5.5, 0.42 * n) + 4.4, 3.8),
@@ -131,7 +132,7 @@ def flow_figure(weights_LHQK: NDArray, tokens: list[str]) -> Figure:
 
 
 def flow_table(weights_LHQK: NDArray, tokens: list[str]) -> pd.DataFrame:
-    """Edges of the flow graph (`layer` counts the layers before it), then the rollout through all, without a layer."""
+    """Tabulates the flow graph's edges (`layer` counts the layers before), then the rollout, which has no layer."""
     edges = [
         {"layer": layer, "from": key, "to": query, "share": weight}
         for (layer, key), (_, query), weight in flow_graph(weights_LHQK).edges(data="weight")
@@ -141,14 +142,14 @@ def flow_table(weights_LHQK: NDArray, tokens: list[str]) -> pd.DataFrame:
         {"from": key, "to": query, "rollout_over_uniform": relative_QK[query, key]}
         for query, key in zip(*np.tril_indices(len(tokens)), strict=True)
     ]
-    found = pd.DataFrame([*edges, *reached], columns=["layer", "from", "to", "share", "rollout_over_uniform"])
-    return found.assign(**{f"{end}_token": [tokens[i] for i in found[end]] for end in ("from", "to")}).astype(
+    table = pd.DataFrame([*edges, *reached], columns=["layer", "from", "to", "share", "rollout_over_uniform"])
+    return table.assign(**{f"{end}_token": [tokens[i] for i in table[end]] for end in ("from", "to")}).astype(
         {"layer": "Int64"}
     )
 
 
 def map_table(weights_LHQK: NDArray, tokens: list[str]) -> pd.DataFrame:
-    """The weights of all heads, a row a query: `k0`, `k1`, ... are the keys."""
+    """Tabulates the weights of all heads, one row per query; columns `k0`, `k1`, ... are the keys."""
     n_layers, n_heads, n, _ = weights_LHQK.shape
     layer, head, query = (axis.ravel() for axis in np.indices((n_layers, n_heads, n)))
     about = pd.DataFrame({"layer": layer, "head": head, "query": query, "token": np.array(tokens, dtype=object)[query]})

@@ -1,6 +1,6 @@
-"""What the page is made of: the chapters' reports and maps, read and checked.
+"""Reads and checks the page's sources: the chapters' reports and maps.
 
-One that can't be used costs the page the parts that need it, and no more: there it says what to run.
+If one can't be used, only the parts that need it are missing from the page, which says there what to run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PATHS = {
         "profile",
     )},
 }  # fmt: skip
-# The format that the page reads of each report that has one; tests/test_sources.py holds them equal to what is written.
+# The format of each report that the page can read; tests/test_sources.py checks that they equal the written formats.
 FORMATS = {
     "data": 3, "engine": 2, "heads": 3, "clusters": 3, "mechanisms": 4, "emergence": 3, "ablation": 2, "probes": 2,
     "findings": 2,
@@ -33,8 +33,8 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Sources:
-    """`reports` by name. `absent`: what is wrong with each that is missing, damaged or of another format, and what to
-    run; `old`: the same of those that are there but out of date. Both name the maps `maps`, the figures `figures`."""
+    """The `reports` by name. `absent` says what is wrong with each that is missing, damaged or of another format, and
+    what to run; `old` does so for those that are out of date. Both also have the keys `maps` and `figures`."""
 
     reports: Mapping[str, Any]
     categories: Sequence[CategoryMaps] = ()
@@ -43,17 +43,17 @@ class Sources:
 
 
 def read_sources(paths: Mapping[str, str], maps: Sequence[str], figures: str = FIGURES) -> Sources:
-    """`paths` of the reports by name, `maps` of the attention files, `figures` of the manifest of the figures."""
+    """Reads the sources: `paths` are those of reports by name, `maps` of attention files, `figures` of a manifest."""
     reports, absent = {}, {}
     for name, path in paths.items():
         try:
             if not Path(path).exists():
                 raise PicollmError(f"{path} is missing: run `{run(path)}`")
-            found = read_json(path)
-            if found.get("format") != FORMATS.get(name, found.get("format")):
-                what = f"{path} has format {found.get('format')}, and this page reads {FORMATS[name]}"
+            report = read_json(path)
+            if report.get("format") != FORMATS.get(name, report.get("format")):
+                what = f"{path} has format {report.get('format')}, but this page reads format {FORMATS[name]}"
                 raise PicollmError(f"{what}: run `{run(path, again=True)}`")
-            reports[name] = found
+            reports[name] = report
         except PicollmError as error:
             absent[name] = str(error)
     categories: list[CategoryMaps] = []
@@ -67,7 +67,7 @@ def read_sources(paths: Mapping[str, str], maps: Sequence[str], figures: str = F
 
 
 def with_seeds(sources: Sources, cfg: Mapping[str, Any], manifest: str = PATHS["data"]) -> Sources:
-    """With `seeds` among the reports where report.seeds names a spread over them; `manifest`: of the packed tokens."""
+    """Adds `seeds` to the reports if report.seeds names a spread over seeds; `manifest`: of the packed tokens."""
     path = cfg["report"]["seeds"]
     if path is None or "data" in sources.absent:
         return sources
@@ -75,5 +75,5 @@ def with_seeds(sources: Sources, cfg: Mapping[str, Any], manifest: str = PATHS["
 
 
 def run(path: str, again: bool = False) -> str:
-    """The command that makes a file, `again` even where Snakemake takes it for current."""
+    """Returns the command that makes a file, with `again` even if Snakemake considers it current."""
     return f"snakemake --cores all {'--force ' if again else ''}-- {path}"

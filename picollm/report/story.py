@@ -1,6 +1,6 @@
-"""The report's sentences: one for each chapter, the headline and five numbers, all made from the chapters' files.
+"""Makes the report's sentences from the chapters' files: the headline, five numbers, and one sentence per chapter.
 
-A sentence says what was found and, where the evidence is weak, that it is.
+A sentence states a result and says if the evidence for it is weak.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SOURCES = {
 SMALL = 1e7  # training tokens
 LOOKS = {
     "diagonal": "at the token itself",
-    "local": "near by",
+    "local": "nearby",
     "token-specific": "for particular tokens",
     "content-based": "by content without a known set of keys",
-    "global": "everywhere alike",
+    "global": "everywhere equally",
     "sink": "at the first position",
     "mixed": "at nothing in particular",
 }
@@ -52,19 +52,19 @@ def count(number: int, one: str, many: str = "") -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """a, b and c"""
+    """Joins words as "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def headline(c: Mapping[str, Any], source: str) -> str:
-    """What was trained, on what, how good it is, and what its heads are needed for: as much as the reports `c` tell."""
+    """Says what was trained, on what text, how well it predicts and which head it needs, as far as reports `c` go."""
     if not {"data", "training"} <= c.keys():
-        return "This page is not whole yet: what is missing, and what to run, stands in each chapter."
+        return "This page is incomplete: each chapter says what is missing and what to run."
     training, articles = c["training"], c["data"]["splits"]["train"]["articles"]
     tokens = training["tokens"]
     size = f"{tokens / 1e6:.1f} million" if tokens >= 1e6 else f"{tokens:,}"
     read = f"After {size} tokens of {articles:,} {SOURCES[source]}, this small transformer"
-    start = "This transformer from elsewhere" if training["imported"] else read
+    start = "This imported transformer" if training["imported"] else read
     good = f"{start} predicts {rank(*on_test(training))}"
     if not {"mechanisms", "ablation"} <= c.keys():
         return f"{good}."
@@ -72,7 +72,7 @@ def headline(c: Mapping[str, Any], source: str) -> str:
 
 
 def reach(mechanisms: MechanismsReport) -> str:
-    """How much context the model can be seen to use."""
+    """Says how much context the model measurably uses."""
     context = mechanisms["context"]
     if context["enough"] is None:
         return f"still gains from more than the last {count(context['curve'][-1]['tokens'], 'token')} of context"
@@ -82,7 +82,7 @@ def reach(mechanisms: MechanismsReport) -> str:
 
 
 def missed(ablation: AblationReport) -> str:
-    """The head whose loss is the largest that is certain."""
+    """Names the head with the largest certain increase of the loss."""
     certain = [head for head in ablation["heads"] if head["q"] < SIGNIFICANT and head["delta"] > 0]
     if not certain:
         return "needs no single head for certain"
@@ -96,17 +96,16 @@ def underline(training: TrainingReport) -> str:
     )
     return (
         f"{training['parameters'] / 1e6:.1f} M parameters, {trained}one seed. Test loss {loss:.2f} nats per token "
-        f"(bigram "
-        f"{losses['bigram']:.2f}, 4-gram {losses['four_gram']:.2f}, with a cache of the row "
-        f"{losses['four_gram_cache']:.2f}). Attention weights are not explanations; what heads cause is measured apart:"
+        f"(bigram {losses['bigram']:.2f}, 4-gram {losses['four_gram']:.2f}, with a cache of the row "
+        f"{losses['four_gram_cache']:.2f}). Attention weights are not explanations; effects are measured separately:"
     )
 
 
 def five_numbers(c: Mapping[str, Any]) -> list[dict]:
-    """Value, interval, what it is, and the baseline beside it; fewer where a report of `c` is missing, or a probe or a
-    backend could not run."""
-    found = [make(c[name]) for name, make in NUMBERS.items() if name in c]
-    return [row for row in found if row]
+    """Returns five numbers with interval, description and baseline; fewer if a report of `c` is missing, or if no probe
+    or backend could run."""
+    numbers = [make(c[name]) for name, make in NUMBERS.items() if name in c]
+    return [row for row in numbers if row]
 
 
 def costliest(ablation: AblationReport) -> dict:
@@ -120,14 +119,8 @@ def near_by(heads: HeadsReport) -> dict:
     local, null = heads["labels"]["local"], heads["peaked_null"]
     shares = {end: 100 * local[end] for end in ("low", "high")}
     untrained = 100 * null["labels"]["local"] / max(1, null["heads"])
-    return number(
-        100 * local["share"],
-        shares,
-        "%",
-        "of the heads attend to nearby tokens",
-        untrained,
-        "untrained heads as peaked",
-    )
+    what = "of the heads attend to nearby tokens"
+    return number(100 * local["share"], shares, "%", what, untrained, "untrained heads as peaked")
 
 
 def short_context(mechanisms: MechanismsReport) -> dict:
@@ -144,7 +137,7 @@ def clearest_probe(probes: ProbesReport) -> dict | None:
     name, (own, entry) = min(tested.items(), key=lambda item: item[1][1]["p"])
     rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
     shares = {end: 100 * own[end] for end in ("low", "high")}
-    what = f"of {name} items right, the clearest of {count(len(tested), 'probe')}"
+    what = f"of {name} items correct, the clearest of {count(len(tested), 'probe')}"
     return number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival")
 
 
@@ -163,7 +156,7 @@ NUMBERS = {
 
 
 def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, than: str) -> dict:
-    """`place`: 0 to 1 on a strip that is a little longer than from the smallest to the largest of what is shown."""
+    """Builds an entry; `place` is 0 to 1 on a strip a little longer than the range of the shown values."""
     low, high = ends["low"], ends["high"]
     shown = [value, low, high, baseline]
     margin = max(max(shown) - min(shown), 1e-9) / 16
@@ -185,21 +178,20 @@ def number(value: float, ends: Mapping, unit: str, what: str, baseline: float, t
 
 def data_sentence(data: TokensManifest, training: TrainingReport) -> str:
     train, validation = data["splits"]["train"], data["splits"]["validation"]
-    size = "enough for words and short phrases, not for more" if train["tokens"] < SMALL else "a text of some size"
+    size = "enough for words and short phrases, but no more" if train["tokens"] < SMALL else "a text of some size"
     who = "The text here has" if training["imported"] else "The model read"
     return (
-        f"{who} {count(train['articles'], 'article')} with {train['tokens']:,} tokens, {size}; the model is judged on "
-        f"{validation['articles']:,} others."
+        f"{who} {count(train['articles'], 'article')} with {train['tokens']:,} tokens, {size}; the model is evaluated "
+        f"on {validation['articles']:,} others."
     )
 
 
 def training_sentence(training: TrainingReport) -> str:
     loss, losses = on_test(training)
     return (
-        f"On text that nothing was chosen by, it predicts {rank(loss, losses)}: {loss:.2f} nats per token, "
+        f"On text that was not used for any choice, it predicts {rank(loss, losses)}: {loss:.2f} nats per token, "
         f"{losses['four_gram'] - loss:+.2f} against a 4-gram, {losses['four_gram_cache'] - loss:+.2f} against one "
-        f"with a "
-        "cache of the row (above 0 is better)."
+        "with a cache of the row (above 0 is better)."
     )
 
 
@@ -216,9 +208,9 @@ def families_sentence(clusters: ClustersReport) -> str:
         return f"The heads form no families: {shape['because'][0]}."
     several = sum(row["size"] >= LEAST_HEADS for row in clusters["clusters"])
     alone = sum(row["size"] for row in clusters["clusters"] if row["size"] < LEAST_HEADS)
-    rest = f", and {count(alone, 'head')} beside them" if alone else ""
+    rest = f", plus {count(alone, 'other head')}" if alone else ""
     return (
-        f"The heads fall into {count(several, 'family', 'families')} that attend alike{rest} (silhouette "
+        f"The heads fall into {count(several, 'family', 'families')} with similar attention{rest} (silhouette "
         f"{clusters['silhouette']:.2f}; one cloud without clusters gives {shape['silhouette_one_cloud_95']:.2f})."
     )
 
@@ -227,16 +219,16 @@ def causes_sentence(ablation: AblationReport) -> str:
     heads = ablation["heads"]
     needed = [head for head in heads if head["q"] < SIGNIFICANT and head["delta"] > 0]
     in_the_way = sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads)
-    way = f"{in_the_way or 'none'} {'is' if in_the_way == 1 else 'are'} in the way"
+    way = f"{in_the_way or 'none'} {'is' if in_the_way == 1 else 'are'} harmful"
     if not needed:
-        return f"No single head is needed for certain; {way}."
+        return f"No single head is certainly needed; {way}."
     top = max(needed, key=lambda head: head["delta"])
     kinds = {kind: row["delta"] for kind, row in top["on"].items() if row["low"] > 0}
     most = max(kinds, key=lambda kind: kinds[kind]) if kinds else None
     on = f", most on targets that are {KIND_WORDS.get(most, most)} ({kinds[most]:+.3f})" if most else ""
     return (
         f"Without {top['name']} the model loses {top['delta']:.3f} nats per token{on}; {len(needed)} of {len(heads)} "
-        f"heads cost something alone, {way}."
+        f"heads matter individually, {way}."
     )
 
 
@@ -265,9 +257,8 @@ def probes_sentence(probes: ProbesReport, training: TrainingReport) -> str:
 def claims_sentence(claims: Sequence[DecidedClaim]) -> str:
     held, failed, untested, other = (sum(row["verdict"] == verdict for row in claims) for verdict in VERDICTS)
     return (
-        f"Of {len(claims)} claims of the original {held} held on this model, {failed} did not, {untested} can't be "
-        f"tested "
-        f"here, and {other} can't be compared."
+        f"Of {len(claims)} claims of the original, {held} held on this model, {failed} did not, {untested} can't be "
+        f"tested here, and {other} can't be compared."
     )
 
 

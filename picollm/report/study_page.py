@@ -1,4 +1,4 @@
-"""The page of the full study, in Markdown, from study.json alone."""
+"""Renders the page of the full study, in Markdown, from study.json alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def study_page(template: str | Path, study: Mapping) -> str:
 
 
 def effect(row: Mapping) -> str:
-    """Nats and their interval."""
+    """Formats an effect in nats and its interval."""
     return f"{row['delta']:+.4f} ({row['low']:+.4f} … {row['high']:+.4f})"
 
 

@@ -1,4 +1,4 @@
-"""What a run learned, in five lines: printed after `make report`, and the head of the report itself."""
+"""Summarises a run in five lines, which are printed after `make report`; the report uses some of them too."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from picollm.engine.shapes import BenchmarkReport
     from picollm.model.training_report import TrainingReport
 
-ALIKE = 0.05  # nats per token, more than twice what a seed of training moves
+ALIKE = 0.05  # nats per token, more than twice the difference between seeds of training
 COUNTED = {"bigram": "a bigram", "four_gram": "a 4-gram", "four_gram_cache": "a 4-gram with a cache of the row"}
 
 
 def five_lines(reports: Path) -> list[str]:
-    """Raises PicollmError where a chapter has not run yet."""
+    """Returns the five lines. Raises PicollmError if a chapter has not run yet."""
     metrics = {name: read_json(reports / "metrics" / f"{name}.json") for name in CHAPTERS}
     return lines(metrics, read_json(reports / "heads.json"), read_json(reports / "benchmark.json"))
 
@@ -38,7 +38,7 @@ def lines(metrics: dict[str, dict], heads: HeadsReport, benchmark: BenchmarkRepo
 
 
 def rank(loss: float, losses: Mapping[str, float]) -> str:
-    """What a loss is like among those of counting: a bigram, a 4-gram, and the same with a cache of the row."""
+    """Compares a loss with those of n-gram counts: a bigram, a 4-gram, and a 4-gram with a cache of the row."""
     near = [words for name, words in COUNTED.items() if abs(losses[name] - loss) <= ALIKE]
     if near:
         return f"about as well as {near[-1]}"
@@ -52,13 +52,13 @@ def rank(loss: float, losses: Mapping[str, float]) -> str:
 
 
 def on_test(training: Mapping[str, float] | TrainingReport) -> tuple[float, dict[str, float]]:
-    """The test loss, and those of counting."""
+    """Returns the model's test loss and those of the n-gram counts."""
     losses = cast(Mapping[str, float], training)
     return losses["test_loss"], {name: losses[f"test_{name}_loss"] for name in COUNTED}
 
 
 def training_line(training: Mapping[str, float]) -> str:
-    trained = f"after {training['tokens']:,} tokens" if training["steps"] else "from elsewhere"
+    trained = f"after {training['tokens']:,} tokens" if training["steps"] else "trained elsewhere"
     loss, losses = on_test(training)
     return (
         f"Model: {training['parameters'] / 1e6:.1f} M parameters {trained}: test loss {loss:.2f} nats, "
@@ -80,33 +80,33 @@ def clusters_line(clusters: Mapping[str, float]) -> str:
 
 
 def heads_line(heads: HeadsReport) -> str:
-    found = {label: row for label, row in heads["labels"].items() if row["count"]}
-    shares = ", ".join(f"{row['count']} {label}" for label, row in found.items())
+    labels = {label: row for label, row in heads["labels"].items() if row["count"]}
+    shares = ", ".join(f"{row['count']} {label}" for label, row in labels.items())
     null = heads["null"]["labels"]["global"] / heads["null"]["heads"]
     peaked = heads["peaked_null"]["labels"]["token-specific"] / heads["peaked_null"]["heads"]
     return (
-        f"Heads: of {len(heads['heads'])}, {shares}; in untrained models {null:.0%} come out global, in untrained ones "
-        f"that are as peaked {peaked:.0%} token-specific."
+        f"Heads: of {len(heads['heads'])}, {shares}; in untrained models {null:.0%} come out as global, in "
+        f"untrained ones as peaked {peaked:.0%} as token-specific."
     )
 
 
 def speed_line(benchmark: BenchmarkReport) -> str:
     best, tensorrt = best_row(benchmark), tensorrt_words(benchmark)
     if best is None:
-        return f"Speed: no backend beside eager fp32 ran; TensorRT {tensorrt}."
-    name, found = best["backend"], best["speedups"]["eager-fp32"]
+        return f"Speed: no backend other than eager fp32 ran; TensorRT: {tensorrt}."
+    name, ratio = best["backend"], best["speedups"]["eager-fp32"]
     hardware = benchmark["hardware"]
     gpu = hardware["device"] == "cuda" and not on_cpu(name, hardware)
     machine = hardware["gpu"]["name"] if gpu else hardware["cpu"]["model"]
     return (
-        f"Speed, batch 1: {name} is {found['ratio']:.2f}x eager fp32 (95 % {found['low']:.2f} to {found['high']:.2f}: "
-        f"{found['verdict']}{'; noisy' if best['noisy'] else ''}) on {machine}; TensorRT: {tensorrt}."
+        f"Speed, batch 1: {name} is {ratio['ratio']:.2f}x eager fp32 (95 % {ratio['low']:.2f} to {ratio['high']:.2f}: "
+        f"{ratio['verdict']}{'; noisy' if best['noisy'] else ''}) on {machine}; TensorRT: {tensorrt}."
     )
 
 
 def tensorrt_words(benchmark: BenchmarkReport) -> str:
-    """Measured only where it has a latency; else the first reason why not."""
+    """Returns "measured" if TensorRT has a latency, else the first reason why not."""
     rows = [row for row in benchmark["results"] if row["backend"].startswith("tensorrt")]
     if any("latency_ms" in row for row in rows):
         return "measured"
-    return next((row["status"] for row in rows if row["status"] != "ok"), "not asked for")
+    return next((row["status"] for row in rows if row["status"] != "ok"), "not requested")

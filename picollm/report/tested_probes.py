@@ -1,4 +1,4 @@
-"""The probes of probes.json that can be tested, as one list: each has the model's accuracy by another name."""
+"""Lists the testable probes of probes.json in one form, because each stores the model's accuracy under another name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def tested_probes(report: ProbesReport) -> dict[str, tuple[Accuracy, Tested]]:
-    """{probe: the model's accuracy, and all else that is known of it}."""
-    found: dict[str, tuple[Accuracy, Tested]] = {}
+    """Returns {probe: (the model's accuracy, the probe's whole entry)}."""
+    probes: dict[str, tuple[Accuracy, Tested]] = {}
     coreference = report["coreference"]
     if coreference["testable"] is True:
-        found["coreference"] = (coreference["chosen_on_one_half"], coreference)
+        probes["coreference"] = (coreference["chosen_on_one_half"], coreference)
     for kind, entry in report["pairs"].items():
         if entry["testable"] is True:
-            found[kind] = (entry["model"], entry)
-    return found
+            probes[kind] = (entry["model"], entry)
+    return probes

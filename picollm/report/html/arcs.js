@@ -1,4 +1,4 @@
-// Arcs over the text: from each word to where one head looks, above twice chance; a click on a word shows its row alone.
+// Draws arcs over the text, from each word to where one head looks above twice chance; a click shows one word's row.
 
 import { DATA, shown, weights } from "./data.js";
 import { sentence, state } from "./state.js";
@@ -7,7 +7,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const CHARACTER = 8.2; // pixels of 13 px type, wide enough for any font
 const GAP = 13;
 const LEAST = 2; // times uniform
-const MOST = 3; // arcs a word
+const MOST = 3; // arcs per word
 
 function node(name, attributes, text) {
   const made = document.createElementNS(SVG, name);
@@ -29,7 +29,7 @@ export function paint(place, choose) {
   const heads = state.pin === null ? [state.head] : [state.head, state.pin];
   const reach = Math.min(120, 22 + x / 14);
   const height = reach + 26 + (heads.length > 1 ? reach : 0);
-  x = Math.max(x, 280); // room for what is said where there are no arcs
+  x = Math.max(x, 280); // room for the message if there are no arcs
   const svg = node("svg", { width: x, height, viewBox: `0 0 ${x} ${height}`, role: "group", "aria-label": "Sentence" });
   const base = reach + 4;
   heads.forEach((head, side) => {
@@ -58,7 +58,7 @@ export function paint(place, choose) {
   place.replaceChildren(svg);
 }
 
-// [query, key, weight] of the strongest arcs of each word.
+// Returns [query, key, weight] of the strongest arcs of each word.
 function edges(head, n) {
   const weight = weights(sentence(), head);
   const found = [];

@@ -1,5 +1,5 @@
 // Colours of weights: one hue for weights, two for multiples of chance. They come from the style sheet, so that the dark
-// page has its own.
+// page can have others.
 
 const RELATIVE = 3; // powers of 2 on either side of chance
 
@@ -29,10 +29,10 @@ export function shade(value, view, scale) {
   return mix(palette.low, palette.high, Math.min(1, share));
 }
 
-const LEVELS = 254; // of a table: an even number, so that chance is a level of its own
+const LEVELS = 254; // size of a table; even, so that chance has its own level
 
-// A function from a value to its colour as canvases keep it (four bytes in one number), from a table: a sentence has
-// thousands of weights.
+// Returns a function from a value to its colour as stored in canvases (four bytes in one number). It uses a table,
+// because a sentence has thousands of weights.
 export function painter(view, scale) {
   const key = `${view} ${scale}`;
   if (!tables.has(key)) tables.set(key, Uint32Array.from({ length: LEVELS + 1 }, (_, level) => packed(shade(value(level, view), view, scale))));

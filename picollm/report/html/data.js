@@ -1,11 +1,11 @@
-// The page's data: facts and sentences from JSON, attention maps from base64 when a sentence is first asked for.
+// Reads the page's data: facts and sentences from JSON, attention maps from base64 when a sentence is first shown.
 
 export const DATA = JSON.parse(document.getElementById("explorer-data").textContent);
 export const HEADS = DATA.layers * DATA.heads_a_layer;
 
 const cache = new Map();
 
-// The weights of one head in one sentence: a function of query and key.
+// Returns the weights of one head in one sentence as a function of query and key.
 export function weights(sentence, head) {
   const n = sentence.tokens.length;
   if (!cache.has(sentence.maps)) {
@@ -17,7 +17,7 @@ export function weights(sentence, head) {
   return (query, key) => (bytes[start + (query * (query + 1)) / 2 + key] / 255) ** 2;
 }
 
-// A weight as one view shows it: as it is, without position 0, or in multiples of uniform attention.
+// Converts a weight for a view: unchanged, without position 0, or in multiples of uniform attention.
 export function viewed(weight, view, query, key) {
   const p = weight(query, key);
   if (view === "raw") return p;
@@ -27,7 +27,7 @@ export function viewed(weight, view, query, key) {
   return rest > 0.002 ? Math.min(1, p / rest) : 0;
 }
 
-// What a token shows: spaces and line ends are visible where they are all there is.
+// Returns a token's text; a token of only spaces or line ends becomes visible.
 export function shown(token) {
   if (token === "<|endoftext|>") return "‹start›";
   const text = token.trim();

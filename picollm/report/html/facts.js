@@ -1,11 +1,11 @@
-// What is known of one head: its class, what it looks at, its kappas with intervals, what the loss loses without it.
+// Shows the facts of one head: its class, what it looks at, its kappas with intervals, the loss without it.
 
 import { DATA } from "./data.js";
 import { state } from "./state.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const KAPPAS = {
-  self: "itself", prev: "previous token", local: "near by", sink: "first position", punctuation: "punctuation",
+  self: "itself", prev: "previous token", local: "nearby", sink: "first position", punctuation: "punctuation",
   "function-word": "function words", duplicate: "same token before", induction: "what followed it", rare: "rare tokens",
   coreference: "antecedent",
 };
@@ -27,7 +27,7 @@ function node(name, attributes) {
   return made;
 }
 
-// A row of dots with intervals on one axis; `null_band` is marked where there is one.
+// Draws a dot with its interval on an axis; marks `null_band` if there is one.
 function strip([value, low, high], least, most, band, colour) {
   const svg = node("svg", { viewBox: "0 0 120 12", width: 120, height: 12, "aria-hidden": "true" });
   const at = (x) => 3 + (114 * (Math.max(least, Math.min(most, x)) - least)) / (most - least);
@@ -49,7 +49,7 @@ function rows(list) {
   return dl;
 }
 
-const opened = new Set(); // what was unfolded stays so for the next head
+const opened = new Set(); // what is unfolded stays so for the next head
 
 function folded(title, ...content) {
   const details = element("details");
@@ -75,14 +75,14 @@ function about(number) {
   const colour = `var(--${head.label})`;
   const box = element("div");
   const title = element("h3", `${head.name} `);
-  title.append(element("small", `${head.original} in the original's counting`));
+  title.append(element("small", `${head.original} in the original's numbering`));
   const kind = element("p");
   const chip = element("span", head.label, "chip tag");
   chip.style.setProperty("--c", colour);
   kind.append(chip, ` in ${Math.round(100 * head.stability)} % of resampled sentences${head.tag ? `; ${head.tag}` : ""}${head.sink ? "; much on the first position" : ""}`);
   box.append(title, kind);
   const seen = head.seen.length ? head.seen : head.looks_at.slice(0, 4).map(([token]) => token);
-  if (seen.length) box.append(element("p", `Looks most, beyond its place, at: ${seen.map((token) => `“${token.trim() || "·"}”`).join(", ")}`));
+  if (seen.length) box.append(element("p", `Looks most, beyond what the offset explains, at: ${seen.map((token) => `“${token.trim() || "·"}”`).join(", ")}`));
   box.append(element("h2", "Attention beyond chance (kappa), 95 %; dashed: what counts as an effect"));
   box.append(rows(Object.entries(KAPPAS).map(([name, words]) => [words, [strip(head.kappas[name], -0.4, 1, DATA.thresholds[name], colour), ` ${signed(head.kappas[name][0], 2)}`]])));
   box.append(element("h2", "What explains it"));
@@ -101,6 +101,6 @@ function about(number) {
   if (DATA.steps.length > 1) {
     box.append(folded(`Over training, to step ${DATA.steps[DATA.steps.length - 1].toLocaleString("en")}`, rows([["strongest positional kappa", line(head.over_time.kappa_max, DATA.steps, 1)], ["strongest set of tokens, times its threshold", line(head.over_time.kappa_set, DATA.steps, 4)], ["content share", line(head.over_time.content, DATA.steps, 1)]])));
   }
-  box.append(folded("By category: kappa near by, 95 %; the class there", rows(DATA.categories.map((category) => [`${category.title}: ${head.categories[category.name]}`, [strip(head.by_category[category.name].kappa_local, -0.4, 1, DATA.thresholds.local, colour)]]))));
+  box.append(folded("By category: local kappa, 95 %; the class there", rows(DATA.categories.map((category) => [`${category.title}: ${head.categories[category.name]}`, [strip(head.by_category[category.name].kappa_local, -0.4, 1, DATA.thresholds.local, colour)]]))));
   return box;
 }

@@ -1,4 +1,4 @@
-// One head's map at a readable size: queries from top to bottom, keys from left to right, words beside both.
+// Draws one head's map at a readable size: queries from top to bottom, keys from left to right, words along both.
 
 import { DATA, shown, viewed, weights } from "./data.js";
 import { draw } from "./tiles.js";

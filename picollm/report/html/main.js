@@ -1,4 +1,4 @@
-// Ties the explorer together: controls, keys, theme, and what is painted when.
+// Connects the explorer's parts: controls, keys, theme, and redrawing.
 
 import { DATA } from "./data.js";
 import { ramp, repaint } from "./colour.js";
@@ -10,7 +10,7 @@ import * as facts from "./facts.js";
 
 const at = (id) => document.getElementById(id);
 
-// Everything that a change touches; `maps` where the small maps change too.
+// Redraws everything that a change affects; with `maps` also the small maps.
 function show({ maps = false, hash = true } = {}) {
   if (maps) {
     tiles.paint();
@@ -114,7 +114,7 @@ function theme() {
   });
 }
 
-// A hash of the explorer opens it there; any other is a place in the page.
+// A hash of the explorer sets its state; any other is an anchor in the page.
 function follow() {
   if (!read(location.hash)) return;
   fill();

@@ -1,4 +1,4 @@
-// What the explorer shows, kept in the URL's hash: #head=L0H3&category=0&sentence=2&view=raw&scale=sqrt&pin=L1H0&word=4
+// The explorer's state, stored in the URL's hash: #head=L0H3&category=0&sentence=2&view=raw&scale=sqrt&pin=L1H0&word=4
 
 import { DATA } from "./data.js";
 
@@ -14,7 +14,7 @@ function number(text, below, otherwise) {
   return value >= 0 && value < below ? value : otherwise;
 }
 
-// Reads a hash; whether it was one of the explorer.
+// Reads a hash; returns true if it was one of the explorer.
 export function read(hash) {
   const given = new URLSearchParams(hash.slice(1));
   if (!given.has("head")) return false;
@@ -33,7 +33,7 @@ export function read(hash) {
 
 let waiting = null;
 
-// Once the reader rests: a browser refuses hundreds of changes in a row, and each takes longer than a map does.
+// Delayed until changes pause: a browser refuses hundreds in a row, and each takes longer than drawing a map.
 export function write() {
   clearTimeout(waiting);
   waiting = setTimeout(() => history.replaceState(null, "", hash()), 100);

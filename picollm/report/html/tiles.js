@@ -1,4 +1,4 @@
-// The grid of all heads: one small map each, in the places of the first screen.
+// Draws the grid of all heads: one small map each, arranged as on the first screen.
 
 import { DATA, HEADS, viewed, weights } from "./data.js";
 import { painter } from "./colour.js";
