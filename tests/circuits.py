@@ -1,4 +1,4 @@
-"""Models whose heads' work is known because their weights were written by hand."""
+"""Models with handwritten weights, so that the function of each head is known."""
 
 import torch
 

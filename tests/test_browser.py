@@ -1,4 +1,4 @@
-"""The report in a real browser: from a file, offline, by mouse and by keyboard; what it shows is what the files say."""
+"""Tests the report in a real browser: from a file, offline, by mouse and keyboard; it shows what the files contain."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ def browser():
 
 @contextmanager
 def opened(browser, file):
-    """The page, opened from its file without a network; any error or request fails the test."""
+    """Opens the page from its file without a network; any error or request fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
     context.set_default_timeout(120_000)  # ms: a busy machine is no fault of the page's
     page, faults = context.new_page(), []
@@ -149,7 +149,7 @@ def test_the_map_shows_the_weights(view):
 
 
 def address(view, *parts):
-    """The address has these parts, as soon as it is written."""
+    """Waits until the address has these parts."""
     view.wait_for_function("parts => parts.every(part => location.hash.includes(part))", arg=list(parts))
 
 

@@ -44,7 +44,7 @@ def small_model(n_heads=2, context=24, vocab_size=257):
 
 
 def as_bytes(text):
-    """A tokenizer of one token a byte: most tokens of a non-ASCII text hold part of a character."""
+    """A tokenizer with one token per byte: most tokens of a non-ASCII text are a part of a character."""
     pieces = by_bytes(lambda t: list(t.encode()), lambda i: bytes([i]))
     by = Tokenizer(pieces, lambda t: np.array(pieces(t)[0]), SEPARATOR, "<|endoftext|>", 257, "bytes", "bytes")
     return tokenise(parse(text), by)

@@ -1,4 +1,4 @@
-"""What makes a rule stale, and what DVC is told about it."""
+"""The code that makes a rule stale if edited, and the dvc.yaml that follows from it."""
 
 import ast
 import os

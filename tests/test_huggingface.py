@@ -1,4 +1,4 @@
-"""The same weights in two independent implementations give the same numbers; what does not fit is named."""
+"""The same weights give the same numbers in two independent implementations; a mismatch is named."""
 
 import json
 import re

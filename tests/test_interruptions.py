@@ -1,4 +1,4 @@
-"""What ends a run at the wrong moment, or happens beside it: kills, second runs, edits while it goes on, full disks."""
+"""Events that end or disturb a run: kills, second runs, edits during the run, full disks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNNER = f"import os, signal, time; os.kill({OF_RUN}, signal.{{name}}); time.sle
 
 @pytest.fixture
 def edited(built, tmp_path):
-    """A copy in which cluster_heads and what is below it is to be made."""
+    """A copy in which cluster_heads and the rules that depend on it must run."""
     copy = built.copy(tmp_path / "copy")
     copy.set("clusters", max_k=5)
     return copy
@@ -161,11 +161,11 @@ def test_a_lock_that_a_kill_left_is_no_obstacle(edited):
     finish(edited, SNAKEMAKE)
 
 
-# --- Edits while it goes on
+# --- Edits during the run
 
 
 def edit(rule: str, key: str, value: object) -> str:
-    """Python that edits config.yaml, as somebody does who already prepares the next run."""
+    """Returns Python code that edits config.yaml, like a user who already prepares the next run."""
     return (
         "import yaml\nfrom pathlib import Path\npath = Path('config.yaml')\nconfig = yaml.safe_load(path.read_text())\n"
         f"config[{rule!r}][{key!r}] = {value!r}\npath.write_text(yaml.safe_dump(config, sort_keys=False))\n"

@@ -1,4 +1,4 @@
-"""A process that a backend ends is started again without that backend, and goes on from what is done."""
+"""A process that a backend kills is restarted without that backend, and resumes after the finished parts."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Loading: rows across shards, an order that can be resumed and shared, three ways to the same batches."""
+"""Loading: rows across shards, an order that can be resumed and shared, three ways of loading the same batches."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ def take(order, count):
 
 
 def epochs(n_rows, batch_rows, seed, count):
-    """The first `count` epochs as lists of row numbers."""
+    """Returns the first `count` epochs as lists of row numbers."""
     steps = n_rows // batch_rows
     taken = take(Order(n_rows, batch_rows, seed), count * steps)
     assert all(len(batch) == batch_rows for batch in taken)

@@ -1,4 +1,4 @@
-"""The whole pipeline for real, with the smoke preset: one run, then what people do to copies of it."""
+"""The whole real pipeline with the smoke preset: one run, then typical actions on copies of it."""
 
 import json
 import os
@@ -268,7 +268,7 @@ def test_a_bundle_has_the_run_and_the_same_bytes_each_time(project):
 
 
 def test_on_a_terminal_one_picture_is_drawn(project):
-    """A rule that runs again, in a pseudo-terminal: its name and its bar, and none of Snakemake's own lines."""
+    """A rule that runs again in a pseudo-terminal shows its name and its bar, and none of Snakemake's own lines."""
     command = ["snakemake", "--cores", "1", "--forcerun", "tokenize_pack", "--", "data/tokens/manifest.json"]
     screen, terminal = pty.openpty()
     child = subprocess.Popen(

@@ -166,7 +166,7 @@ def test_nsys_records_our_ranges(tmp_path, monkeypatch):
 
 
 def stand_in(tmp_path, monkeypatch):
-    """A workload that takes no time, and hands over a trace that exists."""
+    """A workload that takes no time and returns an existing trace."""
     script = tmp_path / "workload.py"
     script.write_text(
         "import shutil, sys\nprint('loss path: eager')\n"
@@ -233,7 +233,7 @@ def test_nsys_that_hangs_is_ended_and_torch_takes_over(tmp_path, monkeypatch, wh
 
 
 def is_zombie(pid):
-    """Killed, though nobody has asked for its exit code yet."""
+    """Returns True if the process was killed, even if its exit code was not read yet."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

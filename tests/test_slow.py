@@ -1,4 +1,4 @@
-"""What takes minutes: the original's preset on a small corpus, and a machine that lacks what is optional."""
+"""Tests that take minutes: the original's preset on a small corpus, and a machine without optional software."""
 
 import json
 import math
@@ -132,7 +132,7 @@ def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
 
 
 def test_a_model_of_another_family_goes_through_the_whole_pipeline(tmp_path):
-    """GPT-2 with random weights and a tokenizer of its own: engines are built of its graph, the text is in its ids."""
+    """GPT-2 with random weights and its own tokenizer: engines are built from its graph, the text is in its ids."""
     pytest.importorskip("transformers", reason="pip install -e '.[models]'")
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -182,7 +182,7 @@ def test_a_model_of_another_family_goes_through_the_whole_pipeline(tmp_path):
     ],
 )
 def test_a_run_that_is_ended_in_training_goes_on_from_its_checkpoint(tmp_path, driver):
-    """Both drivers remove what an unfinished rule wrote; the checkpoints are not among that."""
+    """Both drivers remove what an unfinished rule wrote, but not the checkpoints."""
     project = workspace.create(tmp_path / "ended")
     project.set("pretrain", length=60, checkpoint_every=3, validate_every=30)
     undisturbed = project.copy(tmp_path / "undisturbed")

@@ -1,4 +1,4 @@
-"""`picollm verify` finds every fault of the table by its name, and `--fix` mends what it can and loses nothing."""
+"""`picollm verify` names every fault of the table, and `--fix` repairs what it can and loses nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def root(built, tmp_path, monkeypatch) -> Path:
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """In place; the mode stays."""
+    """Changes the file in place and keeps its mode."""
     mode = path.stat().st_mode
     path.chmod(0o644)
     path.write_bytes(change(path.read_bytes()))
@@ -58,7 +58,7 @@ def append(path: Path) -> None:
 
 
 def stealthily(path: Path) -> None:
-    """What DVC's state database can't see: the old size, inode and time stamp."""
+    """Changes a file invisibly for DVC's state database: size, inode and time stamp are the old ones."""
     before = path.stat()
     flip(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -114,7 +114,7 @@ def contents(top: Path, *folders: str) -> dict[str, bytes]:
 
 
 def problems(text: str) -> list[str]:
-    """The lines of damage and leftovers; none is printed twice, and the last line counts them."""
+    """Returns the lines of damage and leftovers; none is printed twice, and the last line counts them."""
     lines = text.splitlines()
     assert len(set(lines)) == len(lines)
     assert lines[-1].startswith("verify: ")
@@ -247,7 +247,7 @@ def test_what_is_gone_everywhere_stays_a_problem_with_its_remedy(root, capsys):
 
 
 def change_hash(root: Path, stage: str, kind: str, path: str) -> None:
-    """One bit of one hash."""
+    """Flips one bit of one hash."""
     lock = yaml.safe_load((root / "dvc.lock").read_text())
     (entry,) = [entry for entry in lock["stages"][stage][kind] if entry["path"] == path]
     entry["md5"] = f"{int(entry['md5'][0], 16) ^ 1:x}{entry['md5'][1:]}"
