@@ -4,7 +4,7 @@ import torch
 
 from picollm.model.transformer import ModelConfig, Transformer
 
-TOKENS = 32  # 31 words and, as the last, the separator
+TOKENS = 32  # 31 words and, last, the separator
 WIDTH, HEADS = 128, 2
 
 

@@ -14,7 +14,7 @@ HEAVY = {f"test_{name}.py" for name in ("api", "browser", "checkpoints", "engine
 LONGEST = ("test_workflows.py", "test_slow.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # markers are chosen by -m after this
+@pytest.hookimpl(tryfirst=True)  # -m selects markers after this
 def pytest_collection_modifyitems(items):
     """Runs the longest tests first: two processes share them, and neither should wait for the other's last one.
 
@@ -71,7 +71,7 @@ def build(path: Path) -> None:
 @pytest.fixture(scope="module")
 def one_thread():
     """Sets torch to one thread: the models are too small for two, and equal bits need equal threads."""
-    import torch  # heavy, and most tests need none
+    import torch  # a slow import that most tests don't need
 
     from picollm.model.device import set_up
 
@@ -81,7 +81,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+@pytest.hookimpl(optionalhook=True)  # never called without pytest-xdist
 def pytest_testnodedown(node, error):
     """Reports how a process of pytest-xdist ended too early: a signal leaves no other trace."""
     if error:

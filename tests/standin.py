@@ -76,7 +76,7 @@ def behave(when: str, rule) -> None:
     if wish.exists():
         try:
             granted = wish.rename(wish.with_suffix(".granted"))
-        except FileNotFoundError:  # to another job of the rule, at the same time
+        except FileNotFoundError:  # another job of the rule took it at the same time
             return
         text = granted.read_text()
         granted.unlink()

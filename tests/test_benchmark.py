@@ -111,14 +111,14 @@ def test_greedy_text_is_the_models_own(model):
     found = greedy(DeviceRun(Logits(model), torch.device("cpu")), rows)
     for row, text in zip(rows.astype(np.int64), found, strict=True):
         known = row[: CONTEXT // 2]
-        for token in text:  # one forward over what is there so far, without anything after it
+        for token in text:  # one forward pass over the text so far, with nothing after it
             with torch.no_grad():
                 assert token == model(torch.from_numpy(known)[None])[0, -1].argmax()
             known = np.append(known, token)
         assert len(known) == CONTEXT
     assert greedy_match(found, found) == 1.0
     other = found.copy()
-    other[0, 2] += 1  # of the first of three texts, six of eight tokens come after it or are it
+    other[0, 2] += 1  # in the first of three texts, this affects six of eight tokens
     assert greedy_match(found, other) == pytest.approx(1 - 6 / 24)
 
 
@@ -193,7 +193,7 @@ def test_the_report_has_numbers_only_for_what_ran(ctx, folder, rows, monkeypatch
             assert set(row) == {"backend", "output", "batch", "status"}
     assert table["openvino-bf16", "last", 1]["status"].startswith("failed: accuracy (mean KL")
     assert table["onnxruntime-fp32", "full", 2]["status"].startswith("not run: it was not built")
-    assert sum(line.startswith("onnxruntime-fp32") for line in lines(report)) == 1  # said once, not in every cell
+    assert sum(line.startswith("onnxruntime-fp32") for line in lines(report)) == 1  # reported once, not in every cell
     row = table["eager-bf16", "last", 4]
     assert row["tokens_per_s"] == pytest.approx(4 * 16 / row["latency_ms"]["p50"] * 1e3)
     assert set(row["speedups"]) == {REFERENCE}

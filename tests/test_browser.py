@@ -42,7 +42,7 @@ def page_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        # As root Chromium has no sandbox; the page is our own.
+        # Chromium has no sandbox as root; the page is our own.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield started
@@ -53,7 +53,7 @@ def browser():
 def opened(browser, file):
     """Opens the page from its file without a network; any error or request fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
-    context.set_default_timeout(120_000)  # ms: a busy machine is no fault of the page's
+    context.set_default_timeout(120_000)  # ms: the machine may be busy
     page, faults = context.new_page(), []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)

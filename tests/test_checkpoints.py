@@ -131,7 +131,7 @@ def test_a_signal_saves_and_says_so(tmp_path, undisturbed, monkeypatch, number):
     with pytest.raises(Stopped, match="after step 4 of 9; the checkpoint is saved, run again to go on") as caught:
         train(stopped, random_rows(7, seed=1), store)
     assert caught.value.exit_code == 75
-    os.kill(os.getpid(), number)  # as part of the same request: nothing happens
+    os.kill(os.getpid(), number)  # part of the same request, so nothing happens
     monkeypatch.setattr(interruption, "GRACE", 0)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)

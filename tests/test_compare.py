@@ -178,7 +178,7 @@ def test_nothing_in_the_repository_changes(project):
 )
 def test_what_the_cache_lacks_is_said_and_the_page_is_written(project, path):
     drop(project, path)
-    shutil.rmtree(project / "reports/figures")  # what lies there now is not what a commit is made of
+    shutil.rmtree(project / "reports/figures")  # a commit is not read from the current files
     html = page(project, "old", "elsewhere")
     assert f"{path} of elsewhere isn&#39;t in DVC&#39;s cache: `dvc fetch --all-commits` may fetch it" in html
     assert row(html, "validation_loss")[:3] == ["validation_loss", "3", "2.5"]

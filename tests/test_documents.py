@@ -77,7 +77,7 @@ def test_commands_and_keys_that_a_document_names_exist(document):
     assert verbs <= {command.split()[0] for command in COMMANDS}
     targets = set(re.findall(r"`make ([a-z-]+)", text)) | set(re.findall(r"^(?: {4}|\$ )make ([a-z-]+)", text, re.M))
     assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    if document.name == "CHANGELOG.md":  # which names keys of the past
+    if document.name == "CHANGELOG.md":  # it names former keys
         return
     sections = Config.model_fields
     for section, key in re.findall(r"`(\w+)\.(\w+)(?::[^`]*)?`", text):

@@ -40,7 +40,7 @@ def test_each_figure_has_its_data_beside_it(figures):
 
 
 def test_the_tables_hold_what_the_figures_show(figures):
-    weights, n = sentences()[0].maps[1], 3  # the one of middle length
+    weights, n = sentences()[0].maps[1], 3  # the one of medium length
     maps = pd.read_csv(figures.parent / "simple-0-maps.csv")
     for row in maps.itertuples():
         shown = [getattr(row, f"k{key}") for key in range(n)]

@@ -348,7 +348,7 @@ def test_bf16_weights_are_read_as_float32(tmp_path, ids):
     theirs("llama").bfloat16().save_pretrained(tmp_path)
     found = load_foreign_model(tmp_path)
     assert found.head.weight.dtype == torch.float32 and found.config.family == "llama"
-    model = theirs("llama")  # not that one made float again: its rotary table would stay rounded
+    model = theirs("llama")  # not the converted model made float again: its rotary table would stay rounded
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())

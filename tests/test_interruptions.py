@@ -108,7 +108,7 @@ def test_a_job_that_a_killed_run_left_behind_is_not_joined_by_another(edited):
 
 @pytest.mark.slow
 def test_dvc_killed_between_a_stage_and_its_record(edited):
-    # A watcher outlives the job and ends DVC the moment that the stage's Snakemake ends.
+    # A watcher outlives the job and kills DVC as soon as the stage's Snakemake ends.
     watcher = (
         "import os, signal, time\n"
         "snakemake, dvc = {}, {}\n"
@@ -179,7 +179,7 @@ def test_a_job_does_not_start_with_other_code_than_its_run(edited):
     wish(edited, "before", "cluster_heads", f"open({str(script)!r}, 'a').write('# the next version')")
     said = edited.run(*SNAKEMAKE, ok=False)
     assert "draw_figures: FAILED: the code was edited after the run began" in said
-    script.write_bytes(text)  # the edit is taken back: nothing false was recorded
+    script.write_bytes(text)  # the edit is reverted: nothing false was recorded
     finish(edited, SNAKEMAKE)
 
 
@@ -189,7 +189,7 @@ def test_an_edit_of_a_rules_own_section_while_it_runs(edited, driver):
     text = (edited.path / "config.yaml").read_text()
     wish(edited, "before", "cluster_heads", edit("clusters", "max_k", 9))
     said = edited.run(*driver, ok=None)
-    if driver is REPRO:  # DVC hashes parameters after the stage, so it would file the result under max_k = 9
+    if driver is REPRO:  # DVC hashes parameters after the stage, so it would record the result under max_k = 9
         assert "cluster_heads: FAILED: config.yaml, the code or an input was edited during the run" in said
     assert views(edited) == (CLUSTERS, CLUSTERS)
     (edited.path / "config.yaml").write_text(text)

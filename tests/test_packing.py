@@ -113,7 +113,7 @@ def test_document_ends_are_where_articles_end(packed, split):
     assert len(ends) == len(ARTICLES[split])
 
 
-# Several row groups, some of many articles, one article larger than a group.
+# Several row groups, some with many articles, and one article larger than a group.
 MANY = [Article(f"T{i}", f" = T{i} = \n\n" + f" Sentence {i} , of Größe {i * i} . \n" * n)
         for i, n in enumerate([2000, 1, 30_000, 500, 500, 40_000, 3, 60_000, 9])]  # fmt: skip
 

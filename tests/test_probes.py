@@ -228,7 +228,7 @@ def test_margins_are_the_likelihoods_of_the_targets_alone():
     chosen = pairs()["negation"][::7]
     found, encode = Continuations(chosen, gpt2()), encoding().encode_ordinary
     generator = np.random.default_rng(0)
-    table = generator.random((60_000,))  # nats of a token, whatever comes before
+    table = generator.random((60_000,))  # nats of a token, independent of what comes before
 
     def losses(ids, scored):
         return torch.from_numpy(table)[ids[:, 1:]] * scored

@@ -76,7 +76,7 @@ def sshd(tmp_path):
     shutil.copy(folder / "user.pub", folder / "authorized")
     port = free_port()
     if getpass.getuser() == "root":
-        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd gives up its rights
+        Path("/run/sshd").mkdir(exist_ok=True)  # needed by sshd to drop its privileges
     (folder / "config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
         f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"

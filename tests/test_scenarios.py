@@ -267,7 +267,7 @@ ROWS = [
     Row("one record wiped, and an edit",
         steps(run("snakemake", "--cores", "all", "--cleanup-metadata", "reports/clusters.json", "data/clusters.npz",
                   "reports/metrics/clusters.json"), FEWER), CLUSTERS),
-    # Receipts prove the others; those of CLUSTERS are of the other branch's run, whose files are not here.
+    # Receipts prove the others; those of CLUSTERS belong to the other branch's run, whose files are not here.
     Row("dvc.lock wiped", remove("dvc.lock"), CLUSTERS),
     Row("receipts wiped", remove(".snakemake/picollm/receipts"), NONE),
     Row("records of an older version", steps(remove(".snakemake/picollm"), write_old_seal), NONE),

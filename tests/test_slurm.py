@@ -145,7 +145,7 @@ def test_what_slurm_refuses_is_one_line_with_the_knob(edited, resource, line):
     ],
 )
 def test_a_job_over_its_limit_names_the_knob_and_the_next_attempt_has_more(edited, resource, deed, line):
-    wish(edited, "before", "cluster_heads", deed)  # once: the second attempt does without
+    wish(edited, "before", "cluster_heads", deed)  # once: not in the second attempt
     said = edited.run(*RUN, "--set-resources", f"cluster_heads:{resource}")
     assert f"cluster_heads: FAILED: took {line}" in said, said
     assert wrong(edited) == [] and views(edited) == (NONE, NONE)
@@ -216,7 +216,7 @@ def test_config_and_code_edited_while_jobs_wait_are_the_next_runs(cluster, edite
     wish(edited, "within", "cluster_heads", WAITS)
     run = start(edited, *RUN, "reports/clusters.json", "reports/findings.json")
     reached(edited, run)
-    edited.set("heads", seed=2)  # of state_findings, which is to come
+    edited.set("heads", seed=2)  # of state_findings, which runs later
     (edited.path / "logs/go").touch()
     ended(run)
     receipt = json.loads((edited.path / ".snakemake/picollm/receipts/state_findings.json").read_text())

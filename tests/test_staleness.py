@@ -45,7 +45,7 @@ LEAVES = [
     for key, value in values.items()
     if (section, key) not in {("model", "checkpoint"), ("report", "seeds")}  # they bring files as deps: test_slow.py
 ]
-# Where neither "one more" nor "a tenth less" is an allowed value.
+# Values for keys that allow neither "one more" nor "a tenth less".
 OTHER = {
     "corpus.source": "wikitext-103", "corpus.path": "text", "corpus.hub": "other/wikitext", "corpus.revision": "0" * 40,
     "corpus.fraction": 0.5, "compute.device": "cpu", "model.d_model": 56, "model.n_heads": 2, "model.dropout": 0.25,
@@ -92,7 +92,7 @@ def test_a_section_of_the_config_makes_its_rules_and_those_below_stale(copy, sec
     key, value = FIRST[section]
     copy.set(section, **{key: other(section, key, value)})
     if section == "attention":
-        copy.picollm("dvc-yaml")  # the file that it names is an input
+        copy.picollm("dvc-yaml")  # because the named file is an input
     assert both(copy) == (OF_SECTION[section], OF_SECTION[section])
 
 

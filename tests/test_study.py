@@ -77,7 +77,7 @@ def fewer_pairs():
         patch.setattr(probes, "pairs", lambda: few)
         patch.setattr(
             probes, "rare_words", lambda rows, words, tokenizer: {"album": 0}
-        )  # the text here is of random tokens
+        )  # the text here consists of random tokens
         yield
 
 
@@ -239,7 +239,7 @@ def test_the_logit_lens_and_the_direct_parts_by_brute_force():
     x, *rotary = s.model.start(ids[:, :-1])
     first = s.model.logits(s.model.norm(x)).log_softmax(-1).gather(-1, ids[:, 1:, None])[:, 3::4]
     assert layers[0]["value"] == pytest.approx(-first.mean().item(), abs=1e-5) and len(layers) == 3
-    # Where heads alone write, what they add to the logits is all that the logits are, but for the embedding's part.
+    # If only heads write, their contributions to the logits are the logits, except for the embedding's part.
     with torch.no_grad():
         for block in s.model.blocks:
             block.mlp.down.weight.zero_()

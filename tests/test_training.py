@@ -283,7 +283,7 @@ def test_the_sampled_normaliser_is_right_on_average_and_exact_with_all_rows():
     sums = [some.loss(x[:1], weight, targets[:1], some.candidates(step)).double().exp() for step in range(4000)]
     exact = torch.nn.functional.cross_entropy(x[:1].double() @ weight.T.double(), targets[:1]).exp()
     spread = torch.stack(sums).std() / math.sqrt(len(sums))
-    # Where the target itself is drawn, its place goes to nobody: a bias of a 1 / sampled part of the rare terms.
+    # If the target itself is drawn, its place stays empty: a bias of a 1 / sampled part of the rare terms.
     assert abs(torch.stack(sums).mean() - exact) < 4 * spread + exact / 30
 
 

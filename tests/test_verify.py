@@ -33,7 +33,7 @@ def no_run_of_an_earlier_test(monkeypatch):
 def root(built, tmp_path, monkeypatch) -> Path:
     path = built.copy(tmp_path / "repository").path
     monkeypatch.setattr(picollm, "__file__", str(path / "picollm/__init__.py"))
-    monkeypatch.chdir(path)  # where the command is called; DVC names everything relative to it
+    monkeypatch.chdir(path)  # the command's working folder, to which DVC's names are relative
     return path
 
 
@@ -137,7 +137,7 @@ def test_a_fault_is_named(root, capsys, fault, file, named):
     lines = problems(capsys.readouterr().out)
     assert any(named in line for line in lines)
     assert any(file in line for line in lines)
-    assert len(lines) <= 2  # a swap is two wrong files; nothing sound is accused
+    assert len(lines) <= 2  # a swap gives two wrong files, and no sound one is reported
 
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ FLIP_MARKS = [[], [pytest.mark.slow], *[[pytest.mark.exhaustive]] * (len(FLIPS) 
 def test_a_flipped_hash_in_dvc_lock_is_found_and_what_a_run_proves_is_recorded_again(root, capsys, flip):
     made = contents(root, "data", "reports", ".dvc/cache/files")
     copy = workspace.Workspace(root)
-    copy.snakemake("--quiet", "all", "-R", flip[0], "--until", flip[0])  # its receipt is of this machine's last run
+    copy.snakemake("--quiet", "all", "-R", flip[0], "--until", flip[0])  # its receipt is from this machine's last run
     good = (root / "dvc.lock").read_text()
     change_hash(root, *flip)
     assert verify(root, fix=False) == 1

@@ -304,7 +304,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(path=output)
     def lose_a_cache_object(self, path):
-        with suppress(FileNotFoundError, StopIteration):  # there is none
+        with suppress(FileNotFoundError, StopIteration):  # no such file or object
             uncache(path)(self.w)
 
     @rule()

@@ -29,7 +29,7 @@ def blurred(text: str) -> str:
     lines = [re.sub(r"\b[0-9a-f]{7}([0-9a-f]{25})?\b|-?\d+(\.\d+)?(e-?\d+)?", "0", line) for line in text.splitlines()]
     lines = [re.sub(r"[ \t─━-]+", " ", line).rstrip() for line in lines]
     text = "".join(line + "\n" for line in lines if line.strip() and not line.startswith("Using workflow specific"))
-    return text.replace("\n...\n", "\n...")  # which may stand for no line
+    return text.replace("\n...\n", "\n...")  # the dots may stand for no line
 
 
 def with_tools(path) -> tuple[workspace.Workspace, str]:

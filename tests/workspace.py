@@ -14,11 +14,11 @@ import yaml
 from picollm.presets import config_yaml, preset
 
 ROOT = Path(__file__).parent.parent
-HELPERS = {"tokenize_slice", "extract_category", "ablate_slice"}  # parts of the rules that put their files together
+HELPERS = {"tokenize_slice", "extract_category", "ablate_slice"}  # rules that do parts of other rules' work
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore", ".gitattributes")
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200", "PICOLLM_UNCALIBRATED": "1"}
-for person in ("AUTHOR", "COMMITTER"):  # a machine may know nobody
+for person in ("AUTHOR", "COMMITTER"):  # git may have no user on this machine
     ENVIRONMENT |= {f"GIT_{person}_NAME": "somebody", f"GIT_{person}_EMAIL": "somebody@example.org"}
 for name in ("DVC_STAGE", "PICOLLM_WRITE_DVC_YAML", "PICOLLM_RUN", "PICOLLM_UNGUARDED"):
     ENVIRONMENT.pop(name, None)
