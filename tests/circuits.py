@@ -1,10 +1,10 @@
-"""Models whose heads' work is known because their weights were written by hand."""
+"""Models with handwritten weights, so that the function of each head is known."""
 
 import torch
 
 from picollm.model.transformer import ModelConfig, Transformer
 
-TOKENS = 32  # 31 words and, as the last, the separator
+TOKENS = 32  # 31 words and, last, the separator
 WIDTH, HEADS = 128, 2
 
 

@@ -14,11 +14,11 @@ HEAVY = {f"test_{name}.py" for name in ("api", "browser", "checkpoints", "engine
 LONGEST = ("test_workflows.py", "test_slow.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # markers are chosen by -m after this
+@pytest.hookimpl(tryfirst=True)  # -m selects markers after this
 def pytest_collection_modifyitems(items):
-    """The longest first: two processes share the tests, and neither should wait for the other's last.
+    """Runs the longest tests first: two processes share them, and neither should wait for the other's last one.
 
-    What works on a repository of its own starts Snakemake or DVC: that is heavy, as whole files are and single tests.
+    Tests that work on their own repository start Snakemake or DVC: they are heavy, as are some files and single tests.
     """
     for item in items:
         of_a_repository = "root_of_all" in item.fixturenames or {"workspace", "Workspace"} & vars(item.module).keys()
@@ -29,13 +29,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def root_of_all(tmp_path_factory, request) -> Path:
-    """The temporary folder that all processes of this session share."""
+    """Returns the temporary folder that all processes of this session share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if hasattr(request.config, "workerinput") else base
 
 
 def once(path: Path, make: Callable[[Path], None]) -> workspace.Workspace:
-    """What the first of the processes makes and the others find; none may change it."""
+    """Returns what the first process makes and the others reuse; no process may change it."""
     with FileLock(f"{path}.lock"):
         ready = Path(f"{path}.ready")
         if not ready.exists():
@@ -70,8 +70,8 @@ def build(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """torch with one thread: the tests' models are too small for two, and equal bits need equal threads."""
-    import torch  # heavy, and most tests need none
+    """Sets torch to one thread: the models are too small for two, and equal bits need equal threads."""
+    import torch  # a slow import that most tests don't need
 
     from picollm.model.device import set_up
 
@@ -81,9 +81,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+@pytest.hookimpl(optionalhook=True)  # never called without pytest-xdist
 def pytest_testnodedown(node, error):
-    """How a process of pytest-xdist ended, where it ended too early: a signal leaves no other trace."""
+    """Reports how a process of pytest-xdist ended too early: a signal leaves no other trace."""
     if error:
         ended = node.gateway._io.popen.wait(timeout=10)
         print(f"\n{node.gateway.id} ended with exit code {ended} (a negative one: the signal)", flush=True)

@@ -1,4 +1,4 @@
-"""What tests of the report share: every chapter's report of a small model, its maps and its figures."""
+"""Inputs shared by tests of the report: every chapter's report of a small model, its maps and its figures."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -65,7 +65,7 @@ def timed(name, batch, p50, p90, **speedups):
 
 
 def chapters(n_layers=2, n_heads=2):
-    """The reports by name, as their modules write them."""
+    """Returns the reports by name, as their modules write them."""
     names, count = names_of(n_layers, n_heads), dict.fromkeys(LABEL_COLOURS, 0)
     every = list(islice(cycle(LABELS), len(names)))
     labels = count | {label: every.count(label) for label in LABELS}
@@ -191,7 +191,7 @@ def names_of(n_layers, n_heads):
 
 
 def causes(names):
-    """The chapters of what heads cause."""
+    """Returns the reports about the effects of heads."""
     ablated = [
         {
             "name": name,
@@ -252,7 +252,7 @@ def causes(names):
 
 
 def sentences(n_layers=2, n_heads=2):
-    """Two categories of the model's maps; a token ends a script, and one is a formula."""
+    """Returns two categories of the model's maps; one token closes a script, another is a formula."""
     words = ["<|endoftext|>", "The", " </script>", " $$", "\n"]
     ids = [list(range(5)), [0, 1, 2]]
     maps = [random_causal((n_layers, n_heads, len(row), len(row)), seed=len(row)) for row in ids]
@@ -262,7 +262,7 @@ def sentences(n_layers=2, n_heads=2):
 
 
 def draw(folder, n_layers=2, n_heads=2):
-    """Every figure of a run, from its files, as draw_figures draws them."""
+    """Draws every figure of a run from its files, as draw_figures does."""
     found, n, inputs = chapters(n_layers, n_heads), n_layers * n_heads, folder.with_name(f"{folder.name}-inputs")
     for name in REPORTS:
         write_json(inputs / f"{name}.json", found[name])
@@ -278,6 +278,6 @@ def draw(folder, n_layers=2, n_heads=2):
 
 
 def page_of(figures, found=None, categories=None, cfg=CFG, **states):
-    """The page of these reports; `states` as Sources has them."""
+    """Renders the page of these reports; `states` are those of Sources."""
     found, categories = chapters() if found is None else found, sentences() if categories is None else categories
     return render(figures, Sources(found, categories, **states), cfg)

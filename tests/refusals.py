@@ -1,4 +1,4 @@
-"""What every test of bad input asks of an error that is meant for a person."""
+"""Checks of error messages that are shared by all tests of bad input."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from picollm.errors import PicollmError
 
 
 def refusal(action, *arguments, **keywords) -> str:
-    """The message of the PicollmError that the call raises; it must be one line."""
+    """Returns the message of the PicollmError that the call raises; it must be one line."""
     with pytest.raises(PicollmError) as caught:
         action(*arguments, **keywords)
     text = str(caught.value)
@@ -15,7 +15,7 @@ def refusal(action, *arguments, **keywords) -> str:
 
 
 def said(text: str) -> str:
-    """Of a command's output, the one line that is meant for a person."""
+    """Returns the one line of a command's output that is meant for the user."""
     lines = [line for line in text.splitlines() if line.startswith("picollm: ")]
     assert len(lines) == 1 and "Traceback" not in text, text
     return lines[0]

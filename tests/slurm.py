@@ -1,4 +1,4 @@
-"""A real Slurm of this machine alone: munged, slurmctld and two slurmd on loopback, in one folder, stopped afterwards.
+"""Starts a real Slurm on this machine: munged, slurmctld and two slurmd on loopback, in one folder, stopped afterwards.
 
     python tests/slurm.py FOLDER [COMMAND ...]     # run a command, or a shell, in it; needs root and Debian's packages
 
@@ -41,7 +41,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-# As in a container, without cgroups; memory is looked at instead of limited.
+# As in a container, without cgroups; memory is monitored instead of limited.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -70,7 +70,7 @@ NODE = (
 
 
 def missing() -> str | None:
-    """Why no Slurm can be started here; None where one can."""
+    """Returns why Slurm can't be started here, or None if it can."""
     lacking = [name for name in DAEMONS if not shutil.which(name, path=SYSTEM_PATHS)]
     if lacking:
         return f"needs {', '.join(lacking)} ({PACKAGES})"
@@ -79,10 +79,10 @@ def missing() -> str | None:
 
 @dataclass
 class Cluster:
-    """One that runs; `environment` is what its clients need.
+    """A running Slurm; `environment` is what its clients need.
 
-    The plugin takes Slurm's variables out of a job's environment, as a cluster's configuration is at one place for all:
-    clients of our own put it back.
+    The plugin removes Slurm's variables from a job's environment, because a cluster has one configuration for all:
+    wrappers of the clients restore it.
     """
 
     folder: Path
@@ -101,13 +101,13 @@ class Cluster:
         return done.stdout
 
     def jobs(self, state: str = "all") -> dict[str, tuple[str, str]]:
-        """{Slurm's number: (state, rule)} of all jobs that Snakemake submitted."""
+        """Returns {Slurm's number: (state, rule)} of all jobs that Snakemake submitted."""
         rows = self.run("squeue", "--noheader", "--format=%i|%T|%k", f"--states={state}").splitlines()
         parts = (row.split("|") for row in rows)
         return {number: (name, comment.removeprefix("rule_")) for number, name, comment in parts}
 
     def wait_for(self, rule: str, state: str, seconds: float = 90) -> str:
-        """The number of a job of the rule in the state. Fails where none comes."""
+        """Waits for a job of the rule in the state and returns its number. Fails if there is none."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for number, found in self.jobs().items():
@@ -117,7 +117,7 @@ class Cluster:
         raise AssertionError(f"no job of {rule} came to {state}: {self.jobs()}")
 
     def start(self, name: str, *command: str) -> None:
-        """A daemon, which does not outlive this process, however that ends."""
+        """Starts a daemon that ends with this process, however that ends."""
         log = open(self.folder / f"{name}.out", "ab")  # noqa: SIM115  the daemon's
         self.processes[name] = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", shutil.which(command[0], path=SYSTEM_PATHS) or command[0], *command[1:]],
@@ -128,7 +128,7 @@ class Cluster:
         self.start(f"slurmd-{name}", "slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", name)
 
     def lose(self, node: str) -> None:
-        """The node's daemon and all that it runs die at once, as when a machine loses its power."""
+        """Kills the node's daemon and all its processes at once, as in a power failure."""
         daemon = self.processes.pop(f"slurmd-{node}")
         steps = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "slurmstepd"]
         own = [one for one in steps if f"{self.folder}/slurmd-{node}.log" in {file.path for file in one.open_files()}]
@@ -140,7 +140,7 @@ class Cluster:
                 one.kill()
 
     def stop(self) -> None:
-        """Every job, then the daemons, by their own numbers."""
+        """Ends every job, then the daemons, by their process ids."""
         for how in (["--full", "--signal=KILL"], []):
             command = ["scancel", "--user=root", *how]
             subprocess.run(command, env=os.environ | self.environment, capture_output=True)
@@ -164,7 +164,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def cluster(folder: Path, cpus: int = 2, memory: int = 8000) -> Iterator[Cluster]:
-    """A Slurm of two nodes with so many processors and MB each, as long as it is entered."""
+    """Runs Slurm with two nodes, each with the given processors and MB, inside the `with` block."""
     folder.mkdir(parents=True)
     folder.chmod(0o755)
     (folder / "state").mkdir()

@@ -1,7 +1,7 @@
-"""A tiny stand-in for the heavy rules: the project's own rule table, with scripts that only hash what they are given.
+"""A tiny stand-in for the heavy rules: the project's own rule table, with scripts that only hash their inputs.
 
-Each output is a function of exactly what its rule depends on: the bytes of its inputs, its parameters, its code. So a
-stale output shows in its bytes, and `expected` says without either tool what a build from scratch would give.
+Each output is a function of exactly what its rule depends on: the bytes of its inputs, its parameters, its code. So
+the bytes show if an output is stale, and `expected` computes without either tool what a build from scratch gives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARDS = 2
 
 
 def install(root: Path) -> None:
-    """Replace the scripts of a throw-away repository."""
+    """Replaces the scripts of a temporary repository."""
     (root / "standin.py").write_bytes(Path(__file__).read_bytes())
     for path in (root / "workflow_scripts").glob("*.py"):
         tree = ast.parse(path.read_text())
@@ -43,7 +43,7 @@ def install(root: Path) -> None:
 
 
 def contents(rule: str, output: str, inputs: dict[str, str], cfg: dict, code: str) -> dict[str, bytes]:
-    """{path: bytes} of an output; `inputs` is {path: sha256 of its bytes}."""
+    """Returns {path: bytes} of an output; `inputs` is {path: sha256 of its bytes}."""
     seed = json.dumps([rule, sorted(inputs.items()), cfg, code, output], sort_keys=True)
     digest = hashlib.sha256(seed.encode()).hexdigest()
     if output.startswith("reports/metrics/"):
@@ -71,12 +71,12 @@ def make(rule) -> None:
 
 
 def behave(when: str, rule) -> None:
-    """A test's wish for a rule: Python to run in the job before, within or after its writing. It happens once."""
+    """Grants a test's wish for a rule: Python code that runs once in the job, before, during or after its writing."""
     wish = Path("logs") / f"{when}-{rule.name}.py"
     if wish.exists():
         try:
             granted = wish.rename(wish.with_suffix(".granted"))
-        except FileNotFoundError:  # to another job of the rule, at the same time
+        except FileNotFoundError:  # another job of the rule took it at the same time
             return
         text = granted.read_text()
         granted.unlink()
@@ -84,7 +84,7 @@ def behave(when: str, rule) -> None:
 
 
 def expected(root: Path) -> dict[str, bytes]:
-    """{path: bytes} of every artefact, from dvc.yaml, config.yaml and the code alone: a build from scratch."""
+    """Computes {path: bytes} of every artefact of a build from scratch, from dvc.yaml, config.yaml and the code."""
     for function in (code_files, imported_modules):
         function.cache_clear()
     config = load(root / "config.yaml")
@@ -112,7 +112,7 @@ def is_folder(path: str) -> bool:
 
 
 def downstream(root: Path, rules: set[str]) -> set[str]:
-    """The rules and everything below them in dvc.yaml, by brute force."""
+    """Returns the rules and all that depend on them in dvc.yaml, by brute force."""
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
     for _ in stages:
         outs = {out for rule in rules for out in written(stages[rule])}
@@ -125,5 +125,5 @@ def written(stage: dict) -> list[str]:
 
 
 def produced(name: str, waiting: dict) -> bool:
-    """Whether a stage that was not made yet writes it."""
+    """Returns True if a stage that was not made yet writes the path."""
     return any(name in (out, f"{out}/manifest.json") for stage in waiting.values() for out in written(stage))

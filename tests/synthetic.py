@@ -9,7 +9,7 @@ def uniform(n):
 
 
 def content_uniform(n, sink=0.0):
-    """`sink` on position 0 and the rest uniform on positions 1 to i."""
+    """Attention with `sink` on position 0 and the rest uniform on positions 1 to i."""
     weights = np.zeros((n, n))
     weights[0, 0] = 1
     for i in range(1, n):
@@ -18,7 +18,7 @@ def content_uniform(n, sink=0.0):
 
 
 def offset(n, d, sink=0.0):
-    """`sink` on position 0 and the rest on offset d, or on the nearest key there is."""
+    """Attention with `sink` on position 0 and the rest on offset d, or on the nearest existing key."""
     weights = np.zeros((n, n))
     weights[0, 0] = 1
     for i in range(1, n):
@@ -28,7 +28,7 @@ def offset(n, d, sink=0.0):
 
 
 def column(n, key):
-    """All on one position, or on the token itself before it."""
+    """Attention to one position only, or to the token itself before that position."""
     weights = np.eye(n)
     weights[key:] = 0
     weights[key:, key] = 1
@@ -36,7 +36,7 @@ def column(n, key):
 
 
 def rotating(n, seed):
-    """Each row on one random key: sharp, and neither positional nor local."""
+    """Attention of each row to one random key: sharp, and neither positional nor local."""
     generator = np.random.default_rng(seed)
     weights = np.zeros((n, n))
     weights[0, 0] = 1

@@ -1,8 +1,8 @@
-"""`make test-tensorrt`: torch-tensorrt takes the whole decoder into one network and builds it, without a GPU.
+"""`make test-tensorrt`: checks, without a GPU, that torch-tensorrt builds the whole decoder as one network.
 
 torch-tensorrt asks the GPU for its properties, which a machine without one can't answer: these queries are answered for
 an RTX 4090 here (compute capability 8.9). Everything else is real: the export, the converters, TensorRT-RTX's builder.
-What comes out can't be loaded for want of a device, and is not run.
+The engine can't be loaded without a device, and is not run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ORIGINAL = ModelConfig(50257, 384, 448, 8, 7, 592, 0.0, True, 10000.0, 512)
 
 
 class NoDevice(Exception):
-    """The engine is built, and would be loaded next."""
+    """Raised when the engine is built and would be loaded next."""
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     logging.disable(logging.ERROR)  # it reports that nothing was loaded
 
     class Runtime:
-        """Takes the serialized engine in the place where a device would load it."""
+        """Receives the serialized engine at the point where a device would load it."""
 
         def __init__(self, *_: object) -> None: ...
 

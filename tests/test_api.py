@@ -1,4 +1,4 @@
-"""The calls of docs/python.md: what they are named, what they give, and the notebook that uses them all."""
+"""The functions of docs/python.md: their names and results, and the notebook that uses all of them."""
 
 import inspect
 import re
@@ -73,7 +73,7 @@ def test_maps_labels_and_costs(folder):
 
 
 def test_both_kinds_of_models_lose_the_same_without_a_head(folder, tmp_path):
-    """Our model, and the same weights through transformers' StableLM."""
+    """Returns the project's model, and the same weights in transformers' StableLM."""
     pytest.importorskip("transformers", reason="pip install -e '.[models]'")
     from picollm.api import Model
     from picollm.model.foreign_folder import load_foreign_model

@@ -1,4 +1,4 @@
-"""The accuracy gate against SciPy and brute force, and what a benchmark says of backends that run, fail and lie."""
+"""The accuracy gate compared with SciPy and brute force; reports on backends that run, fail and give wrong output."""
 
 import json
 from dataclasses import replace
@@ -41,7 +41,7 @@ def logits_of(table):
 
 
 def compared(reference, found, targets):
-    """compare_all of two tables [n, T, V] at targets [n, T], and the same by scipy."""
+    """Returns compare_all of two tables [n, T, V] at targets [n, T], and the same by SciPy."""
     n, length, _ = reference.shape
     rows = np.zeros((n, length + 1), dtype=np.uint16)
     rows[:, 0], rows[:, 1:] = np.arange(n), targets
@@ -111,14 +111,14 @@ def test_greedy_text_is_the_models_own(model):
     found = greedy(DeviceRun(Logits(model), torch.device("cpu")), rows)
     for row, text in zip(rows.astype(np.int64), found, strict=True):
         known = row[: CONTEXT // 2]
-        for token in text:  # one forward over what is there so far, without anything after it
+        for token in text:  # one forward pass over the text so far, with nothing after it
             with torch.no_grad():
                 assert token == model(torch.from_numpy(known)[None])[0, -1].argmax()
             known = np.append(known, token)
         assert len(known) == CONTEXT
     assert greedy_match(found, found) == 1.0
     other = found.copy()
-    other[0, 2] += 1  # of the first of three texts, six of eight tokens come after it or are it
+    other[0, 2] += 1  # in the first of three texts, this affects six of eight tokens
     assert greedy_match(found, other) == pytest.approx(1 - 6 / 24)
 
 
@@ -133,7 +133,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
-    """A model's folder with an engine folder of nothing built."""
+    """Returns a model's folder with an engine folder in which nothing is built."""
     folder = tmp_path_factory.mktemp("model")
     save_model(model, folder / "model.safetensors", folder / "config.json")
     write_json(folder / "manifest.json", {"backends": {}, "max_batch": 4, "checkpoint_sha256": "0" * 64, "files": []})
@@ -158,7 +158,7 @@ def setting(names, noise_limit=0.5, cold=False, **batches):
 
 
 def timed(report, batch=None):
-    """The backends that have numbers, without the second copies that the noise is taken from."""
+    """Returns the backends that have numbers, without the second copies used to measure noise."""
     rows = [row for row in report["results"] if "latency_ms" in row and batch in (None, row["batch"])]
     names = {row["backend"] for row in rows}
     assert not rows or AGAIN in names
@@ -193,7 +193,7 @@ def test_the_report_has_numbers_only_for_what_ran(ctx, folder, rows, monkeypatch
             assert set(row) == {"backend", "output", "batch", "status"}
     assert table["openvino-bf16", "last", 1]["status"].startswith("failed: accuracy (mean KL")
     assert table["onnxruntime-fp32", "full", 2]["status"].startswith("not run: it was not built")
-    assert sum(line.startswith("onnxruntime-fp32") for line in lines(report)) == 1  # said once, not in every cell
+    assert sum(line.startswith("onnxruntime-fp32") for line in lines(report)) == 1  # reported once, not in every cell
     row = table["eager-bf16", "last", 4]
     assert row["tokens_per_s"] == pytest.approx(4 * 16 / row["latency_ms"]["p50"] * 1e3)
     assert set(row["speedups"]) == {REFERENCE}
@@ -333,7 +333,7 @@ def test_a_backend_that_raises_at_one_batch_fails_there_alone(ctx, folder, rows,
 
 
 def test_a_profiler_that_fails_costs_no_other_number(ctx, monkeypatch):
-    """The loop around what needs a GPU."""
+    """Tests the loop around the code that needs a GPU."""
 
     def fake(run, inputs):
         if run(inputs[0]).shape != (1, 1, VOCAB):

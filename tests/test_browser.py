@@ -1,4 +1,4 @@
-"""The report in a real browser: from a file, offline, by mouse and by keyboard; what it shows is what the files say."""
+"""Tests the report in a real browser: from a file, offline, by mouse and keyboard; it shows what the files contain."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def page_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        # As root Chromium has no sandbox; the page is our own.
+        # Chromium has no sandbox as root; the page is our own.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield started
@@ -51,9 +51,9 @@ def browser():
 
 @contextmanager
 def opened(browser, file):
-    """The page, opened from its file without a network; any error or request fails the test."""
+    """Opens the page from its file without a network; any error or request fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
-    context.set_default_timeout(120_000)  # ms: a busy machine is no fault of the page's
+    context.set_default_timeout(120_000)  # ms: the machine may be busy
     page, faults = context.new_page(), []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
@@ -149,7 +149,7 @@ def test_the_map_shows_the_weights(view):
 
 
 def address(view, *parts):
-    """The address has these parts, as soon as it is written."""
+    """Waits until the address has these parts."""
     view.wait_for_function("parts => parts.every(part => location.hash.includes(part))", arg=list(parts))
 
 

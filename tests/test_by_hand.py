@@ -1,4 +1,4 @@
-"""One rule's script without Snakemake, as a debugger runs it."""
+"""Runs one rule's script without Snakemake, as a debugger does."""
 
 import sys
 

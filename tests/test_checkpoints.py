@@ -1,4 +1,4 @@
-"""A killed training run goes on as if nothing was, whatever it was doing; what can't be continued says why."""
+"""A killed training run resumes without a difference, whenever it was killed; if it can't resume, it says why."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def trainer(**edits):
 
 
 def outcome(trained, store):
-    """Everything that must not depend on a kill."""
+    """Returns everything that must not depend on a kill."""
     tensors, state = trained.state()
     return (
         {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()},
@@ -131,7 +131,7 @@ def test_a_signal_saves_and_says_so(tmp_path, undisturbed, monkeypatch, number):
     with pytest.raises(Stopped, match="after step 4 of 9; the checkpoint is saved, run again to resume") as caught:
         train(stopped, random_rows(7, seed=1), store)
     assert caught.value.exit_code == 75
-    os.kill(os.getpid(), number)  # as part of the same request: nothing happens
+    os.kill(os.getpid(), number)  # part of the same request, so nothing happens
     monkeypatch.setattr(interruption, "GRACE", 0)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, undisturbed,
 
 
 def test_nothing_is_unpickled(tmp_path):
-    """A pickle in a checkpoint's place, proven by its mark, is refused, not run."""
+    """A pickle in the place of a checkpoint is refused and not run, even if its mark matches."""
     store, ran = Checkpoints(tmp_path, {}), tmp_path / "ran"
 
     class Evil:
@@ -214,7 +214,7 @@ def test_a_diverging_run_leaves_its_last_good_checkpoint(tmp_path):
 
 
 def test_a_full_disk_while_saving_leaves_the_checkpoint_before(tmp_path):
-    """On a tmpfs of its own, which only root can mount."""
+    """Uses a separate tmpfs, which only root can mount."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:

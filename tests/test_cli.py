@@ -1,4 +1,4 @@
-"""The command's names, options and help; what each does is tested where it does it."""
+"""The command's names, options and help; other files test what each command does."""
 
 import shlex
 
@@ -54,7 +54,7 @@ def test_values_with_commas_are_lists():
 
 
 def test_a_fault_that_nobody_thought_of_is_one_line_too(tmp_path, monkeypatch):
-    """Metrics without the keys of this version."""
+    """Metrics that lack keys of this version."""
     (tmp_path / "Snakefile").touch()
     for name in (*(f"metrics/{chapter}" for chapter in CHAPTERS), "heads", "benchmark"):
         write_json(tmp_path / f"reports/{name}.json", {})

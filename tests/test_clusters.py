@@ -154,7 +154,7 @@ def test_permutation_p():
 
 
 def family_maps(sentences=12, heads=4):
-    """Three clear families of heads, each with noise of its own in every sentence."""
+    """Three clear families of heads, with independent noise in every sentence."""
     generator, maps = np.random.default_rng(3), []
     for n in generator.integers(8, 20, sentences):
         patterns = [f(n) for f in (lambda n: offset(n, 0), lambda n: offset(n, 2), content_uniform)]
@@ -192,7 +192,7 @@ def test_a_cluster_of_nearly_all_heads_is_stable_by_chance():
 
 
 def cloud(sizes, apart, seed=0):
-    """Points in ten dimensions, some groups of them `apart` standard deviations from each other."""
+    """Draws points in ten dimensions, in groups that are `apart` standard deviations from each other."""
     generator = np.random.default_rng(seed)
     centres = apart * generator.standard_normal((len(sizes), 10)) / np.sqrt(10)
     return np.concatenate(

@@ -1,4 +1,4 @@
-"""`picollm compare`: what the page says of two revisions, and that it is written whatever one of them lacks."""
+"""`picollm compare`: the page's contents for two revisions, and that it is written even if one of them lacks files."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def write(root, files):
 
 
 def run(root, *, labels, loss, speedup, cpu, picture, lr):
-    """What a run leaves behind; `speedup`: ratio, low, high."""
+    """Writes the files of a run; `speedup`: ratio, low, high."""
     ratio, low, high = speedup
     hardware = {"device": "cpu", "cpu": cpu, "gpu": None, "memory_gib": 4.0, "threads": 2, "packages": {"torch": "2.0"}}
     shares = {label: {"share": labels.count(label) / 3, "low": 0.0, "high": 1.0} for label in ("local", "global")}
@@ -103,14 +103,14 @@ def page(root, old="old", new=NEW):
 
 
 def row(html, name):
-    """The cells of the table row that begins with a name, without mark-up."""
+    """Returns the cells of the table row that begins with a name, without mark-up."""
     lines = re.findall(r"<tr>.*?</tr>", html, re.DOTALL)
     found = next(line for line in lines if line.split("</td>")[0].endswith((f">{name}", f">{name}</code>")))
     return [" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in found.split("</td>")[:-1]]
 
 
 def drop(root, path):
-    """Remove an object of the present run from DVC's cache; the path it had."""
+    """Removes an object of the current run from DVC's cache; returns its path."""
     lock = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
     oid = next(out["md5"] for stage in lock.values() for out in stage["outs"] if out["path"] == path)
     file = object_path(cache_folder(root), oid)
@@ -178,7 +178,7 @@ def test_nothing_in_the_repository_changes(project):
 )
 def test_what_the_cache_lacks_is_said_and_the_page_is_written(project, path):
     drop(project, path)
-    shutil.rmtree(project / "reports/figures")  # what lies there now is not what a commit is made of
+    shutil.rmtree(project / "reports/figures")  # a commit is not read from the current files
     html = page(project, "old", "elsewhere")
     assert f"{path} of elsewhere isn&#39;t in DVC&#39;s cache: `dvc fetch --all-commits` may fetch it" in html
     assert row(html, "validation_loss")[:3] == ["validation_loss", "3", "2.5"]

@@ -1,4 +1,4 @@
-"""The configuration: the files that ship are complete, and every mistake gives one line that says what is allowed."""
+"""The configuration: the shipped files are complete, and every mistake gives one line that says what is allowed."""
 
 import inspect
 import os
@@ -27,7 +27,7 @@ def document():
 
 
 def changed(**edits):
-    """The smoke preset with `section__key=value`, or `section=value`, put in or taken out."""
+    """Returns the smoke preset with `section__key=value` or `section=value` set or removed."""
     values = deepcopy(document())
     for name, value in edits.items():
         *sections, key = name.split("__")
@@ -133,7 +133,7 @@ def test_what_is_no_configuration_at_all(tmp_path, text, words):
 
 @pytest.mark.parametrize(("written", "value"), [("2e-2", 0.02), ("0.00005", 5e-05), ("5e-05", 5e-05), ("1_0e-1", 1.0)])
 def test_numbers_are_yaml_1_2(tmp_path, written, value):
-    """PyYAML, which reads YAML 1.1, takes 2e-2 for text; DVC reads 1.2, and so must everything here."""
+    """PyYAML reads YAML 1.1, in which 2e-2 is text; DVC reads 1.2, as everything here must."""
     assert config.load(smoke_with(tmp_path, "  lr: 0.02 ", f"  lr: {written} "))["pretrain"]["lr"] == value
 
 

@@ -1,4 +1,4 @@
-"""What the labels hang on: shuffled rows, other thresholds, categories; and the sets of keys behind the tags."""
+"""Controls of the labels: shuffled rows, other thresholds, categories; and the sets of keys behind the tags."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_a_head_that_is_all_sink_has_no_effect_and_does_no_harm():
 
 
 def entropy_share(weights):
-    """The broad share of one head on one sentence."""
+    """Returns the broad share of one head on one sentence."""
     return values_of([weights[None]])["broad"][0]
 
 
@@ -132,7 +132,7 @@ def test_sets_of_keys_by_their_definitions():
 
 
 def test_kappa_of_a_set_is_chance_corrected():
-    """By hand, row after row; a uniform head is at 0 whatever the set."""
+    """Computed by hand, row after row; a uniform head is at 0 for any set."""
     generator = np.random.default_rng(0)
     ids = [0, *generator.integers(1, 6, 24)]
     sets = key_sets(ids, ["x"] * 25)

@@ -1,4 +1,4 @@
-"""Articles: where they are cut, which are held out, how each kind of folder is read, and what a bad one says."""
+"""Articles: how text is split into them, which are held out, how folders are read, and messages for bad ones."""
 
 import logging
 import math
@@ -144,7 +144,7 @@ def fill(folder, form):
 
 
 def zipped(folder: Path) -> Path:
-    """The folder as an archive, inside a folder of its own and with what an operating system adds."""
+    """Packs the folder into an archive, inside another folder and with the files that an operating system adds."""
     with zipfile.ZipFile(folder.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*.*")):
             archive.write(file, f"wikitext/{file.relative_to(folder)}")

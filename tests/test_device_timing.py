@@ -1,4 +1,4 @@
-"""Times by events, and a GPU's clocks, as far as they are known without a GPU."""
+"""Times by events, and a GPU's clocks, as far as they can be tested without a GPU."""
 
 import os
 import time
@@ -15,7 +15,7 @@ LINE = "1980, 2619, 350.12, 700.00, 51, {reasons}, Enabled"
 
 
 class HostEvent:
-    """An event of a device that works at once."""
+    """An event of a device that finishes immediately."""
 
     def record(self):
         self.at = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: bars that know where they are watched, the picture, the lines, the estimate."""
+"""The display of a run: bars for terminals and others, the picture, the lines, the estimate."""
 
 import io
 import json
@@ -26,7 +26,7 @@ JOBS = [("tokenize_pack", 1.0), ("pretrain", 1.0), ("probe_heads", 0.5)]
 
 @pytest.fixture
 def shown(tmp_path, monkeypatch, capsys):
-    """A display without a terminal, in the place of the stream handler of a logger like Snakemake's."""
+    """Returns a display without a terminal that replaces the stream handler of a logger like Snakemake's."""
     monkeypatch.setenv(STATUS, "")
     logger = logging.Logger("like snakemake's")
     plain = logging.StreamHandler()

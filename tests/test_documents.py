@@ -1,4 +1,4 @@
-"""Documents: what they name exists, what they say is up to date, and how it is worded."""
+"""Documents: the things they name exist, their statements are up to date, and their wording follows the rules."""
 
 import json
 import re
@@ -34,14 +34,14 @@ def of_each(documents):
 
 
 def prose(text: str) -> str:
-    """Without blocks of code, fenced or indented after an empty line, and with as many lines."""
+    """Blanks out code blocks, fenced or indented after an empty line; keeps the number of lines."""
     blank = lambda block: "\n" * block[0].count("\n")  # noqa: E731
     text = re.sub(r"^```.*?^```$", blank, text, flags=re.S | re.M)
     return re.sub(r"(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+", blank, text)
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    """Returns the anchors of a page's headings, as GitHub and mkdocs make them."""
     headings = re.findall(r"^#+ (.*)$", prose(path.read_text(encoding="utf-8")), re.M)
     return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
@@ -77,7 +77,7 @@ def test_commands_and_keys_that_a_document_names_exist(document):
     assert verbs <= {command.split()[0] for command in COMMANDS}
     targets = set(re.findall(r"`make ([a-z-]+)", text)) | set(re.findall(r"^(?: {4}|\$ )make ([a-z-]+)", text, re.M))
     assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    if document.name == "CHANGELOG.md":  # which names keys of the past
+    if document.name == "CHANGELOG.md":  # it names former keys
         return
     sections = Config.model_fields
     for section, key in re.findall(r"`(\w+)\.(\w+)(?::[^`]*)?`", text):
@@ -86,7 +86,7 @@ def test_commands_and_keys_that_a_document_names_exist(document):
 
 
 def is_metric(chapter: str, key: str) -> bool:
-    """Of the gallery's run: chapters and sections share some names."""
+    """Looks in the metrics of the gallery's run, because chapters and sections share some names."""
     path = ROOT / f"docs/gallery/metrics/{chapter}.json"
     return path.exists() and key in json.loads(path.read_text(encoding="utf-8"))
 

@@ -41,7 +41,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def built(model, tmp_path_factory):
-    """(engine folder, weights) with every artefact that takes little time."""
+    """Builds (engine folder, weights) with every artefact that takes little time."""
     folder = tmp_path_factory.mktemp("engine")
     weights = folder / "model.safetensors"
     save_model(model, weights, folder / "config.json")
@@ -54,7 +54,7 @@ def built(model, tmp_path_factory):
 
 @pytest.fixture
 def copied(built, tmp_path):
-    """A copy to damage: (manifest path, weights)."""
+    """Makes a copy to damage: (manifest path, weights)."""
     folder, weights = built
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -108,7 +108,7 @@ def test_other_precisions_are_near_and_return_float32(model, ctx, name, atol):
 
 @pytest.mark.parametrize("positions", [LAST, EVERY, np.array([5, 2])])
 def test_the_last_block_where_it_is_read_gives_the_plain_models_answer(model, positions):
-    """In double precision, so that nothing but a wrong computation could differ."""
+    """Compares in double precision, so that only a wrong computation can differ."""
     exact, tokens = copy.deepcopy(model).double(), torch.from_numpy(ids(3))
     with torch.no_grad():
         found = exact.hidden_at(tokens, torch.from_numpy(positions))
@@ -307,7 +307,7 @@ def test_a_signal_after_openvino_is_handled(built):
 
 @pytest.mark.slow
 def test_torch_compile_compiles_every_shape(model, ctx):
-    """Beyond its limit of recompilations it would run eagerly without a word; fullgraph makes that an error."""
+    """Beyond its limit of recompilations it would silently run eagerly; fullgraph makes that an error."""
     loaded = load_backend("compile-fp32", ctx)
     for batch in range(1, 12):
         found = loaded.run(ids(batch), LAST)
@@ -369,8 +369,8 @@ def test_the_compiler_that_is_installed_is_chosen(monkeypatch):
 
 
 def test_every_keyword_for_torch_tensorrt_exists_in_its_releases(model, tmp_path, monkeypatch):
-    """An unknown one is swallowed without a word. The file has the named parameters in the wheels of 2.11 to 2.14;
-    the package itself needs a GPU, so what it is called with is written down here."""
+    """An unknown parameter is silently ignored. The file lists the named parameters in the wheels of 2.11 to 2.14;
+    the package itself needs a GPU, so the arguments of the calls are listed here."""
     used = {"dynamo.compile": set(), "save": set(), "Input": set(), "runtime.set_cudagraphs_mode": set()}
 
     def recorder(name, result=None):

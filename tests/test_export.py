@@ -1,4 +1,4 @@
-"""What is handed to the compilers: the exported graph, its precisions, the rows that calibrate int8."""
+"""Inputs of the compilers: the exported graph, its precisions, the rows that calibrate int8."""
 
 import numpy as np
 import pytest

@@ -44,7 +44,7 @@ def small_model(n_heads=2, context=24, vocab_size=257):
 
 
 def as_bytes(text):
-    """A tokenizer of one token a byte: most tokens of a non-ASCII text hold part of a character."""
+    """A tokenizer with one token per byte: most tokens of a non-ASCII text are a part of a character."""
     pieces = by_bytes(lambda t: list(t.encode()), lambda i: bytes([i]))
     by = Tokenizer(pieces, lambda t: np.array(pieces(t)[0]), SEPARATOR, "<|endoftext|>", 257, "bytes", "bytes")
     return tokenise(parse(text), by)
@@ -86,7 +86,7 @@ def test_round_trip_and_separator(tmp_path):
 
 
 def test_explicit_attention_equals_the_sdpa_path():
-    model = small_model().train()  # dropout must be off in the maps all the same
+    model = small_model().train()  # dropout must be off in the maps nevertheless
     ids = torch.randint(0, 257, (1, 20), generator=torch.Generator().manual_seed(1))
     maps, x = model.attention_maps(ids)
     assert model.training
@@ -176,7 +176,7 @@ def test_one_map_is_in_memory_at_a_time_when_writing_and_when_reading(tmp_path):
     sentences = [as_bytes(f"sentence number {n:03d}") for n in range(60)]
     path = tmp_path / "simple.npz"
     extract_category(model, category="simple", title="Simple", sentences=sentences, device=CPU, path=path)
-    assert len(alive) == 60 and most <= 2  # the one before goes when the next has come
+    assert len(alive) == 60 and most <= 2  # the previous one is freed when the next is there
     found = load_attention(path)
     tracemalloc.start()
     total = sum(weights.nbytes for weights in found.maps)

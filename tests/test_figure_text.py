@@ -1,4 +1,4 @@
-"""People's text in figures: drawn as it is written, with another font where ours lacks a character, or as its code."""
+"""User text in figures: drawn as written, with a fallback font if ours lacks a character, or as a code point."""
 
 import base64
 import os
@@ -21,7 +21,7 @@ from picollm.report.style import legible, plt
 
 
 def drawn(svg: bytes) -> str:
-    """The characters of a picture's text, from the names that matplotlib gives its glyphs (DejaVu's own order)."""
+    """Returns the characters of a picture's text, from matplotlib's names of its glyphs (in DejaVu's order)."""
     charmap = {glyph: chr(code) for code, glyph in get_font(findfont("DejaVu Sans")).get_charmap().items()}
     return "".join(charmap[int(glyph, 16)] for glyph in re.findall(rb'<use xlink:href="#DejaVuSans-(\w+)"', svg))
 
@@ -66,7 +66,7 @@ def test_the_name_of_a_branch_is_drawn_as_it_is_written(name):
 
 @pytest.mark.filterwarnings("error")
 def test_what_no_usual_font_has_is_drawn_with_another_or_named(tmp_path, monkeypatch):
-    """Whatever fonts this machine has: each character is either in one of those that the figure uses, or replaced."""
+    """With any fonts on this machine, each character is either in one that the figure uses, or replaced."""
     monkeypatch.setitem(plt.rcParams, "font.family", list(plt.rcParams["font.family"]))
     text = "中文 한국어 日本語 हिन्दी 𓀀"
     shown = legible(text)
@@ -80,7 +80,7 @@ def test_what_no_usual_font_has_is_drawn_with_another_or_named(tmp_path, monkeyp
 
 @pytest.mark.heavy
 def test_a_font_that_has_the_character_is_fallen_back_on(tmp_path):
-    """A font of the machine that matplotlib's list of fonts does not know yet, with one glyph: 中."""
+    """Uses a font that matplotlib's list of fonts does not contain yet, with one glyph: 中."""
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder([".notdef", "middle"])
     builder.setupCharacterMap({ord("中"): "middle"})

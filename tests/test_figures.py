@@ -1,4 +1,4 @@
-"""Figures: their bytes repeat, each has its data beside it, and what they draw equals brute force."""
+"""Figures: their bytes are reproducible, each has its data next to it, and its values equal brute force."""
 
 import base64
 
@@ -40,7 +40,7 @@ def test_each_figure_has_its_data_beside_it(figures):
 
 
 def test_the_tables_hold_what_the_figures_show(figures):
-    weights, n = sentences()[0].maps[1], 3  # the one of middle length
+    weights, n = sentences()[0].maps[1], 3  # the one of medium length
     maps = pd.read_csv(figures.parent / "simple-0-maps.csv")
     for row in maps.itertuples():
         shown = [getattr(row, f"k{key}") for key in range(n)]
@@ -56,7 +56,7 @@ def test_the_tables_hold_what_the_figures_show(figures):
 
 
 def test_no_text_is_below_nine_pixels(tmp_path, monkeypatch):
-    """At a figure's own size: an inch of an SVG is 96 pixels of a browser, one of a PNG the resolution of `save`."""
+    """At a figure's own size, an inch of an SVG is 96 pixels in a browser, one of a PNG the resolution of `save`."""
     drawn = []
 
     def kept(figure, path, suffix):
@@ -100,13 +100,13 @@ def test_embedded_figures_are_the_files(figures):
 
 
 def test_no_figure_writes_a_formula(figures):
-    """Formulas are off, as people's text is none: those that matplotlib writes by itself would show their source."""
+    """Formulas are off, because user text has none: those that matplotlib writes by itself would show their source."""
     for path in figures.parent.glob("*.svg"):
         assert b"mathdefault" not in path.read_bytes(), path
 
 
 def slow_edges(weights):
-    """By hand: mean over heads, without key 0; of the two largest shares those of at least twice 1 / keys."""
+    """Computed by hand: mean over heads, without key 0; of the two largest shares those of at least twice 1 / keys."""
     edges = {}
     n_layers, n_heads, n, _ = weights.shape
     for layer in range(n_layers):

@@ -1,4 +1,4 @@
-"""Verdicts follow from numbers alone, and there is none for a model that knows less than a 4-gram."""
+"""Verdicts depend only on numbers, and there are none for a model that predicts worse than a 4-gram."""
 
 import itertools
 
@@ -26,7 +26,7 @@ LABELS = ("diagonal", "local", "token-specific", "content-based", "global", "sin
 
 
 def heads_of(n_layers=8, n_heads=7, layered=True):
-    """Layer 0 attends to itself and near by, the middle is broad, the last two look for tokens; or all alike."""
+    """Heads: layer 0 attends to itself and nearby, the middle is broad, the last two look for tokens; or all equal."""
     generator, part = np.random.default_rng(0), parts_of(n_layers)
     means = {
         "kappa_self": (0.3, 0.0, 0.1), "kappa_local": (0.3, 0.1, 0.1), "distance": (0.2, 0.7, 0.7),
@@ -155,7 +155,7 @@ def test_nothing_is_testable_with_a_model_that_is_no_better_than_a_4_gram():
 
 
 def test_p_of_all_claims_share_one_false_discovery_rate():
-    """Of 200 claims without an effect 5 % have p below .05, and hardly a run in twenty believes any."""
+    """5 % of 200 claims without an effect have p below .05, but hardly one run in twenty accepts any."""
     generator, believed = np.random.default_rng(0), 0
     for _ in range(100):
         rows = decided([claim("C", "a", "b", p=p) for p in generator.random(200)])

@@ -1,4 +1,4 @@
-"""What makes a rule stale, and what DVC is told about it."""
+"""The code that makes a rule stale if edited, and the dvc.yaml that follows from it."""
 
 import ast
 import os
@@ -90,7 +90,7 @@ def test_a_file_by_another_name_and_another_folder(package, tmp_path_factory):
 @pytest.mark.heavy
 def test_the_assumptions_of_the_fingerprint_hold_in_this_repository():
     for path in (ROOT / "picollm").rglob("*.py"):
-        if path == ROOT / "picollm/__init__.py":  # names for people who import picollm, looked up when asked for
+        if path == ROOT / "picollm/__init__.py":  # names for users who import picollm, resolved on access
             assert not any(isinstance(node, ast.ImportFrom | ast.Import) and "picollm" in ast.unparse(node)
                            for node in ast.walk(ast.parse(path.read_bytes())))  # fmt: skip
             continue

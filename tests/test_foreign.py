@@ -1,4 +1,4 @@
-"""Models of other families, by random weights: their maps, losses and replaced heads are those of transformers and of
+"""Models of other families, with random weights: maps, losses and replaced heads equal those of transformers and of
 TransformerLens."""
 
 import json
@@ -82,7 +82,7 @@ def test_maps_and_losses_are_their_own(family, ids):
 
 
 def by_hand(family, ids, heads, means):
-    """Their model's nats, with a hook that a person would write: the heads' columns before the output projection."""
+    """Returns the nats of transformers' model, with a plain hook on the heads' columns before the output projection."""
     model = theirs(family)
     width = means.shape[-1]
     layers = model.get_submodule(FAMILIES[family].layers)
@@ -116,7 +116,7 @@ def test_heads_are_replaced_as_by_a_hook_written_by_hand(family, ids):
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_copying_is_what_a_head_alone_writes_through_the_last_norm(family):
-    """Each head's output goes through their projection and norm by itself; a norm keeps the order of the logits."""
+    """Passes each head's output alone through the model's projection and norm, which keeps the order of the logits."""
     found, L = ForeignModel(theirs(family)), 6
     generator = np.random.default_rng(3)
     copies = np.stack([generator.permutation(np.arange(3, 300))[:L] for _ in range(4)])
@@ -171,7 +171,7 @@ LENS = {
 
 @pytest.mark.parametrize("family", list(LENS))
 def test_transformer_lens_computes_the_same(family, ids):
-    """Its own conversion of the same random weights, in its own layers."""
+    """Converts the same random weights with TransformerLens, into its own layers."""
     lens = pytest.importorskip("transformer_lens")
     from transformer_lens.pretrained import weight_conversions
 
@@ -346,7 +346,7 @@ def test_bf16_weights_are_read_as_float32(tmp_path, ids):
     theirs("llama").bfloat16().save_pretrained(tmp_path)
     found = load_foreign_model(tmp_path)
     assert found.head.weight.dtype == torch.float32 and found.config.family == "llama"
-    model = theirs("llama")  # not that one made float again: its rotary table would stay rounded
+    model = theirs("llama")  # not the converted model made float again: its rotary table would stay rounded
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
@@ -381,7 +381,7 @@ def test_too_little_memory_is_said_before_a_weight_is_read(tmp_path, monkeypatch
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """A hub that knows no repository but two: one gated, one that is not public."""
+    """A hub with only two repositories: one gated, one not public."""
 
     def log_message(self, *arguments):
         pass
@@ -399,7 +399,7 @@ class Refusing(BaseHTTPRequestHandler):
 
 @pytest.mark.heavy
 def test_the_hubs_refusals_are_one_line(tmp_path):
-    """A process of its own: the hub's client reads its settings once."""
+    """Runs in a separate process, because the hub's client reads its settings once."""
     script = """
 import sys
 from picollm.errors import PicollmError

@@ -1,4 +1,4 @@
-"""Text in every form that people have: read as it is meant, or refused with file and row."""
+"""Text in all common forms: read as intended, or refused with file and row."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ def local(path, held_out_articles=1):
 
 
 def everything(path):
-    """The articles of a corpus without splits, in its order."""
+    """Returns the articles of a corpus without splits, in order."""
     corpus = local(path, held_out_articles=0)
     return list(corpus.articles("train")), list(corpus.remarks.lines())
 
@@ -131,7 +131,7 @@ def test_names_of_splits_are_splits(tmp_path, names):
 
 
 def test_one_list_of_files_for_reading_and_for_the_tools(tmp_path):
-    """Upper case, folders and links to folders are read, once each; what git and systems leave behind is not."""
+    """Upper case, folders and links to folders are read, once each; files left by git and operating systems are not."""
     folder, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
     for place in (folder / ".git/objects", folder / "deep", elsewhere):
         place.mkdir(parents=True)

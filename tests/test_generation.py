@@ -1,4 +1,4 @@
-"""Text from a model, and how well it predicts text: both against the plain forward pass."""
+"""Generated text, and the loss of a text: both compared with the plain forward pass."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What git's own settings do to us, and we to git: line ends, another user's repository."""
+"""Effects of git's settings: line ends, another user's repository."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What a run's jobs on other machines get, and locks where a file system has none."""
+"""The configuration of a run's jobs on other machines, and locks on a file system without any."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Text of a known structure: its rules hold in every passage, it is the same every time, and a bad grammar is named."""
+"""Text of known structure: its rules hold in every passage, it is reproducible, and errors of a grammar are named."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Which calls of Snakemake may touch the data: runs alone, however the flags of the others are spelled."""
+"""Only real runs of Snakemake may change the data, however the flags of other calls are spelled."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ LOST, EDITED = "data/tokens/shard-0.bin", "reports/heads.json"  # sync restores 
 
 @pytest.fixture(scope="module")
 def moved(built, tmp_path_factory):
-    """A copy whose data are not those of dvc.lock; no test may change that."""
+    """A copy whose data differ from dvc.lock; no test may change that."""
     copy = built.copy(tmp_path_factory.mktemp("moved") / "copy")
     (copy.path / LOST).unlink()
     (copy.path / EDITED).write_text("by hand")

@@ -1,4 +1,4 @@
-"""The hub's client for real, against a server that speaks the part of the hub's protocol which a download needs."""
+"""The hub's real client with a server that implements the part of the hub's protocol that a download needs."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ except PicollmError as error:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The tree of one commit, and its files with ranges. `faults` of the server spoil it."""
+    """Serves the tree of one commit, and its files with ranges, with the server's `faults`."""
 
     def log_message(self, *arguments):
         self.server.seen.append((self.command, self.path, self.headers.get("Range")))
@@ -102,7 +102,7 @@ def hub(tmp_path):
 
 
 def read(tmp_path, server=None, **environment):
-    """A process of its own: the client reads its settings once."""
+    """Runs in a separate process, because the client reads its settings once."""
     address = f"http://127.0.0.1:{server.server_port}" if server else "http://127.0.0.1:9"
     variables = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", **environment}
     variables |= {"PYTHONPATH": str(Path(__file__).parents[1])}

@@ -1,4 +1,4 @@
-"""The same weights in two independent implementations give the same numbers; what does not fit is named."""
+"""The same weights give the same numbers in two independent implementations; a mismatch is named."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_a_model_comes_back_from_both_layouts(tmp_path, ids, tied):
         wanted = replace(model.config, rope_cache=64, dropout=0.0)
         again = load_foreign(tmp_path / name, wanted)
         assert again.config == wanted and not again.training and torch.equal(again(ids), model(ids))
-        alone = load_folder(tmp_path / name)  # which tells its shape itself
+        alone = load_folder(tmp_path / name)  # the file contains its shape
         assert not alone.training and torch.equal(alone(ids), model(ids))
         assert replace(alone.config, dropout=model.config.dropout) == model.config
 

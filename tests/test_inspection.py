@@ -1,4 +1,4 @@
-"""`picollm data`: what is shown is what is there, and everything that contradicts itself is named."""
+"""`picollm data`: it shows what the files contain, and names every contradiction."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def test_a_changed_file_is_named(tokens, fault):
 
 
 def rewrite(tokens, change, number=1):
-    """A shard with other content, and a manifest that believes it."""
+    """Writes a shard with other content, and a manifest that matches it."""
     manifest = json.loads((tokens / "manifest.json").read_text())
     path = tokens / f"train-{number:05d}.arrow"
     values = pa.ipc.open_file(str(path)).get_batch(0).column(0).flatten().to_numpy().reshape(-1, CONTEXT + 1).copy()

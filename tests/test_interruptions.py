@@ -1,4 +1,4 @@
-"""What ends a run at the wrong moment, or happens beside it: kills, second runs, edits while it goes on, full disks."""
+"""Events that end or disturb a run: kills, second runs, edits during the run, full disks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNNER = f"import os, signal, time; os.kill({OF_RUN}, signal.{{name}}); time.sle
 
 @pytest.fixture
 def edited(built, tmp_path):
-    """A copy in which cluster_heads and what is below it is to be made."""
+    """A copy in which cluster_heads and the rules that depend on it must run."""
     copy = built.copy(tmp_path / "copy")
     copy.set("clusters", max_k=5)
     return copy
@@ -108,7 +108,7 @@ def test_a_job_that_a_killed_run_left_behind_is_not_joined_by_another(edited):
 
 @pytest.mark.slow
 def test_dvc_killed_between_a_stage_and_its_record(edited):
-    # A watcher outlives the job and ends DVC the moment that the stage's Snakemake ends.
+    # A watcher outlives the job and kills DVC as soon as the stage's Snakemake ends.
     watcher = (
         "import os, signal, time\n"
         "snakemake, dvc = {}, {}\n"
@@ -161,11 +161,11 @@ def test_a_lock_that_a_kill_left_is_no_obstacle(edited):
     finish(edited, SNAKEMAKE)
 
 
-# --- Edits while it goes on
+# --- Edits during the run
 
 
 def edit(rule: str, key: str, value: object) -> str:
-    """Python that edits config.yaml, as somebody does who already prepares the next run."""
+    """Returns Python code that edits config.yaml, like a user who already prepares the next run."""
     return (
         "import yaml\nfrom pathlib import Path\npath = Path('config.yaml')\nconfig = yaml.safe_load(path.read_text())\n"
         f"config[{rule!r}][{key!r}] = {value!r}\npath.write_text(yaml.safe_dump(config, sort_keys=False))\n"
@@ -179,7 +179,7 @@ def test_a_job_does_not_start_with_other_code_than_its_run(edited):
     wish(edited, "before", "cluster_heads", f"open({str(script)!r}, 'a').write('# the next version')")
     said = edited.run(*SNAKEMAKE, ok=False)
     assert "draw_figures: FAILED: the code was edited after the run began" in said
-    script.write_bytes(text)  # the edit is taken back: nothing false was recorded
+    script.write_bytes(text)  # the edit is reverted: nothing false was recorded
     finish(edited, SNAKEMAKE)
 
 
@@ -189,7 +189,7 @@ def test_an_edit_of_a_rules_own_section_while_it_runs(edited, driver):
     text = (edited.path / "config.yaml").read_text()
     wish(edited, "before", "cluster_heads", edit("clusters", "max_k", 9))
     said = edited.run(*driver, ok=None)
-    if driver is REPRO:  # DVC hashes parameters after the stage, so it would file the result under max_k = 9
+    if driver is REPRO:  # DVC hashes parameters after the stage, so it would record the result under max_k = 9
         assert "cluster_heads: FAILED: config.yaml, the code or an input was edited during the run" in said
     assert views(edited) == (CLUSTERS, CLUSTERS)
     (edited.path / "config.yaml").write_text(text)

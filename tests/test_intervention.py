@@ -1,4 +1,4 @@
-"""Replaced heads against running the whole model again, and against what is known of models written by hand."""
+"""Replaced heads compared with a full run of the model, and with known facts about handwritten models."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def mean(model, ids):
 
 
 def naive(model, ids, layer, head, kind, mean):
-    """The model run from the start, with a hook that rewrites the head's part of what W_O gets."""
+    """Runs the model from the start, with a hook that rewrites the head's part of the input of W_O."""
     K = mean.shape[-1]
     part = slice(head * K, (head + 1) * K)
     kept, patterns = {}, model.attention_maps(ids)[0]

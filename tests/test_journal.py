@@ -1,4 +1,4 @@
-"""A process that a backend ends is started again without that backend, and goes on from what is done."""
+"""A process that a backend kills is restarted without that backend, and resumes after the finished parts."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import picollm
 from picollm.engine.journal import BROKEN, Journal, supervise
 from picollm.errors import PicollmError
 
-# What a backend does to its process; `fine` answers.
+# Ways in which a backend ends its process; `fine` answers.
 WORK = """
 import os, signal, sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Kneser-Ney and its cache against the definitions, in plain loops, and against what probabilities must be."""
+"""Kneser-Ney and its cache compared with the definitions in plain loops, and with the laws of probability."""
 
 import math
 from collections import Counter, defaultdict

@@ -139,7 +139,7 @@ def test_a_token_specific_head_is_tagged_with_the_set_of_keys_that_it_looks_for(
 
 
 def looking(set_QK):
-    """A head that has all of its mass on the set where there is one, and is uniform elsewhere."""
+    """A head with all of its mass on the set if the row has one, and uniform elsewhere."""
     weights = content_uniform(len(set_QK))
     some = set_QK.sum(1) > 0
     weights[some] = set_QK[some] / set_QK[some].sum(1, keepdims=True)
@@ -208,7 +208,7 @@ def test_untrained_heads_are_global_and_leave_the_random_state_alone():
 
 @pytest.mark.heavy
 def test_untrained_heads_as_peaked_as_others_are_content_based_and_nothing_more():
-    """The layers get the broad shares that are asked for; what comes of it has content, and no place or set of keys."""
+    """The layers get the requested broad shares; the resulting heads have content, but no position or set of keys."""
     ids, category, device = some_ids(sentences=40), [0, 1] * 20, torch.device("cpu")
     tokens = [[f"word{i}" if i % 3 else "," for i in sequence] for sequence in ids]
     keys = [key_sets(*pair) for pair in zip(ids, tokens, strict=True)]

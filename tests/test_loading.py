@@ -1,4 +1,4 @@
-"""Loading: rows across shards, an order that can be resumed and shared, three ways to the same batches."""
+"""Loading: rows across shards, an order that can be resumed and shared, three ways of loading the same batches."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ def take(order, count):
 
 
 def epochs(n_rows, batch_rows, seed, count):
-    """The first `count` epochs as lists of row numbers."""
+    """Returns the first `count` epochs as lists of row numbers."""
     steps = n_rows // batch_rows
     taken = take(Order(n_rows, batch_rows, seed), count * steps)
     assert all(len(batch) == batch_rows for batch in taken)
@@ -83,7 +83,7 @@ def test_two_ranks_resume_what_one_process_began():
 @pytest.fixture(scope="module", params=[[50], [20, 20, 10], [1] * 50], ids=["one shard", "three", "fifty"])
 def rows(request):
     flat = np.random.default_rng(0).integers(0, 2**16, (50, 9), dtype=np.uint16)
-    flat[0, 0], flat[1, 1] = 50256, 65535  # above what int16 holds
+    flat[0, 0], flat[1, 1] = 50256, 65535  # above the maximum of int16
     return flat, Rows(np.split(flat, np.cumsum(request.param)[:-1]))
 
 

@@ -10,7 +10,7 @@ LENGTHS = (6, 7, 60)
 
 
 def statistics(maps, category=None, window=4):
-    """Macro-means as a dict of [H] arrays; each map is [n, n] or [H, n, n]."""
+    """Returns macro-means as a dict of [H] arrays; each map is [n, n] or [H, n, n]."""
     maps = [m[None] if m.ndim == 2 else m for m in maps]
     values = macro_mean(sentence_sums(maps, category or [0] * len(maps), window=window))
     return {name: value[0] for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Scores of a circuit whose heads are known, sequences that are what they say, and emergence from given snapshots."""
+"""Scores of a circuit with known heads, the structure of the sequences, and emergence from given snapshots."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_the_circuit_has_its_scores_and_its_idle_heads_have_none():
 
 
 def test_a_head_that_favours_words_wherever_it_is_does_not_copy():
-    """Among common words, too: against a whole vocabulary with rare ones it would seem to."""
+    """True for common words too; compared with a whole vocabulary that has rare ones, the head would seem to copy."""
     ids, model = repeated(n=64), induction_circuit()
     with torch.no_grad():
         attention = model.blocks[0].attention

@@ -1,4 +1,4 @@
-"""The model against a second implementation in plain NumPy, its properties, and checkpoints that do not fit."""
+"""The model compared with a second implementation in plain NumPy, its properties, and checkpoints that do not fit."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def layer_norm(x, weight, bias):
 
 
 def numpy_model(model, ids):
-    """Attention maps [layer, head, query, key] and logits [T, V] of one sequence, token by token, head by head."""
+    """Computes maps [layer, head, query, key] and logits [T, V] of one sequence, token by token, head by head."""
     w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in model.state_dict().items()}
     c = model.config
     T, K = len(ids), c.d_model // c.n_heads

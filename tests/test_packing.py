@@ -1,4 +1,4 @@
-"""Packed tokens: rows are the stream, nothing of the shards shows, and a damaged shard is never trained on."""
+"""Packed tokens: rows equal the stream independent of the shards, and a damaged shard is never trained on."""
 
 import json
 import os
@@ -28,7 +28,7 @@ ARTICLES = {
 
 
 def stream(split):
-    """The oracle: all ids of a split by hand."""
+    """Computes all ids of a split by hand, as the reference."""
     ids = []
     for article in ARTICLES[split]:
         ids += [*encoding().encode(article.text, disallowed_special=()), END_OF_TEXT]
@@ -113,7 +113,7 @@ def test_document_ends_are_where_articles_end(packed, split):
     assert len(ends) == len(ARTICLES[split])
 
 
-# Several row groups, some of many articles, one article larger than a group.
+# Several row groups, some with many articles, and one article larger than a group.
 MANY = [Article(f"T{i}", f" = T{i} = \n\n" + f" Sentence {i} , of Größe {i * i} . \n" * n)
         for i, n in enumerate([2000, 1, 30_000, 500, 500, 40_000, 3, 60_000, 9])]  # fmt: skip
 
@@ -160,7 +160,7 @@ tokenize_pack(sources, Path("tokens/manifest.json"), context=32, shard_rows=4000
 
 
 def start(folder, sources, **environment):
-    """Packing in a process of its own, in a folder of its own."""
+    """Packs in a separate process, in a separate folder."""
     folder.mkdir(exist_ok=True)
     variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment
     return subprocess.Popen([sys.executable, "-c", PACK, str(sources)], cwd=folder, env=variables)

@@ -1,4 +1,4 @@
-"""The report's page: what it says, that it needs nothing from outside, and which sentences fit into it."""
+"""The report's page: its sentences, that it needs nothing from outside, and which sentences fit into the explorer."""
 
 import base64
 import hashlib
@@ -103,7 +103,7 @@ def test_sentences_share_the_budget_and_each_category_has_its_first():
     assert everything == [[0, 1, 2], [0, 1, 2], [0]] and explorer.chosen(categories, 56, most=0) == [[], [], []]
     budget = sum(explorer.size_of(n, 56) for n in (10, 20, 60, 20))
     found = explorer.chosen(categories, 56, most=9, budget=budget)
-    assert found == [[0], [0, 1], [0]], "the long second of the first category is passed over"
+    assert found == [[0], [0, 1], [0]], "the long second of the first category is skipped"
     for n in (1, 2, 17):
         assert explorer.size_of(n, 3) == len(explorer.encoded(random_causal((3, n, n), seed=n)[None]))
 

@@ -1,4 +1,4 @@
-"""The whole pipeline for real, with the smoke preset: one run, then what people do to copies of it."""
+"""The whole real pipeline with the smoke preset: one run, then typical actions on copies of it."""
 
 import json
 import os
@@ -175,7 +175,7 @@ def test_touched_code_is_not_stale_but_changed_code_is(project):
     assert project.changed() == {"cluster_heads"}
     assert project.planned() == {"cluster_heads", "state_findings", "draw_figures", "final_report"}
     module.write_bytes(original)
-    for path in ("config.py", "errors.py", "progress.py", "pipeline/job.py"):  # what can change no result
+    for path in ("config.py", "errors.py", "progress.py", "pipeline/job.py"):  # code that can't change a result
         with open(project.path / "picollm" / path, "a") as file:
             file.write('"""A docstring that was edited."""\n')
     assert project.planned() == project.changed() == set()
@@ -192,7 +192,7 @@ def test_fresh_clone_with_pulled_data_has_nothing_to_do_but_sees_an_edit(project
     clone.run("dvc", "pull", "-q")
     clone.picollm("sync")
     assert clone.changed() == clone.planned() == set()
-    clone.set("clusters", max_k=3)  # which no other test takes
+    clone.set("clusters", max_k=3)  # used by no other test
     assert clone.changed() == {"cluster_heads"}
     assert clone.planned() == {"cluster_heads", "state_findings", "draw_figures", "final_report"}
     assert "recorded" in clone.picollm("show", "reports/clusters.json")
@@ -203,7 +203,7 @@ def test_damaged_shard_stops_training_with_one_line_and_keeps_nothing(project):
     shard = project.path / "data/tokens/train-00000.arrow"
     good, before = shard.read_bytes(), shard.stat()
     shard.write_bytes(good[:2000] + bytes([good[2000] ^ 1]) + good[2001:])
-    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk damages a file: nobody sees it
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))  # invisible, like damage by a disk
     text = project.snakemake("-R", "pretrain", "--", "pretrain", ok=False)
     lines = [line for line in text.splitlines() if "FAILED" in line]
     assert len(lines) == 1 and "pretrain: FAILED: data/tokens/train-00000.arrow is damaged" in lines[0]
@@ -268,7 +268,7 @@ def test_a_bundle_has_the_run_and_the_same_bytes_each_time(project):
 
 
 def test_on_a_terminal_one_picture_is_drawn(project):
-    """A rule that runs again, in a pseudo-terminal: its name and its bar, and none of Snakemake's own lines."""
+    """A rule that runs again in a pseudo-terminal shows its name and its bar, and none of Snakemake's own lines."""
     command = ["snakemake", "--cores", "1", "--forcerun", "tokenize_pack", "--", "data/tokens/manifest.json"]
     screen, terminal = pty.openpty()
     child = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Small models that grow several induction heads, as models do: the study names them, and copying dies without them."""
+"""Small models that learn several induction heads: the study names them, and copying stops without them."""
 
 from copy import deepcopy
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def rows(n, generator, separator=END_OF_TEXT):
-    """3 to 30 words over and over, [n, CONTEXT]: what comes next was there, at a distance that no position tells."""
+    """Repeats 3 to 30 words, [n, CONTEXT]: the next word occurred before, at a distance that no position reveals."""
     copies = (generator.permutation(WORDS)[: generator.integers(3, 31)] for _ in range(n))
     return np.stack([[separator, *np.resize(copy, CONTEXT - 1)] for copy in copies])
 
@@ -34,7 +34,7 @@ def model_of(vocab_size):
 
 
 def trained(seed):
-    """The snapshots {step: model} of a model of 33 tokens that learns to copy, by whatever heads it likes."""
+    """Trains a model of 33 tokens to copy, with any heads; returns the snapshots {step: model}."""
     torch.manual_seed(seed)
     model, generator, kept = model_of(WORDS + 1), np.random.default_rng(seed), {}
     hidden = [p for block in model.blocks for p in block.parameters() if p.ndim == 2]
@@ -53,7 +53,7 @@ def trained(seed):
 
 
 def in_full(small):
-    """The same model with the tokenizer's vocabulary, its other embeddings zero."""
+    """Returns the same model with the tokenizer's vocabulary, and zero for the other embeddings."""
     model = model_of(VOCAB_SIZE).eval()
     ids = [*range(WORDS), END_OF_TEXT]
     state, own = model.state_dict(), small.state_dict()
@@ -101,7 +101,7 @@ def test_none_of_them_is_needed_alone_but_all_of_them_are_together(found):
 
 
 def copied(model, ids):
-    """Share of the second copy's tokens that the model finds likeliest."""
+    """Share of the second copy's tokens that the model ranks first."""
     query = second_copy(ids.shape[1] // 2)
     return (model(ids)[:, query].argmax(-1) == ids[:, query + 1]).double().mean().item()
 

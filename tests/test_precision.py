@@ -1,4 +1,4 @@
-"""bfloat16 runs where the processor has it: the detector, what training and the benchmark make of its answer, Muon."""
+"""bfloat16 is used if the processor has it: the detector, its use by training and the benchmark, Muon."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ QUICK = Protocol(rounds=3, block_seconds=0.01, warmup_seconds=0.01, seed=1)
 
 @pytest.fixture(autouse=True)
 def fresh_answers():
-    """The detector asks once a process."""
+    """The detector measures once per process."""
     bf16_cost.cache_clear()
     has_bf16.cache_clear()
     yield
@@ -57,7 +57,7 @@ def section(**edits):
 
 
 class Count(TorchDispatchMode):
-    """Operations whose result is bfloat16."""
+    """Counts operations whose result is bfloat16."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ class Count(TorchDispatchMode):
 
 
 def bf16_operations(recipe) -> int:
-    """In two training steps."""
+    """Counts bfloat16 operations in two training steps."""
     small = recipe | {"batch_rows": 2, "head_common": 64, "head_sampled": 32, "compile": "none"}
     rows = np.random.default_rng(0).integers(500, size=(8, 17)).astype(np.uint16)
     trainer = Trainer(SHAPE, TrainingConfig(**small), rows, CPU)
@@ -173,7 +173,7 @@ def test_no_artefact_is_built_in_an_emulated_precision(without_bf16, monkeypatch
 
 
 class Clock:
-    """Seconds that pass only while something runs that is said to take time."""
+    """A clock that advances only while something runs that is declared to take time."""
 
     now = 0.0
 
@@ -281,7 +281,7 @@ def test_muon_takes_torchs_steps():
 
 
 def test_compiled_code_of_another_instruction_set_is_not_found(monkeypatch, tmp_path):
-    """Inductor's cache does not tell AVX2 from AVX-512, and the wrong code overwrites memory."""
+    """Inductor's cache does not distinguish AVX2 from AVX-512, and the wrong code overwrites memory."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     folders = set()
     for isa, capability in ((["avx2"], "AVX2"), (["avx2", "avx512f"], "AVX512"), (["avx2", "avx512f"], "AVX2")):

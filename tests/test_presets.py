@@ -1,4 +1,4 @@
-"""config.yaml, its presets and its documentation: one description of each key, and nobody's edits are lost."""
+"""config.yaml, its presets and its documentation: one description of each key, and no edits are lost."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A whole run from packed tokens: in one process, in several under torchrun, stopped and gone on with."""
+"""A whole run from packed tokens: in one process, in several under torchrun, stopped and resumed."""
 
 import os
 import shutil
@@ -88,7 +88,7 @@ def test_two_processes_train_like_one_and_either_goes_on_with_the_others_run(run
 
 @pytest.fixture
 def read_seldom(tmp_path, monkeypatch):
-    """The losses are read as seldom as on a GPU, in this process and in torchrun's."""
+    """Reads the losses as rarely as on a GPU, in this process and in those of torchrun."""
     monkeypatch.setitem(training.READ_EVERY, "cpu", training.READ_EVERY["cuda"])
     code = "from picollm.model import training; training.READ_EVERY['cpu'] = training.READ_EVERY['cuda']\n"
     (tmp_path / "sitecustomize.py").write_text(code)
@@ -111,7 +111,7 @@ def test_what_a_process_can_not_do_is_said_by_the_one_that_started_it(run):
 
 @pytest.mark.slow
 def test_two_machines_train_like_one(run, tmp_path, monkeypatch):
-    """Two of torchrun's agents that find each other by address, as on two nodes."""
+    """Uses two torchrun agents that find each other by address, as on two nodes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -148,31 +148,31 @@ def to_the_one_that_was_started(process):
 
 
 def to_each(process):
-    """As a cluster's manager does, all of them at once."""
+    """Signals all processes at once, as a cluster's manager does."""
     children = psutil.Process(process.pid).children(recursive=True)
     for one in (process, *children):
         one.send_signal(signal.SIGTERM)
 
 
 def to_the_group(process):
-    """As a terminal does for Ctrl-C."""
+    """Signals the process group, as a terminal does for Ctrl-C."""
     os.killpg(process.pid, signal.SIGINT)
 
 
 def twice(process):
-    """An impatient person, within the time in which it is one request."""
+    """Signals twice, within the time in which that counts as one request."""
     to_the_group(process)
     time.sleep(0.3)
     to_the_group(process)
 
 
 def hang_up(process):
-    """A terminal that was closed."""
+    """Signals as a closed terminal does."""
     os.killpg(process.pid, signal.SIGHUP)
 
 
 def stopped(first, spec, send):
-    """Start the run, send once it has a checkpoint; exit code, what it said, and the checkpoint's step."""
+    """Starts the run, sends once it has a checkpoint; returns exit code, output, and the checkpoint's step."""
     write_json(spec, asdict(first))
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, spec], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -210,7 +210,7 @@ def test_whoever_gets_the_signal_the_state_is_saved_and_only_then_said_to_be(run
 
 
 def test_a_checkpoint_that_can_not_be_written_is_not_said_to_be_saved(run, tmp_path, monkeypatch):
-    """Files of at most 64 KiB, from the first process of torchrun's on: a disk without room."""
+    """Limits files to 64 KiB from torchrun's first process on, like a full disk."""
     limited = tmp_path / "limited"
     limited.write_text(f'#!/bin/sh\nulimit -f 128\nexec {sys.executable} -m torch.distributed.run "$@"\n')
     limited.chmod(0o755)
@@ -222,7 +222,7 @@ def test_a_checkpoint_that_can_not_be_written_is_not_said_to_be_saved(run, tmp_p
 
 
 def test_too_little_memory_names_the_knobs(run, tmp_path):
-    """An address space in which the logits of a step have no room."""
+    """Limits the address space so that the logits of a step do not fit."""
     spec = tmp_path / "spec.json"
     write_json(spec, asdict(run(batch_rows=64)))
     program = (

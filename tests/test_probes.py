@@ -1,4 +1,4 @@
-"""Probes: items are balanced, chance is chance, and what is there is found."""
+"""Probes: items are balanced, random heads score at chance, and real abilities are detected."""
 
 import json
 from collections import Counter
@@ -92,7 +92,7 @@ def by_chance(items, seed):
 
 
 def by_affinity(items, seed):
-    """56 heads that like some words more, and after `she` others than after `he`, without knowing what they mean."""
+    """56 heads that prefer some words, others after `she` than after `he`, without knowing their meaning."""
     generator = np.random.default_rng(seed)
     liking = generator.random((len(GENDERS), 2, 2, 56))  # of each pair's words, after either pronoun
     found = np.empty((len(items), 56, 2))
@@ -106,7 +106,7 @@ def by_affinity(items, seed):
 
 @pytest.mark.parametrize("heads", [by_chance, by_affinity])
 def test_heads_without_language_are_not_believed(items, heads):
-    """The best is far above half of the items, and neither the other half nor p falls for it."""
+    """The best head is far above half of the items, but neither the other half nor p is misled."""
     gold, cluster = gold_of(items), clusters_of(items)
     best, out, covered, p = [], [], [], []
     for seed in range(40):
@@ -210,7 +210,7 @@ def test_the_verb_agrees_with_the_first_noun_and_not_with_the_second():
 
 @pytest.mark.parametrize("kind", list(pairs()))
 def test_models_that_know_nothing_are_at_chance(kind):
-    """Of several untrained models the intervals hold one half, nearly always."""
+    """The intervals of several untrained models nearly always contain one half."""
     found, inside = Continuations(pairs()[kind], gpt2()), []
     for seed in range(10):
         right_P = preferred(found.margins(partial(baseline, tiny(seed)), CPU))
@@ -228,7 +228,7 @@ def test_margins_are_the_likelihoods_of_the_targets_alone():
     chosen = pairs()["negation"][::7]
     found, encode = Continuations(chosen, gpt2()), encoding().encode_ordinary
     generator = np.random.default_rng(0)
-    table = generator.random((60_000,))  # nats of a token, whatever comes before
+    table = generator.random((60_000,))  # nats of a token, independent of what comes before
 
     def losses(ids, scored):
         return torch.from_numpy(table)[ids[:, 1:]] * scored

@@ -63,7 +63,7 @@ def write_nsys(path, ranges=RANGES, gpu=GPU):
 def write_kineto(path, ranges=RANGES, gpu=GPU):
     category = {"KERNEL": "kernel", "MEMCPY": "gpu_memcpy", "MEMSET": "gpu_memset", "GRAPH_TRACE": "kernel"}
     spans = [("user_annotation", *row) for row in ranges] + [(category[kind], kind, *row) for kind, *row in gpu]
-    # The GPU's mirror of an annotation and torch's own annotations are no ranges of ours.
+    # The GPU's mirror of an annotation and torch's own annotations are not our ranges.
     spans += [("gpu_user_annotation", "step", 0, 900), ("user_annotation", "Optimizer.step#AdamW.step", 100, 110)]
     events = [{"ph": "X", "cat": cat, "name": name, "ts": start * 1e3, "dur": (end - start) * 1e3}
               for cat, name, start, end in spans]  # fmt: skip
@@ -166,7 +166,7 @@ def test_nsys_records_our_ranges(tmp_path, monkeypatch):
 
 
 def stand_in(tmp_path, monkeypatch):
-    """A workload that takes no time, and hands over a trace that exists."""
+    """A workload that takes no time and returns an existing trace."""
     script = tmp_path / "workload.py"
     script.write_text(
         "import shutil, sys\nprint('loss path: eager')\n"
@@ -177,8 +177,8 @@ def stand_in(tmp_path, monkeypatch):
 
 @needs_nsys
 def test_nsys_without_permission_is_one_clear_line_or_torch_takes_over(tmp_path, monkeypatch):
-    tempfile.gettempdir()  # Python's own stays where it is
-    monkeypatch.setenv("TMPDIR", "/proc")  # where nobody may write, not even root
+    tempfile.gettempdir()  # Python's own temporary folder stays
+    monkeypatch.setenv("TMPDIR", "/proc")  # not writable, even for root
     stand_in(tmp_path, monkeypatch)
     said = r"^nsys failed with exit code 1: .* \(it may lack permission to write in \$TMPDIR or /tmp/nvidia; "
     with pytest.raises(PicollmError, match=said):
@@ -196,7 +196,7 @@ def test_a_failing_workload_is_one_clear_line(tmp_path, monkeypatch, tool):
     assert list(tmp_path.iterdir()) == []
 
 
-# A program in nsys's place. As nsys it runs the workload in the midst of its own processes; then it hangs at one place.
+# A program in place of nsys. Like nsys it runs the workload among its own processes; then it hangs at one point.
 HANGING = """#!{python}
 import os, subprocess, sys, time
 def hang(where):
@@ -233,7 +233,7 @@ def test_nsys_that_hangs_is_ended_and_torch_takes_over(tmp_path, monkeypatch, wh
 
 
 def is_zombie(pid):
-    """Killed, though nobody has asked for its exit code yet."""
+    """Returns True if the process was killed, even if its exit code was not read yet."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

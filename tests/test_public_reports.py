@@ -1,4 +1,4 @@
-"""Faults that people report of tools like these, tried on the whole pipeline: one line each, and nothing lost."""
+"""Faults that users report for such tools, tested on the whole pipeline: one line each, and nothing is lost."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def fresh(project):
-    """The project as it was made, whatever the test does to its files."""
+    """Yields the project, and restores its files afterwards."""
     kept = {name: (project.path / name).read_bytes() for name in ("config.yaml", "dvc.yaml")}
     yield project
     for name, data in kept.items():
@@ -27,7 +27,7 @@ def fresh(project):
 
 
 def as_somebody(path, *command):
-    """The command without root's power to write everywhere."""
+    """Runs the command without root's permission to write everywhere."""
     drop = "-dac_override,-dac_read_search"
     root = ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", "--"] if os.geteuid() == 0 else []
     return workspace.Workspace(path).run(*root, *command, ok=False)
@@ -41,7 +41,7 @@ PICOLLM = (sys.executable, "-m", "picollm.cli")
 
 @pytest.mark.slow
 def test_small_floats_mean_the_same_to_all(tmp_path):
-    """DVC writes 0.00005 as 5e-05, which is text to YAML 1.1."""
+    """DVC writes 0.00005 as 5e-05, which is text in YAML 1.1."""
     project = workspace.create(tmp_path / "floats")
     standin.install(project.path)
     project.picollm("dvc-yaml")

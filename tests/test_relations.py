@@ -1,4 +1,4 @@
-"""What connects two words beyond position and beyond the words, and what a head looks at: by plain loops."""
+"""The connection of two words beyond position and the words themselves, and what a head looks at: by plain loops."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_an_effect_by_plain_loops():
 
 
 def test_a_head_that_likes_words_and_places_connects_nothing():
-    """Softmax of what a key is and of where it is: it gives a word less in a longer row, and connects no two."""
+    """Softmax of a key's identity and position: a word gets less in a longer row, and no two words are connected."""
     generator = np.random.default_rng(0)
     liking, kernel_D = generator.random(12) * 5 + 0.1, np.ones((1, 12))
     weights = np.tri(12) * liking
@@ -43,7 +43,7 @@ def test_a_head_that_likes_words_and_places_connects_nothing():
 
 
 def sentences(strength, n=24, seed=0):
-    """One head connects the marked words with some strength; one looks at the previous token, one at a liked word."""
+    """One head connects the marked words with some strength; others look at the previous token or a preferred word."""
     generator, maps, golds = np.random.default_rng(seed), [], []
     for _ in range(n):
         length = int(generator.integers(10, 16))

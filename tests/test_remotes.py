@@ -18,7 +18,7 @@ from workspace import Workspace
 
 
 def round_trip(project: Workspace, clone: Path, url: str, *options: tuple[str, str]) -> Workspace:
-    """Push, clone, pull, sync. The remote's settings stay in .dvc/config.local, which git ignores."""
+    """Pushes, clones, pulls and syncs. The remote's settings are in .dvc/config.local, which git ignores."""
     for repository in (project, Workspace(clone)):
         if repository is not project:
             project.run("git", "clone", "-q", ".", str(clone))
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Until something listens there."""
+    """Waits until something listens on the port."""
     deadline = time.monotonic() + 60
     while subprocess.run(["bash", "-c", f"echo >/dev/tcp/127.0.0.1/{port}"], capture_output=True).returncode:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -65,7 +65,7 @@ def wait_for(process: subprocess.Popen, port: int, log: Path) -> None:
 
 @pytest.fixture
 def sshd(tmp_path):
-    """(port, key) of a server that lets this user in with a key of its own."""
+    """Starts an SSH server that accepts this user with a new key; returns (port, key)."""
     server = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     if server is None or importlib.util.find_spec("dvc_ssh") is None:
         pytest.skip("needs the package openssh-server (apt-get install openssh-server) and pip's dvc-ssh")
@@ -76,7 +76,7 @@ def sshd(tmp_path):
     shutil.copy(folder / "user.pub", folder / "authorized")
     port = free_port()
     if getpass.getuser() == "root":
-        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd gives up its rights
+        Path("/run/sshd").mkdir(exist_ok=True)  # needed by sshd to drop its privileges
     (folder / "config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
         f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
@@ -136,7 +136,7 @@ def test_a_full_store_says_so_and_the_next_push_goes_on(built, tmp_path):
 
 @pytest.fixture
 def s3(tmp_path):
-    """(address, bucket) of a server that speaks S3's protocol, in memory."""
+    """Starts an in-memory server with S3's protocol; returns (address, bucket)."""
     if not all(importlib.util.find_spec(name) for name in ("dvc_s3", "moto", "flask_cors")):
         pytest.skip("needs pip's dvc-s3 and moto with flask and flask-cors")
     port, log = free_port(), tmp_path / "s3.log"

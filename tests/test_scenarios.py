@@ -1,8 +1,8 @@
-"""What people do to a repository, and what both tools must make of it.
+"""Actions of users on a repository, and the correct response of both tools.
 
-Each row: a deed in a copy of a repository that has been run, and the rules that it makes stale. In one copy Snakemake
-goes on (told by `picollm sync` where its own record can't be right), in another `dvc repro` does, straight away. Both
-must name the same rules, end with the bytes that a build from scratch gives, and then have nothing to do.
+Each row is a deed in a copy of a repository that has been run, and the rules that it makes stale. In one copy
+Snakemake runs next (after `picollm sync` if its own record can't be right), in another `dvc repro` does, directly. Both
+must name the same rules, end with the bytes of a build from scratch, and then have nothing to do.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ EXHAUSTIVE = {
 
 
 def closed(workspace: Workspace) -> set[str]:
-    """DVC's changed stages and everything below them in dvc.yaml."""
+    """Returns DVC's changed stages and all that depend on them in dvc.yaml."""
     return standin.downstream(workspace.path, workspace.changed())
 
 
 def views(workspace: Workspace) -> tuple[set[str], set[str]]:
-    """What Snakemake and DVC would run; `snakemake -n` only reports, so a state it can't judge is synced first."""
+    """Returns what Snakemake and DVC would run; `snakemake -n` only reports, so a state it can't judge is synced."""
     text = workspace.snakemake("-n", "--quiet", "rules", ok=None)
     if "run `picollm sync`" in text:
         workspace.picollm("sync")
@@ -84,7 +84,7 @@ def views(workspace: Workspace) -> tuple[set[str], set[str]]:
 
 
 def wrong(workspace: Workspace) -> list[str]:
-    """Artefacts with other bytes than a build from scratch."""
+    """Returns the artefacts whose bytes differ from a build from scratch."""
     return [path for path, data in standin.expected(workspace.path).items() if read(workspace, path) != data]
 
 
@@ -206,7 +206,7 @@ def fresh_clone(workspace: Workspace) -> None:
 
 
 def moved(workspace: Workspace) -> None:
-    """A deed: the repository lies elsewhere, its time stamps lost."""
+    """A deed: the repository is moved, and loses its time stamps."""
     elsewhere = workspace.path.with_name(f"{workspace.path.name} elsewhere ü")
     shutil.copytree(workspace.path, elsewhere, copy_function=shutil.copyfile)
     shutil.rmtree(workspace.path)
@@ -214,7 +214,7 @@ def moved(workspace: Workspace) -> None:
 
 
 def write_old_seal(workspace: Workspace) -> None:
-    """A deed: what picollm kept before there were receipts."""
+    """A deed: the records of picollm versions without receipts."""
     path = workspace.path / ".snakemake/picollm/seal.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"dvc.yaml": "0", "dvc.lock": "0", "stages": {}, "objects": [], "watched": {}}')
@@ -267,7 +267,7 @@ ROWS = [
     Row("one record wiped, and an edit",
         steps(run("snakemake", "--cores", "all", "--cleanup-metadata", "reports/clusters.json", "data/clusters.npz",
                   "reports/metrics/clusters.json"), FEWER), CLUSTERS),
-    # Receipts prove the others; those of CLUSTERS are of the other branch's run, whose files are not here.
+    # Receipts prove the others; those of CLUSTERS belong to the other branch's run, whose files are not here.
     Row("dvc.lock wiped", remove("dvc.lock"), CLUSTERS),
     Row("receipts wiped", remove(".snakemake/picollm/receipts"), NONE),
     Row("records of an older version", steps(remove(".snakemake/picollm"), write_old_seal), NONE),

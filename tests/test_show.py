@@ -1,4 +1,4 @@
-"""`picollm show`: where a file comes from, and whether what lies there is what was recorded."""
+"""`picollm show`: a file's origin, and whether the file on disk is the recorded one."""
 
 import json
 import shutil
@@ -78,13 +78,13 @@ def project(built, tmp_path):
 
 
 def facts(root, path):
-    """The lines `name value` at the head of the answer."""
+    """Returns the lines `name value` at the start of the output."""
     lines = show(root, path).split("\ninputs\n")[0].splitlines()[1:]
     return {line[2:13].strip(): line[13:] for line in lines if line[2:13].strip()}
 
 
 def block(text, name):
-    """The lines under a heading, split into cells."""
+    """Returns the lines under a heading, split into cells."""
     lines = text.split(f"\n{name}\n")[1].splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith(" ")), len(lines))
     return [line.split() for line in lines[:end]]

@@ -1,4 +1,4 @@
-"""Work that is shared among jobs gives the bytes of one job, whatever the number of shares."""
+"""Work divided among any number of jobs gives the bytes of one job."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What takes minutes: the original's preset on a small corpus, and a machine that lacks what is optional."""
+"""Tests that take minutes: the original's preset on a small corpus, and a machine without optional software."""
 
 import json
 import math
@@ -90,7 +90,7 @@ def test_without_a_compiler_and_without_tensorrt_it_says_so_and_goes_on(tmp_path
     project.set("pretrain", compile="head")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("bash", "env", "git", "python3"):  # all that the tools call; no compiler among them
+    for name in ("bash", "env", "git", "python3"):  # all programs that the tools call, without a compiler
         tools.joinpath(name).symlink_to(shutil.which(name))
     path = f"{workspace.ENVIRONMENT['PATH'].split(os.pathsep)[0]}{os.pathsep}{tools}"
     assert not any(shutil.which(name, path=path) for name in ("g++", "c++", "clang++"))
@@ -108,7 +108,7 @@ def test_without_a_compiler_and_without_tensorrt_it_says_so_and_goes_on(tmp_path
     assert [file["file"] for file in engine["files"]] == ["logits.fp32.onnx"]
 
 
-@pytest.mark.exhaustive  # the next one takes the same way with a model that is not ours
+@pytest.mark.exhaustive  # the next test does the same with a model that is not ours
 def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
     project = workspace.create(tmp_path / "foreign")
     project.snakemake("pretrain")
@@ -132,7 +132,7 @@ def test_a_model_from_elsewhere_takes_the_place_of_a_trained_one(tmp_path):
 
 
 def test_a_model_of_another_family_goes_through_the_whole_pipeline(tmp_path):
-    """GPT-2 with random weights and a tokenizer of its own: engines are built of its graph, the text is in its ids."""
+    """GPT-2 with random weights and its own tokenizer: engines are built from its graph, the text is in its ids."""
     pytest.importorskip("transformers", reason="pip install -e '.[models]'")
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -182,7 +182,7 @@ def test_a_model_of_another_family_goes_through_the_whole_pipeline(tmp_path):
     ],
 )
 def test_a_run_that_is_ended_in_training_goes_on_from_its_checkpoint(tmp_path, driver):
-    """Both drivers remove what an unfinished rule wrote; the checkpoints are not among that."""
+    """Both drivers remove what an unfinished rule wrote, but not the checkpoints."""
     project = workspace.create(tmp_path / "ended")
     project.set("pretrain", length=60, checkpoint_every=3, validate_every=30)
     undisturbed = project.copy(tmp_path / "undisturbed")
@@ -208,7 +208,7 @@ def test_a_run_that_is_ended_in_training_goes_on_from_its_checkpoint(tmp_path, d
     assert "pretrain" not in project.planned() | project.changed()
 
 
-@pytest.mark.exhaustive  # minutes of timing, which a busy machine may make worthless
+@pytest.mark.exhaustive  # minutes of timing, useless on a busy machine
 def test_two_runs_of_the_benchmark_agree_within_their_noise(tmp_path):
     project = workspace.create(tmp_path / "twice")
     project.set("engine", backends=["eager-fp32", "openvino-fp32", "onnxruntime-fp32"])

@@ -1,5 +1,5 @@
 """The workflow on a real Slurm of this machine (tests/slurm.py): `make test-slurm`. Every artefact is what one machine
-gives; what Slurm, its nodes or people end goes on; what it refuses is said in one line."""
+gives; jobs ended by Slurm, its nodes or users are resumed; a refusal is reported in one line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def environment(cluster, monkeypatch):
-    """Of every command: the cluster's, and the plugin's place beside the repository's own picollm."""
+    """Sets the environment of every command: the cluster's, with the plugin next to the repository's own picollm."""
     plugin = str(Path(WHERE.origin).parents[1])
     monkeypatch.setattr(Workspace, "paths", property(lambda self: f"{self.path}{os.pathsep}{plugin}"))
     path = f"{cluster.folder / 'bin'}{os.pathsep}{workspace.ENVIRONMENT['PATH']}"
@@ -53,14 +53,14 @@ def environment(cluster, monkeypatch):
 
 @pytest.fixture
 def edited(built, tmp_path):
-    """A copy in which cluster_heads and what is below it is to be made."""
+    """A copy in which cluster_heads and the rules that depend on it must run."""
     copy = built.copy(tmp_path / "copy")
     copy.set("clusters", max_k=5)
     return copy
 
 
 def reached(copy: Workspace, run: subprocess.Popen | None = None, seconds: float = 300) -> None:
-    """Wait until the job that `WAITS` is there."""
+    """Waits until the job with `WAITS` has started."""
     deadline = time.monotonic() + seconds
     while not (copy.path / "logs/there").exists():
         assert (run is None or run.poll() is None) and time.monotonic() < deadline, run and run.communicate()[0]
@@ -74,7 +74,7 @@ def ended(run: subprocess.Popen, ok: bool = True, seconds: float = 600) -> str:
 
 
 def test_every_rule_runs_as_a_job_and_a_cancelled_one_runs_again(cluster, tmp_path):
-    """From nothing, with two slices of the corpus; the bytes are those of a build without either tool."""
+    """A run from scratch, with two slices of the corpus, gives the bytes of a build without either tool."""
     project = workspace.create(tmp_path / "project")
     standin.install(project.path)
     project.set("tokens", slices=2)
@@ -94,7 +94,7 @@ def test_every_rule_runs_as_a_job_and_a_cancelled_one_runs_again(cluster, tmp_pa
 
 @pytest.mark.exhaustive
 def test_the_smoke_preset_gives_the_bytes_of_a_local_run(cluster, tmp_path):
-    """For real. Measurements differ, as they do between any two runs, and what reads them: figures, page, claims."""
+    """Runs the real rules. Measurements differ between any two runs, and so do figures, page and claims."""
     here, there = (workspace.create(tmp_path / name) for name in ("here", "there"))
     here.snakemake("--quiet", "all", "--", "reports/final.html")
     there.set("tokens", slices=2)
@@ -115,7 +115,7 @@ MEASURED = (
 
 
 def artefacts(project: Workspace) -> dict[str, str]:
-    """{file: md5} of all that dvc.yaml says is written."""
+    """Returns {file: md5} of all outputs in dvc.yaml."""
     stages = yaml.safe_load((project.path / "dvc.yaml").read_text())["stages"].values()
     paths = [file for stage in stages for out in standin.written(stage) for file in files_of(project.path, out)]
     return {path: md5(project.path / path) for path in paths}
@@ -145,7 +145,7 @@ def test_what_slurm_refuses_is_one_line_with_the_knob(edited, resource, line):
     ],
 )
 def test_a_job_over_its_limit_names_the_knob_and_the_next_attempt_has_more(edited, resource, deed, line):
-    wish(edited, "before", "cluster_heads", deed)  # once: the second attempt does without
+    wish(edited, "before", "cluster_heads", deed)  # once: not in the second attempt
     said = edited.run(*RUN, "--set-resources", f"cluster_heads:{resource}")
     assert f"cluster_heads: FAILED: took {line}" in said, said
     assert wrong(edited) == [] and views(edited) == (NONE, NONE)
@@ -185,7 +185,7 @@ def test_two_masters_at_once_and_a_job_whose_master_died(cluster, edited):
 
 @pytest.mark.exhaustive
 def test_a_job_that_waited_in_the_queue_while_its_run_died_does_nothing(cluster, edited):
-    """Held back by a reserved cluster until another run has begun and is at work on the same files."""
+    """A job waits for a reserved cluster until another run has begun to work on the same files."""
     sleep = ("sbatch", "--parsable", "--exclusive", "--wrap", "sleep 600")
     holders = [cluster.run(*sleep, "-w", node).strip() for node in slurm.NODES]
     first = start(edited, *RUN)
@@ -212,11 +212,11 @@ def test_a_job_that_waited_in_the_queue_while_its_run_died_does_nothing(cluster,
 
 @pytest.mark.exhaustive
 def test_config_and_code_edited_while_jobs_wait_are_the_next_runs(cluster, edited):
-    """The jobs to come take the run's configuration; one whose code was edited stops."""
+    """Later jobs use the run's configuration; one whose code was edited stops."""
     wish(edited, "within", "cluster_heads", WAITS)
     run = start(edited, *RUN, "reports/clusters.json", "reports/findings.json")
     reached(edited, run)
-    edited.set("heads", seed=2)  # of state_findings, which is to come
+    edited.set("heads", seed=2)  # of state_findings, which runs later
     (edited.path / "logs/go").touch()
     ended(run)
     receipt = json.loads((edited.path / ".snakemake/picollm/receipts/state_findings.json").read_text())
@@ -246,7 +246,7 @@ def test_a_slice_that_fails_leaves_the_others_and_one_command_goes_on(cluster, b
 
 @pytest.mark.exhaustive
 def test_training_on_two_nodes_gives_way_to_another_job_and_goes_on_exactly(cluster, tmp_path):
-    """torchrun's agents on both nodes of an allocation, which are given to a job of a partition that goes first."""
+    """torchrun's agents run on both nodes of an allocation, which a partition of higher priority then preempts."""
     project = workspace.create(tmp_path / "project")
     project.set("pretrain", processes=2, length=400, checkpoint_every=20, validate_every=200)
     project.snakemake("--quiet", "all", "--", "data/tokens/manifest.json")

@@ -1,4 +1,4 @@
-"""What Slurm 22.05 and its plugin say, as they said it, in words of ours."""
+"""Messages of Slurm 22.05 and its plugin, as recorded, and their explanations."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A report that is missing, damaged, of another format or out of date costs the page its chapter, and no more."""
+"""A report that is missing, damaged, of another format or out of date affects only its chapters of the page."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def figures(tmp_path_factory):
 
 @pytest.fixture
 def files(tmp_path):
-    """The reports as files: their paths by name."""
+    """Writes the reports as files; returns their paths by name."""
     paths = {name: str(tmp_path / f"{name}.json") for name in PATHS}
     for name, path in paths.items():
         write_json(path, chapters()[name])

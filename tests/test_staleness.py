@@ -1,4 +1,4 @@
-"""Which edit makes which rules stale: every leaf of config.yaml, every module, every line of the rule table."""
+"""The rules that each edit makes stale: every leaf of config.yaml, every module, every line of the rule table."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LEAVES = [
     for key, value in values.items()
     if (section, key) not in {("model", "checkpoint"), ("report", "seeds")}  # they bring files as deps: test_slow.py
 ]
-# Where neither "one more" nor "a tenth less" is an allowed value.
+# Values for keys that allow neither "one more" nor "a tenth less".
 OTHER = {
     "corpus.source": "wikitext-103", "corpus.path": "text", "corpus.hub": "other/wikitext", "corpus.revision": "0" * 40,
     "corpus.fraction": 0.5, "compute.device": "cpu", "model.d_model": 56, "model.n_heads": 2, "model.dropout": 0.25,
@@ -92,13 +92,13 @@ def test_a_section_of_the_config_makes_its_rules_and_those_below_stale(copy, sec
     key, value = FIRST[section]
     copy.set(section, **{key: other(section, key, value)})
     if section == "attention":
-        copy.picollm("dvc-yaml")  # the file that it names is an input
+        copy.picollm("dvc-yaml")  # because the named file is an input
     assert both(copy) == (OF_SECTION[section], OF_SECTION[section])
 
 
 @pytest.mark.parametrize(("section", "key", "value"), LEAVES, ids=[".".join(leaf[:2]) for leaf in LEAVES])
 def test_every_leaf_reaches_the_rules_in_its_section_and_in_no_other(section, key, value):
-    """Snakemake gets the checked sections as params, DVC the file's: both must differ there, and nowhere else."""
+    """Snakemake gets the checked sections as params, DVC those of the file: in both, only this section differs."""
     before = yaml.safe_load(SMOKE)
     after = yaml.safe_load(SMOKE)
     after[section][key] = other(section, key, value)
@@ -113,7 +113,7 @@ def test_every_section_of_the_config_belongs_to_a_rule():
 
 
 class OfWhatRuns(ModuleFinder):
-    """It takes a module's text without what stands under `if TYPE_CHECKING:`."""
+    """A ModuleFinder that ignores imports under `if TYPE_CHECKING:`."""
 
     def load_module(self, fqname, fp, pathname, file_info):
         if fp is not None:
@@ -122,9 +122,9 @@ class OfWhatRuns(ModuleFinder):
 
 
 def importers() -> dict[str, set[str]]:
-    """{module file: stages whose scripts import it}, by the standard library's own search, within this project.
+    """Returns {module file: stages whose scripts import it}, by the standard library's search, within this project.
 
-    Not by way of what only runs around a computation, nor by imports for type checkers alone.
+    Modules that only run around a computation, and imports for type checkers only, are not followed.
     """
     found: dict[str, set[str]] = {}
     for stage in ALL:
@@ -165,7 +165,7 @@ def test_a_module_makes_exactly_the_importing_rules_stale(copy, module):
 
 @pytest.fixture(scope="module")
 def table(copy) -> list[Stage]:
-    """The rules as the Snakefile exports them."""
+    """Returns the rules as the Snakefile exports them."""
     text = 'include: "Snakefile"\nimport pickle\npickle.dump(stages(), open("stages.pickle", "wb"))\n'
     (copy.path / "export.smk").write_text(text)
     copy.run("snakemake", "-s", "export.smk", "--list-rules")
@@ -173,7 +173,7 @@ def table(copy) -> list[Stage]:
 
 
 def test_no_line_of_dvc_yaml_can_go(table, tmp_path):
-    """The check that the Snakefile makes of dvc.yaml before each run, with every seventh line left out in turn."""
+    """Runs the Snakefile's check of dvc.yaml, with every seventh line left out in turn."""
     path = tmp_path / "dvc.yaml"
     check_dvc_yaml(table, path, write=True)
     assert path.read_text() == (ROOT / "dvc.yaml").read_text()

@@ -1,4 +1,4 @@
-"""The full study of a small model: every part is there, agrees with its own function, and is not done twice."""
+"""The full study of a small model: every part exists, agrees with its own function, and is computed once."""
 
 import json
 import os
@@ -71,13 +71,13 @@ def times(folder):
 
 @pytest.fixture(scope="module", autouse=True)
 def fewer_pairs():
-    """Every sixth pair of a cluster: the real ones are counted in test_probes.py."""
+    """Uses every sixth pair of a cluster; test_probes.py counts the real ones."""
     few = {kind: sorted(found, key=lambda pair: pair.cluster)[::6] for kind, found in probes.pairs().items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "pairs", lambda: few)
         patch.setattr(
             probes, "rare_words", lambda rows, words, tokenizer: {"album": 0}
-        )  # the text here is of random tokens
+        )  # the text here consists of random tokens
         yield
 
 
@@ -239,7 +239,7 @@ def test_the_logit_lens_and_the_direct_parts_by_brute_force():
     x, *rotary = s.model.start(ids[:, :-1])
     first = s.model.logits(s.model.norm(x)).log_softmax(-1).gather(-1, ids[:, 1:, None])[:, 3::4]
     assert layers[0]["value"] == pytest.approx(-first.mean().item(), abs=1e-5) and len(layers) == 3
-    # Where heads alone write, what they add to the logits is all that the logits are, but for the embedding's part.
+    # If only heads write, their contributions to the logits are the logits, except for the embedding's part.
     with torch.no_grad():
         for block in s.model.blocks:
             block.mlp.down.weight.zero_()
@@ -255,7 +255,7 @@ def test_the_logit_lens_and_the_direct_parts_by_brute_force():
 
 
 def sentence_sums_of(s):
-    """The statistics of every SAMPLE-th sentence, the long way."""
+    """Computes the statistics of every SAMPLE-th sentence in plain loops."""
     found = category(s)
     return sentence_sums(attention_maps(s.model, found.ids[::SAMPLE], CPU), [0], window=4)
 

@@ -1,4 +1,4 @@
-"""What a run learned, in five lines."""
+"""The five lines that summarise a run."""
 
 import pytest
 from page_inputs import chapters

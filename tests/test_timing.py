@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic against closed forms and the standard library, its protocol on a synthetic clock."""
+"""The benchmark's arithmetic compared with closed forms and the standard library, and its protocol on a fake clock."""
 
 import statistics
 
@@ -13,7 +13,7 @@ PROTOCOL = Protocol(rounds=6, block_seconds=0.05, warmup_seconds=0.02, seed=3)
 
 
 class Clock:
-    """Seconds that pass only while a backend runs."""
+    """A clock that advances only while a backend runs."""
 
     def __init__(self):
         self.now, self.calls, self.noise = 0.0, [], np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Training a tiny model: it repeats to the bit, learns what can be learnt, and says when it can't go on."""
+"""Training a tiny model: it is reproducible to the bit, learns what can be learnt, and says if it can't continue."""
 
 import logging
 import math
@@ -58,7 +58,7 @@ def chain_rows(n, seed=0):
 
 
 def run(rows=None, validation=None, checkpoints=None, shape=None, **edits):
-    """A finished trainer."""
+    """Returns a finished trainer."""
     rows = random_rows(24) if rows is None else rows
     trainer = Trainer(ModelConfig(**SHAPE | (shape or {})), recipe(**edits), rows, CPU)
     train(trainer, random_rows(7, seed=1) if validation is None else validation, checkpoints)
@@ -103,7 +103,7 @@ def test_what_can_be_learnt_is_learnt(optimizer, head):
 
 
 def test_each_kind_of_weight_decays_at_its_own_rate():
-    """Without a gradient a step only decays: by rate x decay, norms not at all."""
+    """Without a gradient a step only decays weights, by rate x decay, but not norms."""
     given = recipe(optimizer="muon", lr=0.1, muon_lr=0.2, weight_decay=0.5, muon_weight_decay=0.4)
     model = fresh_model()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -128,7 +128,7 @@ def test_the_curve_holds_what_was_measured():
 
 
 def test_the_best_weights_are_kept_and_patience_ends_a_run():
-    """Random tokens can be learnt by heart, which makes other random tokens ever more surprising."""
+    """Random tokens can be memorised, which makes other random tokens more and more surprising."""
     validation = random_rows(7, seed=1)
     long = run(validation=validation, length=60, validate_every=5)
     assert long.best["step"] < 30 < long.step
@@ -283,7 +283,7 @@ def test_the_sampled_normaliser_is_right_on_average_and_exact_with_all_rows():
     sums = [some.loss(x[:1], weight, targets[:1], some.candidates(step)).double().exp() for step in range(4000)]
     exact = torch.nn.functional.cross_entropy(x[:1].double() @ weight.T.double(), targets[:1]).exp()
     spread = torch.stack(sums).std() / math.sqrt(len(sums))
-    # Where the target itself is drawn, its place goes to nobody: a bias of a 1 / sampled part of the rare terms.
+    # If the target itself is drawn, its place stays empty: a bias of a 1 / sampled part of the rare terms.
     assert abs(torch.stack(sums).mean() - exact) < 4 * spread + exact / 30
 
 

@@ -1,4 +1,4 @@
-"""`picollm verify` finds every fault of the table by its name, and `--fix` mends what it can and loses nothing."""
+"""`picollm verify` names every fault of the table, and `--fix` repairs what it can and loses nothing."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def no_run_of_an_earlier_test(monkeypatch):
 def root(built, tmp_path, monkeypatch) -> Path:
     path = built.copy(tmp_path / "repository").path
     monkeypatch.setattr(picollm, "__file__", str(path / "picollm/__init__.py"))
-    monkeypatch.chdir(path)  # where the command is called; DVC names everything relative to it
+    monkeypatch.chdir(path)  # the command's working folder, to which DVC's names are relative
     return path
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """In place; the mode stays."""
+    """Changes the file in place and keeps its mode."""
     mode = path.stat().st_mode
     path.chmod(0o644)
     path.write_bytes(change(path.read_bytes()))
@@ -58,7 +58,7 @@ def append(path: Path) -> None:
 
 
 def stealthily(path: Path) -> None:
-    """What DVC's state database can't see: the old size, inode and time stamp."""
+    """Changes a file invisibly for DVC's state database: size, inode and time stamp are the old ones."""
     before = path.stat()
     flip(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -114,7 +114,7 @@ def contents(top: Path, *folders: str) -> dict[str, bytes]:
 
 
 def problems(text: str) -> list[str]:
-    """The lines of damage and leftovers; none is printed twice, and the last line counts them."""
+    """Returns the lines of damage and leftovers; none is printed twice, and the last line counts them."""
     lines = text.splitlines()
     assert len(set(lines)) == len(lines)
     assert lines[-1].startswith("verify: ")
@@ -137,7 +137,7 @@ def test_a_fault_is_named(root, capsys, fault, file, named):
     lines = problems(capsys.readouterr().out)
     assert any(named in line for line in lines)
     assert any(file in line for line in lines)
-    assert len(lines) <= 2  # a swap is two wrong files; nothing sound is accused
+    assert len(lines) <= 2  # a swap gives two wrong files, and no sound one is reported
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_what_is_gone_everywhere_stays_a_problem_with_its_remedy(root, capsys):
 
 
 def change_hash(root: Path, stage: str, kind: str, path: str) -> None:
-    """One bit of one hash."""
+    """Flips one bit of one hash."""
     lock = yaml.safe_load((root / "dvc.lock").read_text())
     (entry,) = [entry for entry in lock["stages"][stage][kind] if entry["path"] == path]
     entry["md5"] = f"{int(entry['md5'][0], 16) ^ 1:x}{entry['md5'][1:]}"
@@ -270,7 +270,7 @@ FLIP_MARKS = [[], [pytest.mark.slow], *[[pytest.mark.exhaustive]] * (len(FLIPS) 
 def test_a_flipped_hash_in_dvc_lock_is_found_and_what_a_run_proves_is_recorded_again(root, capsys, flip):
     made = contents(root, "data", "reports", ".dvc/cache/files")
     copy = workspace.Workspace(root)
-    copy.snakemake("--quiet", "all", "-R", flip[0], "--until", flip[0])  # its receipt is of this machine's last run
+    copy.snakemake("--quiet", "all", "-R", flip[0], "--until", flip[0])  # its receipt is from this machine's last run
     good = (root / "dvc.lock").read_text()
     change_hash(root, *flip)
     assert verify(root, fix=False) == 1

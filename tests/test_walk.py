@@ -1,7 +1,7 @@
-"""Random walks: deeds of people, disks, clocks and both tools, in any order; then one plain run must set all right.
+"""Random walks: deeds of users, disks, clocks and both tools, in any order; then one plain run must repair everything.
 
     make test-walk                     # 100 walks
-    make test-walk WALKS=1000 SEED=7   # as many as you like, others
+    make test-walk WALKS=1000 SEED=7   # another number, other walks
 
 After each walk `snakemake` ends with the bytes of a build from scratch, both tools have nothing to do, and no command
 has printed a traceback. A walk that fails is shortened by Hypothesis and printed as a program; what it teaches becomes
@@ -98,7 +98,7 @@ class Walk(RuleBasedStateMachine):
         self.path = self.w.path
 
     def run(self, *command: str, **environment: str) -> str:
-        """A command that may fail, but with a line for a person."""
+        """Runs a command that may fail, but only with a line for the user."""
         text = self.w.run(*command, ok=None, **environment)
         assert "Traceback" not in text, text
         return text
@@ -194,7 +194,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(name=step)
     def dvc_commit(self, name):
-        """Only what is as recorded: forced, it says of anything that it is right."""
+        """Not forced, so it accepts only what is as recorded: forced, it would accept anything."""
         self.run("dvc", "commit", "-q", name)
 
     @rule(verb=st.sampled_from(["sync", "track", "sync --dry-run", "verify", "verify --fix"]))
@@ -304,7 +304,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(path=output)
     def lose_a_cache_object(self, path):
-        with suppress(FileNotFoundError, StopIteration):  # there is none
+        with suppress(FileNotFoundError, StopIteration):  # no such file or object
             uncache(path)(self.w)
 
     @rule()
@@ -330,7 +330,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(pull=st.booleans())
     def clone(self, pull):
-        """The walk goes on in a clone; the first one stays as its remote."""
+        """The walk continues in a clone; the first repository stays as its remote."""
         origin = Path(tempfile.mkdtemp(dir=self.folder)) / "origin"
         cache = self.run("dvc", "cache", "dir").strip()
         self.path.rename(origin)

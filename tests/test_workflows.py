@@ -15,7 +15,7 @@ TUTORIALS = ("your-text", "your-sentences", "your-model", "compare-runs", "your-
 
 
 def commands(page: str) -> list[tuple[str, str]]:
-    """Each command in the console blocks of a page of docs/, with what it printed."""
+    """Returns each command in the console blocks of a page of docs/, with its printed output."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     return [
         (lines[0], "".join(line + "\n" for line in lines[1:]))
@@ -25,15 +25,15 @@ def commands(page: str) -> list[tuple[str, str]]:
 
 
 def blurred(text: str) -> str:
-    """Without what differs from run to run: numbers, hashes, and how wide a table comes out."""
+    """Removes what differs between runs: numbers, hashes, and the width of tables."""
     lines = [re.sub(r"\b[0-9a-f]{7}([0-9a-f]{25})?\b|-?\d+(\.\d+)?(e-?\d+)?", "0", line) for line in text.splitlines()]
     lines = [re.sub(r"[ \t─━-]+", " ", line).rstrip() for line in lines]
     text = "".join(line + "\n" for line in lines if line.strip() and not line.startswith("Using workflow specific"))
-    return text.replace("\n...\n", "\n...")  # which may stand for no line
+    return text.replace("\n...\n", "\n...")  # the dots may stand for no line
 
 
 def with_tools(path) -> tuple[workspace.Workspace, str]:
-    """A repository with a first commit, and the PATH on which its `picollm` is this one."""
+    """Makes a repository with a first commit, and the PATH on which its `picollm` is this one."""
     project = workspace.create(path / "project")
     project.commit("The pipeline")
     project.run("git", "branch", "-q", "-M", "main")

@@ -1,4 +1,4 @@
-"""A throw-away repository with the project's tracked tree, in which tests run the real tools."""
+"""A temporary repository with the project's tracked tree, in which tests run the real tools."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import yaml
 from picollm.presets import config_yaml, preset
 
 ROOT = Path(__file__).parent.parent
-HELPERS = {"tokenize_slice", "extract_category", "ablate_slice"}  # parts of the rules that put their files together
+HELPERS = {"tokenize_slice", "extract_category", "ablate_slice"}  # rules that do parts of other rules' work
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore", ".gitattributes")
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "COLUMNS": "200", "PICOLLM_UNCALIBRATED": "1"}
-for person in ("AUTHOR", "COMMITTER"):  # a machine may know nobody
+for person in ("AUTHOR", "COMMITTER"):  # git may have no user on this machine
     ENVIRONMENT |= {f"GIT_{person}_NAME": "somebody", f"GIT_{person}_EMAIL": "somebody@example.org"}
 for name in ("DVC_STAGE", "PICOLLM_WRITE_DVC_YAML", "PICOLLM_RUN", "PICOLLM_UNGUARDED"):
     ENVIRONMENT.pop(name, None)
@@ -31,11 +31,11 @@ class Workspace:
 
     @property
     def paths(self) -> str:
-        """PYTHONPATH of its commands."""
+        """The PYTHONPATH of its commands."""
         return str(self.path)
 
     def run(self, *command: str, ok: bool | None = True, **environment: str) -> str:
-        """Standard output and errors together; asserts success, failure (ok=False) or neither (ok=None)."""
+        """Returns standard output and errors together; asserts success, failure (ok=False) or neither (ok=None)."""
         done = subprocess.run(
             command,
             cwd=self.path,
@@ -55,28 +55,28 @@ class Workspace:
         return self.run(sys.executable, "-m", "picollm.cli", *arguments, ok=ok, **environment)
 
     def copy(self, path: Path) -> Workspace:
-        """The same repository elsewhere, time stamps included."""
+        """Copies the repository, with its time stamps."""
         shutil.copytree(self.path, path, symlinks=True)
         return Workspace(path)
 
     def planned(self) -> set[str]:
-        """The rules that Snakemake would run, without `all`."""
+        """Returns the rules that Snakemake would run, without `all`."""
         return self.jobs(self.snakemake("-n", "--quiet", "rules"))
 
     @staticmethod
     def jobs(text: str) -> set[str]:
-        """The rules in the table of `snakemake -n --quiet rules`; parts of a rule count as it."""
+        """Returns the rules in the table of `snakemake -n --quiet rules`; parts of a rule count as that rule."""
         if "Nothing to be done" in text:
             return set()
         table = text.split("Job stats:")[1].split("Reasons:")[0].split("total")[0]
         return {line.split()[0] for line in table.splitlines()[3:] if line.strip()} - {"all"} - HELPERS
 
     def changed(self) -> set[str]:
-        """The stages that DVC calls changed."""
+        """Returns the stages that DVC reports as changed."""
         return set(yaml.safe_load(self.run("dvc", "status", "--json")) or {})
 
     def set(self, section: str, **values: object) -> None:
-        """Edit config.yaml as a person would; comments are lost, which is nothing to either tool."""
+        """Edits config.yaml; comments are lost, which neither tool notices."""
         config = yaml.safe_load((self.path / "config.yaml").read_text())
         config[section] |= values
         (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
