@@ -160,7 +160,7 @@ def test_a_model_of_another_family_goes_through_the_whole_pipeline(tmp_path):
     assert manifest["vocab_size"] == tokenizer.get_vocab_size()
     assert abs(training["test_loss"] - math.log(3008)) < 0.5, "random weights know nothing"
     heads = json.loads((project.path / "reports/heads.json").read_text())
-    assert len(heads["heads"]) == 4 and heads["null"]["heads"] == 4
+    assert len(heads["heads"]) == 4 and heads["null"]["heads"] == 3 * 4
     ablation = json.loads((project.path / "reports/ablation.json").read_text())
     assert len(ablation["heads"]) == 4 and ablation["interactions"]["pairs"] == 6
     benchmark = json.loads((project.path / "reports/benchmark.json").read_text())
