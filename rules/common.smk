@@ -1,4 +1,4 @@
-"""Helpers for every rule file: the checked config, the code fingerprint, and one-line errors."""
+"""Shared by all files of rules. Provides the checked config, the code fingerprint and one-line errors."""
 
 import io
 import os
