@@ -18,7 +18,7 @@ from picollm.attention.extraction import attention_maps, check, tokenise
 from picollm.attention.heads import classify_heads
 from picollm.attention.maps import CategoryMaps, names_of
 from picollm.attention.sentences import Sentence, parse
-from picollm.data.tokenizers import Tokenizer, gpt2
+from picollm.data.tokenizers import Tokenizer
 from picollm.errors import PicollmError
 from picollm.mechanisms import causes
 from picollm.model.foreign import Examined
@@ -52,7 +52,7 @@ class Maps:
 def load_model(name: str) -> Model:
     """Loads a folder of this project or of transformers, or a hub name. Raises PicollmError if it can't be read."""
     network, tokenizer = open_any(str(name))
-    return Model(network.to(device=CPU), tokenizer or gpt2())
+    return Model(network.to(device=CPU), tokenizer)
 
 
 def maps(model: Model, text: str) -> Maps:

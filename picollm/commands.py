@@ -230,17 +230,15 @@ def control(arguments: argparse.Namespace) -> None:
     import torch
 
     from picollm.attention.analysis import open_any
-    from picollm.data.tokenizer import END_OF_TEXT
     from picollm.mechanisms.control import emergence_line, lines
 
     device = torch.device("cpu")
     for revision in arguments.revision or [None]:
         model, tokenizer = open_any(arguments.model, revision)
-        start = tokenizer.start if tokenizer else END_OF_TEXT
         if revision:
-            print(emergence_line(revision, model, start, device), flush=True)
+            print(emergence_line(revision, model, tokenizer.start, device), flush=True)
         else:
-            print(*lines(arguments.known, model, start, device), sep="\n")
+            print(*lines(arguments.known, model, tokenizer.start, device), sep="\n")
 
 
 def optimize(arguments: argparse.Namespace) -> None:

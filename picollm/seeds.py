@@ -87,5 +87,5 @@ def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[i
 
 def compare(seeds: Sequence[int], variants: Sequence[Mapping[str, Any]], of: str) -> dict:
     """Summarises the results of `variant` for each seed; `of` is the hash from `recipe`."""
-    losses = [variant["validation_loss"] for variant in variants]
-    return summary(seeds, losses, np.array([variant["labels"] for variant in variants]), of)
+    losses = [one["validation_loss"] for one in variants]
+    return summary(seeds, losses, np.array([one["labels"] for one in variants]), of)

@@ -26,14 +26,14 @@ from picollm.stats import SIGNIFICANT
 CPU = torch.device("cpu")
 
 
-def open_any(name: str, revision: str | None = None) -> tuple[Examined, Tokenizer | None]:
+def open_any(name: str, revision: str | None = None) -> tuple[Examined, Tokenizer]:
     """Opens a folder this project can read, or any transformers decoder by folder or name, with its tokenizer.
 
     Raises PicollmError for a model that can't be examined.
     """
     folder = Path(name)
     if not is_foreign_folder(folder):
-        return load_folder(folder), None
+        return load_folder(folder), gpt2()
     folder = folder_of(name, revision)
     tokenizer, model = of_folder(folder), load_foreign_model(folder)
     if model.config.vocab_size < max(tokenizer.size, tokenizer.start + 1):
@@ -44,11 +44,9 @@ def open_any(name: str, revision: str | None = None) -> tuple[Examined, Tokenize
     return model, tokenizer
 
 
-def causes_of(
-    model: Examined, tokenizer: Tokenizer | None, folder: Path, device: torch.device, *, ablate: bool
-) -> list[str]:
+def causes_of(model: Examined, tokenizer: Tokenizer, folder: Path, device: torch.device, *, ablate: bool) -> list[str]:
     """Writes mechanisms.csv and, with `ablate`, ablation.csv for folder/attention; returns summary lines to print."""
-    rows = causes.induction(model, (tokenizer or gpt2()).start, device)
+    rows = causes.induction(model, tokenizer.start, device)
     write_csv(folder / "mechanisms.csv", rows[0], rows)
     named = [row["name"] for row in rows if row["induction_head"]]
     lines = [f"Induction heads, by score and copying: {', '.join(named) or 'none'}."]

@@ -25,7 +25,7 @@ def perplexity(model: Transformer, articles: Iterable[Article], device: torch.de
     Keys: articles, tokens, words, bytes (UTF-8), loss (nats per token), perplexity, word_perplexity, bits_per_byte.
     Raises PicollmError if there is no text.
     """
-    counts = dict.fromkeys(("articles", "tokens", "words", "bytes"), 0)
+    counts, tokenizer = dict.fromkeys(("articles", "tokens", "words", "bytes"), 0), gpt2()
 
     def ids() -> Iterator[np.ndarray]:
         yield np.array([END_OF_TEXT], np.uint16)  # precedes the first token
@@ -33,7 +33,7 @@ def perplexity(model: Transformer, articles: Iterable[Article], device: torch.de
             counts["articles"] += 1
             counts["words"] += len(article.text.split())
             counts["bytes"] += len(article.text.encode())
-            yield encode([article.text], gpt2())
+            yield encode([article.text], tokenizer)
 
     nats = 0.0
     for rows in blocks(ids(), model.config.context):
