@@ -42,10 +42,9 @@ TOKENS = 512
 
 def make(size: str) -> tuple[Transformer, Tensor]:
     config = preset(SIZES[size])
-    shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     context = config["tokens"]["context"]
     torch.manual_seed(1)
-    model = Transformer(ModelConfig(vocab_size=VOCAB_SIZE, context=context, **shape)).eval()
+    model = Transformer(ModelConfig.from_config(config, VOCAB_SIZE)).eval()
     return model, torch.randint(0, VOCAB_SIZE, (max(1, TOKENS // context), context))
 
 

@@ -45,9 +45,8 @@ CPU = torch.device("cpu")
 def make(size: str) -> tuple[Transformer, dict]:
     """Builds a model with scores as sharp as a trained one's, and returns it with its preset."""
     config = preset(PRESETS[size])
-    shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
     torch.manual_seed(1)
-    model = Transformer(ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **shape)).eval()
+    model = Transformer(ModelConfig.from_config(config, VOCAB_SIZE)).eval()
     with torch.no_grad():
         for block in model.blocks:
             block.attention.qkv.weight.mul_(3)

@@ -97,8 +97,7 @@ def presets(size: str, device: torch.device) -> tuple[ModelConfig, TrainingConfi
     """The original's shape, or a tiny one for `smoke`, and the original's recipe with all tokens on the device."""
     batch_rows, steps, *_ = SIZES[size]
     config = preset("wikitext-103")
-    model = {key: value for key, value in config["model"].items() if key != "checkpoint"} | {"dropout": 0.0}
-    shape = ModelConfig(vocab_size=VOCABULARY, context=config["tokens"]["context"], **model)
+    shape = ModelConfig.from_config(config, VOCABULARY, dropout=0.0)
     if size == "smoke":
         shape = replace(shape, context=32, d_model=56, n_layers=2, d_ff=64)
     recipe = config["pretrain"] | {"length": steps, "unit": "steps", "batch_rows": batch_rows, "loading": "resident"}

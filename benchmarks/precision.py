@@ -42,8 +42,7 @@ CHOICES = {
 
 def trainer(autocast: str, compile: str, dtype: torch.dtype | None, device: torch.device) -> Trainer:
     config = preset("default")
-    model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
-    shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
+    shape = ModelConfig.from_config(config, VOCAB_SIZE)
     recipe, _ = fit(config["pretrain"] | {"length": 10**6, "autocast": autocast, "compile": compile}, device)
     rows = np.random.default_rng(0).integers(0, VOCAB_SIZE, (256, shape.context + 1)).astype(np.uint16)
     made = Trainer(shape, TrainingConfig(**recipe), rows, device)

@@ -85,8 +85,7 @@ def configured(path: Path, edits: dict[str, dict], seed: int) -> dict[str, dict]
 def trainer_of(config: dict[str, dict]) -> Trainer:
     device = set_up(**config["compute"])
     context = config["tokens"]["context"]
-    model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
-    shape = ModelConfig(vocab_size=VOCAB_SIZE, context=context, **model)
+    shape = ModelConfig.from_config(config, VOCAB_SIZE, context=context)
     return trained_by(config, cut("train", context), shape, device)
 
 

@@ -47,10 +47,9 @@ def load(size: str, rows: int | None = None, **edits) -> tuple[ModelConfig, Trai
     """Loads shape, recipe and compute section of a preset. Dropout is off, because Llama has none."""
     name, batch = SIZES[size]
     config = preset(name)
-    model = {key: value for key, value in config["model"].items() if key != "checkpoint"} | {"dropout": 0.0}
     batch = rows or batch or config["pretrain"]["batch_rows"]
     recipe = config["pretrain"] | {"length": 1_000_000, "unit": "steps", "batch_rows": batch} | edits
-    shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
+    shape = ModelConfig.from_config(config, VOCAB_SIZE, dropout=0.0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return shape, TrainingConfig(**fit(recipe, device)[0]), config["compute"]
 

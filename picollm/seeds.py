@@ -63,9 +63,7 @@ def variant(config: Mapping[str, Any], manifest: str | Path, checkpoints: Checkp
     device = set_up(**config["compute"])
     train_rows, validation = (np.asarray(open_split(manifest, split)) for split in ("train", "validation"))
     context = train_rows.shape[1] - 1
-    shape = ModelConfig(
-        vocab_size=gpt2().size, context=context, **{k: v for k, v in config["model"].items() if k != "checkpoint"}
-    )
+    shape = ModelConfig.from_config(config, gpt2().size, context=context)
     own = {**config, "pretrain": {**config["pretrain"], "snapshots": False, "processes": 1}}
     trainer = trainer_of(own, train_rows, shape, device)
     train(trainer, validation, checkpoints)

@@ -9,8 +9,9 @@ Shape suffixes: B batch, T position, D model width, H head, K head width, F feed
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,12 @@ class ModelConfig:
                 f"model.rope_cache = {self.rope_cache} is shorter than the context of the tokens, {self.context}: "
                 "raise model.rope_cache or lower tokens.context"
             )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], vocab_size: int, **changes: Any) -> "ModelConfig":
+        """Reads the shape from a configuration's sections `model`, without its `checkpoint`, and `tokens`."""
+        shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
+        return cls(**{"vocab_size": vocab_size, "context": config["tokens"]["context"], **shape, **changes})
 
     @property
     def padded_vocab_size(self) -> int:

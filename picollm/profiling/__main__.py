@@ -32,8 +32,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="file for torch.profiler's trace")
     arguments = parser.parse_args()
     config = preset(arguments.preset)
-    model = {key: value for key, value in config["model"].items() if key != "checkpoint"}
-    shape = ModelConfig(vocab_size=VOCAB_SIZE, context=config["tokens"]["context"], **model)
+    shape = ModelConfig.from_config(config, VOCAB_SIZE)
     device = set_up_to_train(**config["compute"])
     recipe = fit(config["pretrain"] | {"length": arguments.steps + WARMUP, "unit": "steps"}, device)[0]
     size = (8 * recipe["batch_rows"], shape.context + 1)
