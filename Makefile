@@ -13,8 +13,7 @@ export XDG_CACHE_HOME := $(CACHES)
 export MPLCONFIGDIR := $(CACHES)/matplotlib
 endif
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-# --no-compile: Python compiles what is imported, on first use; compiling all of it would take longer than the download.
-PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --use-pep517 -c constraints.txt
+INSTALL := $(VENV)/bin/python .ci/install.py
 # Two tests at a time: many wait for the tools that they start. Threads that wait for each other must not spin meanwhile:
 # of two such processes on two cores each would hold up the other.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist worksteal
@@ -33,7 +32,7 @@ study: setup ## every causal analysis of the heads, into study/; resumes where i
 
 # The gate uses the complete validation split. NNCF is for int8.
 bench-full: setup ## time every backend, output and batch size, into bench/
-	@$(PIP) -e '.[int8]'
+	@$(INSTALL) -e '.[int8]'
 	@$(RUN) snakemake --cores all --quiet rules host reason -- data/model/model.safetensors data/tokens/manifest.json
 	@$(RUN) picollm optimize --full --output bench
 
@@ -64,7 +63,7 @@ test-slow: $(VENV)/dev ## the tests that take long or need system packages
 # seconds to every call of snakemake.
 test-slurm: $(VENV)/dev ## run the workflow on a real Slurm of two nodes that it starts here; needs root
 	@.ci/install-slurm
-	@$(PIP) --upgrade --no-deps --target $(VENV)/slurm snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler
+	@$(INSTALL) --upgrade --no-deps --target $(VENV)/slurm snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep throttler
 	@$(RUN) PYTHONPATH="$(CURDIR)/$(VENV)/slurm" python -m pytest -m "slurm $(FEW)" tests/test_slurm.py --durations 5
 
 test-walk: $(VENV)/dev ## random sequences of events; WALKS=1000 SEED=7
@@ -87,18 +86,18 @@ moved:
 
 $(VENV)/ready: pyproject.toml constraints.txt $(MOVED)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: make $(MAKECMDGOALS) PYTHON=python3.12")'
-	@echo "Installing into $(VENV) (about two minutes) ..."
+	@echo "Installing into $(VENV) (about a minute) ..."
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@$(PIP) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@$(INSTALL) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@pwd -P > $@
 
 $(VENV)/dev: $(VENV)/ready
-	@$(PIP) -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
 # Without --quiet, which would hide warnings from the strict mode too.
 docs: $(VENV)/ready ## build the documentation as a site, into site/; a broken link is an error
-	@$(PIP) -e '.[docs]'
+	@$(INSTALL) -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 	@echo "Documentation: $(CURDIR)/site/index.html"
 
