@@ -48,6 +48,7 @@ def test_a_call_that_shows_something_asks_for_nothing(moved, flags):
     assert data(moved) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_with_a_report_of_snakemakes_is_a_run(moved, tmp_path):
     copy = moved.copy(tmp_path / "copy")
     text = copy.snakemake("--report", "r.html", "--report-after-run", ok=None)  # the report itself needs the network

@@ -60,13 +60,12 @@ KILLS = [
     for rule in ("cluster_heads",)
     for whom in ("GROUP", "JOB")
 ]
-FEW = {(SNAKEMAKE, "within", "cluster_heads", "GROUP")}
 
 
 def marks(kill: tuple) -> list:
     _, when, _, whom = kill
     rare = whom == "JOB" and when != "within"  # as when the whole group is killed there
-    return [] if kill in FEW else [pytest.mark.exhaustive if rare else pytest.mark.slow]
+    return [pytest.mark.exhaustive if rare else pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
@@ -230,11 +229,11 @@ def test_cache_on_a_full_disk(edited):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda text: text[: len(text) // 2] + "\n  - [", "dvc.lock is damaged"),
+        pytest.param(lambda text: text[: len(text) // 2] + "\n  - [", "dvc.lock is damaged", marks=pytest.mark.slow),
         pytest.param(
             lambda text: f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n",
             "dvc.lock contains git's merge conflict",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.exhaustive,
         ),
         pytest.param(lambda text: "", "dvc.lock is damaged", marks=pytest.mark.exhaustive),
         pytest.param(lambda text: "schema: '2.0'\nstages: 3\n", "dvc.lock is damaged", marks=pytest.mark.exhaustive),

@@ -192,13 +192,13 @@ def stopped(first, spec, send):
 @pytest.mark.parametrize(
     ("processes", "loading", "send"),
     [
-        (2, "gather", to_each),
+        pytest.param(2, "gather", to_each, marks=pytest.mark.slow),
         (1, "workers", to_the_group),
         pytest.param(2, "gather", to_the_one_that_was_started, marks=pytest.mark.slow),
-        pytest.param(2, "gather", to_the_group, marks=pytest.mark.slow),
+        pytest.param(2, "gather", to_the_group, marks=pytest.mark.exhaustive),
         pytest.param(2, "workers", twice, marks=pytest.mark.slow),
         pytest.param(2, "gather", hang_up, marks=pytest.mark.slow),
-        pytest.param(1, "workers", to_each, marks=pytest.mark.slow),
+        pytest.param(1, "workers", to_each, marks=pytest.mark.exhaustive),
     ],
 )
 def test_whoever_gets_the_signal_the_state_is_saved_and_only_then_said_to_be(run, tmp_path, processes, loading, send):
@@ -209,6 +209,7 @@ def test_whoever_gets_the_signal_the_state_is_saved_and_only_then_said_to_be(run
     assert other.checkpoints().folder == first.checkpoints().folder and 5 <= step < 4000, "any number may go on"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_can_not_be_written_is_not_said_to_be_saved(run, tmp_path, monkeypatch):
     """Limits files to 64 KiB from torchrun's first process on, like a full disk."""
     limited = tmp_path / "limited"

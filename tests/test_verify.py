@@ -183,6 +183,7 @@ def test_a_fault_of_the_cache_is_named(root, capsys, fault, out, named):
     assert [named in line for line in problems(capsys.readouterr().out)] == [True]
 
 
+@pytest.mark.slow
 def test_fix_mends_the_cache_from_the_workspace(root, capsys):
     oids = locked(root)
     sound = contents(root, CACHE)
@@ -263,7 +264,7 @@ FLIPS = [
 ]
 
 
-FLIP_MARKS = [[], [pytest.mark.slow], *[[pytest.mark.exhaustive]] * (len(FLIPS) - 2)]
+FLIP_MARKS = [[pytest.mark.slow], *[[pytest.mark.exhaustive]] * (len(FLIPS) - 1)]
 
 
 @pytest.mark.parametrize("flip", [pytest.param(f, marks=m) for f, m in zip(FLIPS, FLIP_MARKS, strict=True)])
