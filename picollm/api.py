@@ -18,13 +18,13 @@ from picollm.attention.extraction import attention_maps, check, tokenise
 from picollm.attention.heads import classify_heads
 from picollm.attention.maps import CategoryMaps, names_of
 from picollm.attention.sentences import Sentence, parse
+from picollm.config import preset
 from picollm.data.tokenizers import Tokenizer
 from picollm.errors import PicollmError
 from picollm.mechanisms import causes
 from picollm.model.foreign import Examined
 from picollm.stats import interval_columns
 
-HEADS = {"kappa": 0.25, "content": 0.15, "broad": 0.8, "sink": 0.1, "window": 4, "bootstraps": 1000, "seed": 1}
 CPU = torch.device("cpu")
 
 
@@ -78,7 +78,7 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
         [{role: list(span) for role, span in t.gold.items()} for t in sentences],
         list(attention_maps(model.network, [t.ids for t in sentences], CPU)),
     )  # fmt: skip
-    report = classify_heads([category], model.network, HEADS | {"null_models": null_models}, CPU)
+    report = classify_heads([category], model.network, preset("default")["heads"] | {"null_models": null_models}, CPU)
     return pd.DataFrame(
         [
             {name: head[name] for name in ("name", "layer", "head", "label", "tag", "stability")}

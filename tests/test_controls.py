@@ -124,7 +124,7 @@ def test_sets_of_keys_by_their_definitions():
             "punctuation": {j for j in earlier if j in (3, 7)},
             "function-word": {j for j in earlier if j in (1, 4, 8)},
             "duplicate": {j for j in earlier if j < query and ids[j] == ids[query]},
-            "induction": {j for j in earlier if 1 < j < query and ids[j - 1] == ids[query]},
+            "after-duplicate": {j for j in earlier if 1 < j < query and ids[j - 1] == ids[query]},
             "rare": {j for j in earlier if ids[j] >= 10_000},
             "coreference": {1, 2} if query == 8 else set(),
         }
@@ -151,7 +151,7 @@ def test_kappa_of_a_set_is_chance_corrected():
             continue
         assert found[f"kappa_{name}"][0] == pytest.approx(numerator / denominator), name
         assert flat[f"kappa_{name}"][0] == pytest.approx(0, abs=1e-12), name
-    assert np.isfinite(found["kappa_duplicate"]).all() and np.isfinite(found["kappa_induction"]).all()
+    assert np.isfinite(found["kappa_duplicate"]).all() and np.isfinite(found["kappa_after-duplicate"]).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

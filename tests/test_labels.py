@@ -124,7 +124,7 @@ def test_a_token_specific_head_is_tagged_with_the_set_of_keys_that_it_looks_for(
     text = "<|endoftext|> cat the cat , cat the owl dog the cat ,"
     ids, tokens = [0, 5, 9, 5, 7, 5, 9, 8, 6, 9, 5, 7], text.split()
     sets = dict(zip(SETS, key_sets(ids, tokens), strict=True))
-    wanted = ("punctuation", "function-word", "duplicate", "induction")
+    wanted = ("punctuation", "function-word", "duplicate", "after-duplicate")
     maps = [np.stack([looking(sets[name]) for name in wanted])] * 2
     values = macro_mean(sentence_sums(maps, [0, 0], window=1, keys=[key_sets(ids, tokens)] * 2))
     values = {name: value[0] for name, value in values.items()}

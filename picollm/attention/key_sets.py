@@ -28,7 +28,7 @@ SETS = {
     "punctuation": "tokens without a letter or digit",
     "function-word": f"{len(FUNCTION_WORDS)} English function words",
     "duplicate": "earlier occurrences of the query's own token",
-    "induction": "tokens that follow an earlier occurrence of the query's own token",
+    "after-duplicate": "tokens that follow an earlier occurrence of the query's own token",
     "rare": f"tokens with a GPT-2 id of {RARE_ID:,} or more",
     "coreference": "the gold antecedent, for the rows of its pronoun",
 }
@@ -58,7 +58,7 @@ def key_sets(
     sets_NQK = sets_NQK & np.tri(T, dtype=bool)
     sets_NQK[:, :, 0] = False
     if T > 1:
-        sets_NQK[list(SETS).index("induction"), :, 1] = False  # the token after the separator follows no word
+        sets_NQK[list(SETS).index("after-duplicate"), :, 1] = False  # the token after the separator follows no word
     return sets_NQK
 
 

@@ -1,6 +1,7 @@
 """Runs the benchmark: accuracy gate, cold starts, interleaved latencies; returns the report and a row per timed call.
 
-A backend that can't run or fails the gate gets a reason and no numbers. benchmark.schema.json defines the report.
+A backend that can't run or fails the gate gets a reason and no numbers. benchmark.schema.json defines the report. How
+long a backend may take is in picollm.engine.timing (SLACK, SECONDS).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ An induction head is defined by its score and by what it writes (Olsson et al. 2
 (a head of one offset has it at one length) with an interval above the heads of untrained models, and the output favours
 the next token over the sequence's other tokens. What the second copy loses without the head, beyond the first copy, is
 reported but is not a condition, because other heads may replace an ablated one. The named heads are therefore also
-ablated together. A head that writes against the next token is anti-copying (copy suppression, McDougall 2023).
+ablated together. A head that writes against the next token is anti-copying (copy suppression, McDougall 2023). The
+thresholds are LEAST and COPYING in picollm.mechanisms.repeats.
 
 Shape suffixes: S sequence, H head (layers flattened), W window, T position.
 """

@@ -1,5 +1,5 @@
-"""The report's chapters, in order: each writes its scalars to reports/metrics/CHAPTER.json."""
+"""Names the files reports/metrics/NAME.json, in order; the chapters of the page are in picollm/report/page.py."""
 
-CHAPTERS = (
+METRIC_CHAPTERS = (
     "data", "training", "heads", "clusters", "mechanisms", "ablation", "probes", "findings", "benchmark", "profile",
 )  # fmt: skip

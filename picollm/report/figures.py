@@ -1,4 +1,7 @@
-"""Writes reports/figures/: every chapter's data as pictures, and the manifest that lists them with their captions."""
+"""Writes reports/figures/: every chapter's data as pictures, and the manifest that lists them with their captions.
+
+The sentences of the explorer are chosen in picollm.report.explorer.
+"""
 
 from __future__ import annotations
 

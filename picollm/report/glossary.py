@@ -43,8 +43,8 @@ TERMS = {
         in_report=True,
     ),
     "chapter": Term(
-        "A part of the report, written by one rule, with its numbers in `reports/metrics/CHAPTER.json`.",
-        "picollm/report/chapters.py",
+        "A part of the report; its numbers are in `reports/metrics/`.",
+        "picollm/report/page.py",
     ),
     "class": Term(
         "The label of a head: sink, diagonal, local, token-specific, content-based, global or mixed.",

@@ -20,7 +20,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-LABELS = ("diagonal", "local", "token-specific", "content-based", "global", "sink", "mixed")
+from picollm.attention.labels import LABELS  # noqa: E402
+
 OWN = ("#C65200", "#02629C", "#05A388", "#7D62A8", "#4A4946", "#9A7400", "#AD4F7C")
 OWN_ON_DARK = ("#E8702A", "#3A93DC", "#8EEAC4", "#B59AE0", "#A3A29E", "#D9B23C", "#E08FB4")
 LABEL_COLOURS = dict(zip(LABELS, OWN, strict=True))  # changed by `set_up`

@@ -6,7 +6,7 @@ import { state } from "./state.js";
 const SVG = "http://www.w3.org/2000/svg";
 const KAPPAS = {
   self: "itself", prev: "previous token", local: "nearby", sink: "first position", punctuation: "punctuation",
-  "function-word": "function words", duplicate: "same token before", induction: "what followed it", rare: "rare tokens",
+  "function-word": "function words", duplicate: "same token before", "after-duplicate": "what followed it", rare: "rare tokens",
   coreference: "antecedent",
 };
 
