@@ -31,7 +31,7 @@ study: setup ## every causal analysis of the heads, into study/; resumes where i
 	@$(RUN) snakemake --cores all --quiet rules host reason -- study/study.json
 
 # The gate uses the complete validation split. NNCF is for int8.
-bench-full: setup ## time every backend, output and batch size, into bench/
+bench-full: setup ## time all backends, outputs and batch sizes, into bench/
 	@$(INSTALL) -e '.[int8]'
 	@$(RUN) snakemake --cores all --quiet rules host reason -- data/model/model.safetensors data/tokens/manifest.json
 	@$(RUN) picollm optimize --full --output bench
@@ -50,7 +50,7 @@ test-tensorrt: ## build with torch-tensorrt: about 5 GB of packages, no GPU need
 	@.venv-tensorrt/bin/python -m pip install --quiet --no-compile -r tests/tensorrt.txt
 	@PYTHONPATH=. .venv-tensorrt/bin/python tests/tensorrt_build.py
 
-check: $(VENV)/dev format ## lint and the tests that take less than a second each
+check: $(VENV)/dev format ## style, types and the tests that take less than a second each
 	@$(RUN) $(PYTEST) -m 'not slow and not exhaustive and not heavy'
 
 test: $(VENV)/dev lint ## lint and the fast suite, two tests at a time

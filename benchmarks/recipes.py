@@ -7,7 +7,7 @@
 A recipe is a set of edits to config.yaml, or to the file given by --config. Requires a run's tokens
 (`snakemake --cores all data/tokens/manifest.json`). Without --steps, its speed is measured first, in this run, and
 gives the number of steps; each run's time is printed next to its results. Prints the best loss over the complete
-validation split and the number of the last model's heads in each class.
+validation split, the number of the last model's heads in each class, and how many of them two seeds agree on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model.device import set_up
 from picollm.model.training import Trainer, train
 from picollm.model.transformer import ModelConfig
-from picollm.seed_summary import spread, told
+from picollm.seed_summary import spread, summary, told
 from picollm.seeds import labels_of
 from picollm.seeds import trainer_of as trained_by
 from picollm.yaml12 import read_yaml
@@ -117,6 +117,7 @@ def measure(config: dict[str, dict], length: int, validations: int) -> dict:
         "losses": [row["validation_loss"] for row in trainer.curve if row["validation_loss"] is not None],
         **ngram_losses(cut("train", context), validation, VOCAB_SIZE),
         **{label: int((labels == k).sum()) for k, label in enumerate(LABELS)},
+        "labels": labels.tolist(),
     }
 
 
@@ -127,15 +128,19 @@ def cut(split: str, context: int) -> np.ndarray:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Formats a Markdown table: mean, minimum and maximum over seeds of the loss and of the heads in each class."""
+    """Formats a Markdown table: mean, minimum and maximum over seeds of the loss and of the heads in each class; the
+    share of heads that have the same class in two seeds, and by chance."""
     classes = ("global", "diagonal", "local", "token-specific", "content-based")
     lines = [
-        f"| recipe | steps | validation loss | {' | '.join(classes)} |",
-        "|" + "---|" * (3 + len(classes)),
+        f"| recipe | steps | validation loss | {' | '.join(classes)} | same class in two seeds (by chance) |",
+        "|" + "---|" * (4 + len(classes)),
     ]
     for name, runs in sorted(results.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
         columns = [told(spread([run[label] for run in runs]), ".0f") for label in classes]
         steps, loss = (told(spread([run[k] for run in runs]), form) for k, form in (("steps", ".0f"), ("loss", ".3f")))
+        seeds = summary(range(len(runs)), [run["loss"] for run in runs], np.array([run["labels"] for run in runs]), "")
+        pairs = [seeds["agreement"], seeds["agreement_by_chance"]]
+        columns.append("–" if pairs[0] is None else "{:.0%} ({:.0%})".format(*pairs))
         lines.append(f"| {name} | {steps} | {loss} | {' | '.join(columns)} |")
     return "\n".join(lines)
 

@@ -18,11 +18,11 @@ from picollm.attention.extraction import attention_maps, check, tokenise
 from picollm.attention.heads import classify_heads
 from picollm.attention.maps import CategoryMaps, names_of
 from picollm.attention.sentences import Sentence, parse
-from picollm.config import preset
 from picollm.data.tokenizers import Tokenizer
 from picollm.errors import PicollmError
 from picollm.mechanisms import causes
 from picollm.model.foreign import Examined
+from picollm.presets import preset
 from picollm.stats import interval_columns
 
 CPU = torch.device("cpu")

@@ -146,7 +146,9 @@ class Attention(Section):
 class Heads(Section):
     """Classes of heads: classify_heads, state_findings"""
 
-    kappa: float = key("minimum chance-corrected mass of a diagonal or local head (token-specific: SET_KAPPA in attention/labels.py)", ge=0, le=1)
+    kappa: float = key(
+        "minimum chance-corrected mass of a diagonal or local head (others: attention/labels.py)", ge=0, le=1
+    )
     content: float = key("minimum content share of a content-based head", ge=0, le=1)
     broad: float = key("minimum broad share of a global head", ge=0, le=1)
     sink: float = key("a head with less non-sink mass is a sink head", ge=0, le=1)

@@ -10,3 +10,8 @@ class PicollmError(Exception):
 def one_line(error: object) -> str:
     """Returns the text of a third-party error without line breaks."""
     return " ".join(str(error).split())
+
+
+def rerun(rule: str) -> str:
+    """Returns the end of a message: the command that makes a rule's outputs again."""
+    return f"run `snakemake --cores all -R {rule}`"

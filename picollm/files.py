@@ -70,7 +70,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: run the rule that writes it") from None
     except ValueError as error:
-        raise PicollmError(f"{path} is damaged ({error}): delete it and run again") from None
+        raise PicollmError(f"{path} is damaged ({error}): delete it and run the command again") from None
 
 
 def sha256(path: str | Path) -> str:

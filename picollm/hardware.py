@@ -98,7 +98,7 @@ def driver_version() -> str | None:
 
 
 def no_gpu_seen() -> str:
-    """Reason why torch sees no NVIDIA GPU: it has no CUDA, the driver is too old, or there is none."""
+    """Returns why torch sees no NVIDIA GPU: it has no CUDA, the driver is too old, or there is none."""
     import torch
 
     if torch.version.cuda is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict, cast
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, rerun
 from picollm.files import sha256
 
 
@@ -36,9 +36,9 @@ def prove(manifest_path: str | Path, entry: Entry, rule: str) -> Path:
     """Checks an entry's file by its hash. Raises PicollmError naming the rule to run if it is missing or differs."""
     path = Path(manifest_path).parent / entry["file"]
     if not path.exists():
-        raise PicollmError(f"{path} is missing although {manifest_path} lists it: run {rule} again")
+        raise PicollmError(f"{path} is missing although {manifest_path} lists it: {rerun(rule)}")
     if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-        raise PicollmError(f"{path} is damaged (its sha256 differs from the manifest's): run {rule} again")
+        raise PicollmError(f"{path} is damaged (its sha256 differs from the manifest's): {rerun(rule)}")
     return path
 
 

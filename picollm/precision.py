@@ -72,7 +72,7 @@ def has_bf16(device_type: str = "cpu", gpus: int = 1) -> bool:
 
 
 def emulated_bf16(device_type: str = "cpu", gpus: int = 1) -> str | None:
-    """Reason why bfloat16 is no gain on this device, or None if it has the instructions."""
+    """Returns why bfloat16 would not be faster on this device, or None if the device has native bf16."""
     if has_bf16(device_type, gpus):
         return None
     if device_type == "cuda":

@@ -82,7 +82,7 @@ def cluster_means(values_XI: NDArray, cluster_I: NDArray) -> NDArray[np.float64]
 
 
 def accuracy(right_I: NDArray, cluster_I: NDArray) -> Accuracy:
-    """Mean over clusters of equal size with its 95 % interval by Student's t: bootstraps of few are too narrow."""
+    """Returns the mean over clusters of equal size and its 95 % Student-t interval: few are too few to resample."""
     right_C = cluster_means(right_I, cluster_I)
     half = t.ppf(0.975, len(right_C) - 1) * right_C.std(ddof=1) / np.sqrt(len(right_C))
     low, high = np.clip((right_C.mean() - half, right_C.mean() + half), 0, 1)
@@ -96,8 +96,9 @@ def accuracy(right_I: NDArray, cluster_I: NDArray) -> Accuracy:
 
 
 def above(right_I: NDArray, rival_I: NDArray, cluster_I: NDArray) -> float:
-    """One-sided p that the first is right more often than the rival on the same items, paired over clusters: Student's
-    t of the differences; if these are all equal, the sign test's p: 2 to the power of minus the clusters, or 1."""
+    """Returns the one-sided p-value for the first being right more often than the rival on the same items, paired over
+    clusters: Student's t of the differences; if these are all equal, the sign test's p (2 to the power of minus the
+    number of clusters, or 1)."""
     difference_C = cluster_means(right_I, cluster_I) - cluster_means(rival_I, cluster_I)
     if np.ptp(difference_C) < 1e-12:
         return 0.5 ** len(difference_C) if difference_C[0] > 0 else 1.0
@@ -120,7 +121,7 @@ def bootstrap_counts(category: NDArray, *, replicates: int, seed: int) -> NDArra
 
 
 def interval(replicates: NDArray, level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Percentile interval over the first axis (Efron 1979), using the replicates in which the statistic is defined."""
+    """Returns the percentile interval over the first axis (Efron 1979) of the replicates with a defined statistic."""
     tail = (1 - level) / 2
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice")  # the result is NaN

@@ -86,7 +86,7 @@ def test_both_kinds_of_models_lose_the_same_without_a_head(folder, tmp_path):
     )
 
 
-def test_what_can_not_be_done_is_one_line(folder):
+def test_what_can_not_be_done_gives_a_one_line_error(folder):
     model = picollm.load_model(folder)
     assert "the model's context is 32" in refusal(picollm.maps, model, "word " * 60)
     assert "has one token" in refusal(picollm.maps, model, "word")

@@ -55,7 +55,7 @@ def test_edited_rules_without_dvc_yaml_are_refused(project):
     project.snakemake("-n")
 
 
-def test_empty_corpus_file(project):
+def test_an_empty_corpus_file_is_refused(project):
     (project.path / "text").mkdir(exist_ok=True)
     (project.path / "text/a.txt").write_text("")
     project.set("corpus", source="local", path="text")
@@ -67,18 +67,18 @@ def test_empty_corpus_file(project):
     project.picollm("dvc-yaml")
 
 
-def test_missing_sentences(project):
+def test_missing_sentences_are_refused(project):
     project.set("attention", sentences="nowhere.yaml")
     for output in (project.picollm("dvc-yaml", ok=False), project.snakemake("-n", ok=False)):
         assert "nowhere.yaml is missing" in said(output)
 
 
-def test_presets_plan_the_whole_graph(project):
+def test_each_preset_plans_the_whole_graph(project):
     workspace.set_preset(project.path, "wikitext-103")
     assert project.planned() == set(yaml.safe_load((project.path / "dvc.yaml").read_text())["stages"])
 
 
-def test_read_only_output_folder(project):
+def test_a_read_only_output_folder_is_refused(project):
     folder = project.path / "reports"
     folder.mkdir(exist_ok=True)
     folder.chmod(0o555)

@@ -210,7 +210,7 @@ def test_the_report_has_numbers_only_for_what_ran(ctx, folder, rows, monkeypatch
     }
 
 
-def test_a_backend_that_answers_no_number_fails(ctx, folder, rows, monkeypatch):
+def test_a_backend_that_returns_nan_fails(ctx, folder, rows, monkeypatch):
     class Broken(Eager):
         def load(self, ctx, graph):
             run = super().load(ctx, graph)
@@ -226,7 +226,7 @@ def test_a_backend_that_answers_no_number_fails(ctx, folder, rows, monkeypatch):
 
 
 @pytest.mark.heavy
-def test_a_wrong_answer_at_one_shape_or_output_alone_has_no_number(ctx, folder, rows, monkeypatch):
+def test_a_wrong_answer_at_only_one_shape_or_output_has_no_number(ctx, folder, rows, monkeypatch):
     class Sometimes(Eager):
         runtime = "openvino"
 
@@ -244,7 +244,7 @@ def test_a_wrong_answer_at_one_shape_or_output_alone_has_no_number(ctx, folder, 
     assert status["loss", 1].startswith("failed: accuracy of this output and batch (")
 
 
-def test_a_backend_that_raises_fails_alone(ctx, folder, rows, monkeypatch):
+def test_a_backend_that_raises_does_not_stop_the_others(ctx, folder, rows, monkeypatch):
     class Raises(Eager):
         runtime = "openvino"
 
@@ -260,7 +260,7 @@ def test_a_backend_that_raises_fails_alone(ctx, folder, rows, monkeypatch):
     assert timed(report) == {REFERENCE, "eager-bf16"}
 
 
-def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(ctx, folder, rows, monkeypatch):
+def test_a_backend_that_fails_within_the_gate_does_not_stop_the_others(ctx, folder, rows, monkeypatch):
     class Fragile(Eager):
         runtime = "openvino"
 
@@ -283,7 +283,7 @@ def test_a_backend_that_fails_within_the_gate_costs_no_other_its_place(ctx, fold
 
 
 @pytest.mark.heavy
-def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(ctx, folder, rows, monkeypatch):
+def test_a_batch_that_the_memory_does_not_hold_does_not_stop_the_others(ctx, folder, rows, monkeypatch):
     class Large(Eager):
         def load(self, ctx, graph):
             run = super().load(ctx, graph)
@@ -309,7 +309,7 @@ def test_a_batch_that_the_memory_does_not_hold_costs_no_other_batch(ctx, folder,
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("calls", [0, 2])  # at once; while it is timed
-def test_a_backend_that_raises_at_one_batch_fails_there_alone(ctx, folder, rows, monkeypatch, calls):
+def test_a_backend_that_raises_at_one_batch_fails_only_there(ctx, folder, rows, monkeypatch, calls):
     class Small(Eager):
         runtime = "openvino"
 
@@ -332,7 +332,7 @@ def test_a_backend_that_raises_at_one_batch_fails_there_alone(ctx, folder, rows,
     assert timed(report, 3) == {REFERENCE, "eager-bf16"}
 
 
-def test_a_profiler_that_fails_costs_no_other_number(ctx, monkeypatch):
+def test_a_profiler_that_fails_does_not_cost_the_other_numbers(ctx, monkeypatch):
     """Tests the loop around the code that needs a GPU."""
 
     def fake(run, inputs):
@@ -350,7 +350,7 @@ def test_a_profiler_that_fails_costs_no_other_number(ctx, monkeypatch):
     assert measured == {(REFERENCE, "last"), ("eager-bf16", "last")}
 
 
-def test_a_checkpoint_of_no_numbers_is_refused(model, folder, rows):
+def test_a_checkpoint_with_nan_weights_is_refused(model, folder, rows):
     broken = Transformer(model.config)
     with torch.no_grad():
         broken.norm.weight.fill_(float("nan"))
@@ -405,7 +405,7 @@ def test_the_meter_counts_other_processes_and_not_this_one(monkeypatch):
     assert CpuMeter().others() == {"busy_cores": 1.5, "stolen_cores": 0.1}
 
 
-def test_hardware_is_described_by_facts():
+def test_the_description_of_hardware_names_processor_gpu_and_packages():
     found = describe_hardware(device="cpu", threads=2)
     assert found["packages"]["torch"] == torch.__version__
     assert found["cpu"]["cores"] >= 1 and found["cpu"]["model"]

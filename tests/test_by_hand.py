@@ -14,7 +14,7 @@ def test_a_script_runs_alone_and_its_run_is_recorded(built, tmp_path):
     assert views(copy) == (NONE, NONE) and wrong(copy) == []
 
 
-def test_what_is_missing_is_one_line(built, tmp_path):
+def test_what_is_missing_gives_a_one_line_error(built, tmp_path):
     copy = built.copy(tmp_path / "copy")
     (copy.path / "data/model/model.safetensors").unlink()
     text = copy.run(sys.executable, "workflow_scripts/classify_heads.py", ok=False)

@@ -53,7 +53,7 @@ def test_values_with_commas_are_lists():
     assert found.batches == [1, 8] and found.backends == ["eager-fp32", "openvino-fp32"] and found.output is None
 
 
-def test_a_fault_that_nobody_thought_of_is_one_line_too(tmp_path, monkeypatch):
+def test_a_fault_that_nobody_thought_of_gives_a_one_line_error_too(tmp_path, monkeypatch):
     """Metrics that lack keys of this version."""
     (tmp_path / "Snakefile").touch()
     for name in (*(f"metrics/{chapter}" for chapter in METRIC_CHAPTERS), "heads", "benchmark"):

@@ -154,7 +154,7 @@ def test_intervals_that_are_apart_are_beyond_noise(project):
     assert row(page(project, NEW, "workspace"), "openvino_b1_speedup")[-1] == "beyond noise (intervals apart)"
 
 
-def test_other_hardware_is_said_and_gives_no_verdict(built):
+def test_different_hardware_is_reported_and_gives_no_verdict(built):
     html = page(built, NEW, "elsewhere")
     assert "measured on different hardware: not comparable" in html
     assert "CPU A &amp; Co, 2 cores" in html and "CPU B, 2 cores" in html
@@ -176,7 +176,7 @@ def test_nothing_in_the_repository_changes(project):
 @pytest.mark.parametrize(
     "path", ["reports/heads.json", "reports/training.csv", "reports/figures", "reports/benchmark.json"]
 )
-def test_what_the_cache_lacks_is_said_and_the_page_is_written(project, path):
+def test_what_the_cache_lacks_is_reported_and_the_page_is_written(project, path):
     drop(project, path)
     shutil.rmtree(project / "reports/figures")  # a commit is not read from the current files
     html = page(project, "old", "elsewhere")
@@ -200,14 +200,14 @@ def test_the_workspace_is_read_as_it_lies_there(project):
     assert "reports/heads.json of workspace has a form that this version can&#39;t read" in html
 
 
-def test_metrics_that_were_not_committed_are_said(project):
+def test_metrics_that_were_not_committed_are_reported(project):
     repository = Workspace(project)
     repository.run("git", "rm", "-q", "--cached", "reports/metrics/heads.json")
     repository.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "without")
     assert "reports/metrics/heads.json of HEAD is not committed" in page(project, "old", "HEAD")
 
 
-def test_refusals_are_one_line_and_write_nothing(built, tmp_path):
+def test_refusals_are_one_line_errors_and_write_nothing(built, tmp_path):
     output = tmp_path / "page.html"
     assert "'nope'" in refusal(compare, built, "nope", "old", output)
     assert "'--help'" in refusal(compare, built, "old", "--help", output)

@@ -92,7 +92,7 @@ def test_the_default_lists_every_key():
         ({"model__rope_cache": 63}, ["model.rope_cache = 63", "tokens.context = 64"]),
     ],
 )
-def test_each_mistake_is_one_line_with_file_key_and_what_is_allowed(edits, words):
+def test_each_mistake_gives_a_one_line_error_with_file_key_and_what_is_allowed(edits, words):
     text = refusal(config.check, changed(**edits), "my.yaml")
     assert text.startswith("my.yaml: ")
     for word in words:
@@ -161,7 +161,7 @@ def smoke_with(folder, line, instead):
     return folder / "config.yaml"
 
 
-def test_a_missing_or_foreign_file_is_one_line(tmp_path):
+def test_a_missing_or_foreign_file_gives_a_one_line_error(tmp_path):
     assert "is missing" in refusal(config.load, tmp_path / "config.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"report: {title: caf\xe9}\n")
     assert "is not YAML" in refusal(config.load, tmp_path / "latin.yaml")

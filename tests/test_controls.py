@@ -155,6 +155,6 @@ def test_kappa_of_a_set_is_chance_corrected():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_always_defined_is_refused_where_it_is_no_number(value):
+def test_what_is_always_defined_is_refused_where_it_is_nan(value):
     assert finite(1 / 3) == 0.333333
     assert "not finite" in refusal(finite, value)

@@ -88,7 +88,7 @@ def test_text_before_the_first_heading_is_an_article_of_the_given_title_and_blan
 @pytest.mark.parametrize(
     "line", [" = = Section = = ", " = = = Part = = = ", " = = ", " =  = ", " = a = b = ", "a = b = "]
 )
-def test_lines_that_are_no_titles(line):
+def test_these_lines_are_not_titles(line):
     assert [article.title for article in cut(f"\n{line}\n\n text \n", "file")] == ["file"]
 
 
@@ -107,7 +107,7 @@ def test_held_out_articles_are_spread_disjoint_and_complete(n, count):
 
 
 @pytest.mark.parametrize("n", [0, 1, 6])
-def test_too_few_articles_to_hold_some_out(n):
+def test_holding_out_from_too_few_articles_is_refused(n):
     text = refusal(lambda: held_out(lambda: iter(numbered(n)), "train", 3))
     assert f"{n} article" in text and "corpus.held_out_articles = 3" in text
 
@@ -154,7 +154,7 @@ def zipped(folder: Path) -> Path:
 
 @pytest.mark.parametrize("archive", [False, True])
 @pytest.mark.parametrize("form", ["tokens", "raw", "parquet", "txt"])
-def test_a_folder_or_archive_in_each_form(tmp_path, form, archive):
+def test_a_folder_or_archive_of_each_form_is_read(tmp_path, form, archive):
     (folder := tmp_path / "corpus").mkdir()
     fill(folder, form)
     path = zipped(folder) if archive else folder
@@ -199,7 +199,7 @@ def test_plain_text_files_are_articles_named_after_the_file_and_line_ends_do_not
     assert "no heading" in remark and "a.txt" in remark and "one article per file" in remark and "c.txt" in remark
 
 
-def test_a_file_with_headings_says_nothing(tmp_path, caplog):
+def test_a_file_with_headings_causes_no_remark(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
     folder = source(path=tmp_path)
@@ -254,7 +254,7 @@ def broken(tmp_path, kind):
         ("other column", ["train-00000-of-00001.parquet", "text"]),
     ],
 )
-def test_a_bad_local_folder_is_one_line(tmp_path, kind, words):
+def test_a_bad_local_folder_gives_a_one_line_error(tmp_path, kind, words):
     folder = broken(tmp_path, kind)
     text = refusal(lambda: list(source(path=folder).articles("train")))
     assert all(word in text for word in words), text
@@ -272,7 +272,7 @@ def test_a_bad_local_folder_is_one_line(tmp_path, kind, words):
         ("empty", ["holds no file that can be read"]),
     ],
 )
-def test_a_bad_archive_is_one_line_and_nothing_is_unpacked(tmp_path, kind, words):
+def test_a_bad_archive_gives_a_one_line_error_and_nothing_is_unpacked(tmp_path, kind, words):
     path = tmp_path / "corpus.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         if kind != "empty":
@@ -327,13 +327,13 @@ def test_articles_come_back_from_parquet_and_equal_input_gives_equal_bytes(tmp_p
 
 @pytest.mark.parametrize("articles", [[], [Article("blank", " \n\n")]])
 def test_an_empty_corpus_is_refused_and_leaves_no_file(tmp_path, articles):
-    assert "no text for train" in refusal(lambda: write_articles(tmp_path / "train.parquet", articles))
+    assert "the split train has no words" in refusal(lambda: write_articles(tmp_path / "train.parquet", articles))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_or_damaged_parquet_file_of_ours_is_one_line(tmp_path):
+def test_a_missing_or_damaged_parquet_file_of_ours_gives_a_one_line_error(tmp_path):
     path = tmp_path / "train.parquet"
-    assert "is missing: run the rule prepare_corpus" in refusal(lambda: ArticleFile(path))
+    assert "is missing: run `snakemake --cores all -R prepare_corpus`" in refusal(lambda: ArticleFile(path))
     write_articles(path, numbered(20))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])

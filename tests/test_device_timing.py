@@ -67,7 +67,7 @@ def test_what_a_gpu_does_not_tell_is_none():
     assert parse("[N/A], 2619, [Not Supported], 700.00, 51, 0x0, Disabled")["power_w"] is None
 
 
-def test_clocks_that_moved_are_said():
+def test_clocks_that_moved_are_reported():
     before = parse(LINE.format(reasons="0x0"))
     assert unsteady(before, before) is None and unsteady(None, before) is None
     assert unsteady(before, before | {"sm_mhz": 1900.0}) is None

@@ -42,7 +42,7 @@ def event(logger, name, level=logging.INFO, message="", **facts):
     logger.log(level, message, extra={"event": name, **facts})
 
 
-def test_a_run_is_told_in_lines_without_a_terminal(shown, capsys):
+def test_a_run_is_reported_in_lines_without_a_terminal(shown, capsys):
     made, logger = shown
     made.begin(JOBS, {"tokenize_pack": 4.0, "pretrain": 60.0, "probe_heads": 20.0}, "this machine's earlier runs")
     logger.info("Select jobs to execute...")

@@ -417,5 +417,5 @@ def test_tf32_is_put_back():
 def test_a_manifest_of_an_older_format_is_refused(copied):
     manifest, weights = copied
     write_json(manifest, read_json(manifest) | {"format": 1})
-    with pytest.raises(PicollmError, match="is of format 1, not 2: run trt_compile again"):
+    with pytest.raises(PicollmError, match="is of format 1, not 2: run `snakemake --cores all -R trt_compile`"):
         read_manifest(manifest, weights=weights)

@@ -292,7 +292,7 @@ def test_the_public_control_runs_to_its_end_on_random_weights(tmp_path, capsys):
     assert "has no head L5H1" in refusal(lines, "gpt2", small, 1, CPU)
 
 
-def test_a_folder_that_lacks_something_is_one_line(tmp_path):
+def test_a_folder_that_lacks_something_gives_a_one_line_error(tmp_path):
     folder = saved(tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.rename(folder / "pytorch_model.bin")
@@ -335,7 +335,7 @@ def test_a_folder_that_lacks_something_is_one_line(tmp_path):
         ),
     ],
 )
-def test_a_model_of_another_kind_is_one_line(tmp_path, values, words):
+def test_a_model_of_another_kind_gives_a_one_line_error(tmp_path, values, words):
     folder = saved(tmp_path / "model")
     (folder / "config.json").write_text(json.dumps(values))
     (folder / "own.py").write_text("raise SystemExit('code of the folder ran')")
@@ -353,14 +353,14 @@ def test_bf16_weights_are_read_as_float32(tmp_path, ids):
         assert torch.allclose(found(ids), model(ids).logits, atol=1e-5)
 
 
-def test_a_tokenizer_of_another_model_is_one_line(tmp_path):
+def test_a_tokenizer_of_another_model_gives_a_one_line_error(tmp_path):
     folder = saved(tmp_path / "model")
     other = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(301)}, unk_token="w0"))
     other.save(str(folder / "tokenizer.json"))
     assert "its tokenizer has 301 ids, the model's vocabulary 300: they don't belong" in refusal(open_any, str(folder))
 
 
-def test_attention_without_weights_is_one_line(ids):
+def test_attention_without_weights_gives_a_one_line_error(ids):
     model = theirs("gpt2")
     model.set_attn_implementation("sdpa")
     said = refusal(ForeignModel(model).attention_maps, ids)
@@ -369,7 +369,7 @@ def test_attention_without_weights_is_one_line(ids):
         ForeignModel(model).attention_maps(torch.ones(1, 65, dtype=torch.long))
 
 
-def test_too_little_memory_is_said_before_a_weight_is_read(tmp_path, monkeypatch):
+def test_too_little_memory_is_reported_before_a_weight_is_read(tmp_path, monkeypatch):
     folder = saved(tmp_path / "model")
     number = sum(p.numel() for p in theirs("gpt2").parameters())
     assert parameters_in(folder) == number
@@ -398,7 +398,7 @@ class Refusing(BaseHTTPRequestHandler):
 
 
 @pytest.mark.heavy
-def test_the_hubs_refusals_are_one_line(tmp_path):
+def test_the_hubs_refusals_give_a_one_line_error(tmp_path):
     """Runs in a separate process, because the hub's client reads its settings once."""
     script = """
 import sys

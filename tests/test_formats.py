@@ -56,7 +56,7 @@ def test_one_document_a_row(tmp_path, form):
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
-def test_text_may_be_compressed_and_damage_is_one_line(tmp_path, suffix):
+def test_text_may_be_compressed_and_damage_gives_a_one_line_error(tmp_path, suffix):
     text = b" = A = \n\n One . \n\n = B = \n\n Two . \n\n" * 200
     path = tmp_path / f"a.txt.{suffix}"
     if suffix == "gz":
@@ -151,7 +151,7 @@ def test_one_list_of_files_for_reading_and_for_the_tools(tmp_path):
     ]  # fmt: skip
 
 
-def test_thirty_files_without_a_heading_are_one_line(tmp_path, caplog):
+def test_thirty_files_without_a_heading_give_a_one_line_error(tmp_path, caplog):
     for i in range(30):
         (tmp_path / f"{i:02}.txt").write_text(f"Story {i} .")
     corpus = local(tmp_path)

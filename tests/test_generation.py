@@ -105,7 +105,7 @@ def test_any_text_can_be_evaluated(tmp_path):
     assert "has no train split" in refusal(lambda: list(articles_in(folder, "train")))
 
 
-def test_nothing_to_evaluate_is_said(model):
+def test_nothing_to_evaluate_is_reported(model):
     assert "the corpus is empty" in refusal(perplexity, model, [], CPU)
 
 
@@ -125,6 +125,6 @@ def test_no_limit_of_k_is_the_whole_vocabulary_and_a_tiny_temperature_the_likeli
         ({"temperature": math.inf}, "temperature = inf"),
     ],
 )  # fmt: skip
-def test_a_number_out_of_its_range_is_one_line(model, edit, words):
+def test_a_number_out_of_its_range_gives_a_one_line_error(model, edit, words):
     how = {"tokens": 3, "temperature": 1.0, "top_k": 5, "seed": 1} | edit
     assert words in refusal(lambda: list(generate(model, [5], **how)))

@@ -139,7 +139,7 @@ def test_wrong_bytes_are_refused_by_their_checksum(tmp_path, hub):
     assert read(tmp_path, hub).returncode == 0
 
 
-def test_nobody_there_is_said_soon_with_the_ways_out(tmp_path):
+def test_nobody_there_is_reported_soon_with_the_ways_out(tmp_path):
     done = read(tmp_path)
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "can't be fetched from http://127.0.0.1:9" in line
@@ -159,7 +159,7 @@ def test_a_local_copy_of_the_repository_needs_no_client(tmp_path):
     assert "has no train split" in refusal(lambda: list(hub.articles("train")))
 
 
-def test_a_folder_of_another_layout_is_one_line(tmp_path):
+def test_a_folder_of_another_layout_gives_a_one_line_error(tmp_path):
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     text = refusal(lambda: list(source("wikitext-103", hub=str(tmp_path)).articles("train")))
     assert text == f"corpus.hub = {tmp_path} has no folder wikitext-103-raw-v1: it must have the hub's layout"

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_named_field_by_field(tmp_path):
     assert "n_heads is 7, the config asks for 14" in text and "vocab_size is 203" in text
 
 
-def test_damaged_weights_are_one_line(tmp_path):
+def test_damaged_weights_give_a_one_line_error(tmp_path):
     model = make()
     export(model, tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -36,7 +36,7 @@ def test_a_manifest_its_folder_a_shard_document_ends_and_a_corpus_are_shown(toke
     assert "12 articles" in corpus and "T0:  = T0 = ⏎⏎ Article 0 has" in corpus
 
 
-def test_what_cannot_be_shown_is_one_line(tokens, tmp_path):
+def test_what_cannot_be_shown_gives_a_one_line_error(tokens, tmp_path):
     assert "does not exist" in refusal(lambda: inspect(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").write_text("x")
     assert "can't be shown" in refusal(lambda: inspect(tmp_path / "notes.txt"))

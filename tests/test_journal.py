@@ -86,7 +86,7 @@ def test_without_the_reference_or_by_its_own_word_it_ends(tmp_path, faults, said
         supervised(tmp_path, **faults)
 
 
-def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
+def test_a_line_that_was_cut_off_costs_only_itself(tmp_path):
     kept = Journal(tmp_path)
     kept.add("a", 1)
     with open(tmp_path / "done.jsonl", "a") as file:

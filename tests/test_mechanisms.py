@@ -91,7 +91,9 @@ def test_lengths_fit_the_context_and_the_vocabulary():
     assert lengths(128, counts_of()) == [25, 50] and lengths(384, counts_of()) == [25, 50, 100, 150]
     assert lengths(50, counts_of()) == [24] and lengths(8, counts_of()) == [3]
     assert lengths(384, counts_of(60)) == [25, 50] and lengths(384, counts_of(7)) == [7]
-    assert "no repeats fit in a context of 384 tokens with 1 different ones" in refusal(lengths, 384, counts_of(1))
+    assert "a context of 384 tokens with 1 common tokens is too small for repeats" in refusal(
+        lengths, 384, counts_of(1)
+    )
 
 
 def test_a_small_text_gives_its_commonest_tokens():

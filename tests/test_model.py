@@ -242,7 +242,7 @@ def test_a_checkpoint_comes_back_whole(saved, tied):
 
 
 @pytest.mark.parametrize("fault", ["truncated", "short", "empty", "missing"])
-def test_a_damaged_checkpoint_is_one_line(saved, fault):
+def test_a_damaged_checkpoint_gives_a_one_line_error(saved, fault):
     weights, config = saved()
     data = bytearray(weights.read_bytes())
     if fault == "truncated":
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_one_line(saved, fault):
     assert ("is missing" if fault == "missing" else "is damaged") in text
 
 
-def test_a_flipped_bit_is_one_line(saved):
+def test_a_flipped_bit_gives_a_one_line_error(saved):
     weights, config = saved(n_layers=1)
     data = weights.read_bytes()
     for position in [*range(120), *range(len(data) // 2, len(data), len(data) // 20)]:  # in the header, in the weights

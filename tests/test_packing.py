@@ -73,7 +73,7 @@ def test_the_vocabulary_is_the_one_tiktoken_demands(monkeypatch):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("shard_rows", [1, 3, 1000])
-def test_rows_are_the_token_stream_and_shards_do_not_show(tmp_path, split, shard_rows):
+def test_rows_are_the_token_stream_whatever_the_shards(tmp_path, split, shard_rows):
     manifest = pack(tmp_path, shard_rows)
     ids, found = stream(split), open_split(tmp_path / "tokens" / "manifest.json", split)
     n_rows = (len(ids) - 1) // CONTEXT
@@ -132,14 +132,14 @@ def many(tmp_path_factory):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_number_of_workers_does_not_show(many, tmp_path, workers):
+def test_the_number_of_workers_does_not_affect_the_bytes(many, tmp_path, workers):
     pack(tmp_path, shard_rows=4000, context=32, articles=ARTICLES | {"train": MANY}, workers=workers)
     assert bytes_of(tmp_path) == bytes_of(many)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("count", [1, 2, 3, 50])
-def test_the_number_of_slices_does_not_show(many, tmp_path, count):
+def test_the_number_of_slices_does_not_affect_the_bytes(many, tmp_path, count):
     paths = [tmp_path / f"{i}.npy" for i in range(count)]
     for i in reversed(range(count)):
         write_slice(many / "train.parquet", paths[i], i, count)
@@ -167,7 +167,7 @@ def start(folder, sources, **environment):
 
 
 @pytest.mark.heavy
-def test_place_locale_and_hash_seed_do_not_show(many, tmp_path):
+def test_place_locale_and_hash_seed_do_not_affect_the_bytes(many, tmp_path):
     done = start(tmp_path / "ein Ort ü", many, LC_ALL="C", PYTHONHASHSEED="7", PYTHONUTF8="0", TZ="Asia/Tokyo")
     assert done.wait(120) == 0
     assert bytes_of(tmp_path / "ein Ort ü") == bytes_of(many)
@@ -181,7 +181,7 @@ def alive(process: str) -> bool:
 
 
 @pytest.mark.heavy
-def test_killed_half_way_there_is_no_manifest_and_the_next_run_gives_the_same_bytes(many, tmp_path):
+def test_a_kill_half_way_leaves_no_manifest_and_the_next_run_gives_the_same_bytes(many, tmp_path):
     started = start(tmp_path / "run", many)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "run").glob("tokens/train-*.arrow")):
@@ -212,7 +212,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_manifest(many, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_shard_is_readable_by_pyarrow_alone(packed):
+def test_a_shard_is_readable_with_pyarrow_only(packed):
     shard = packed.parent / "train-00001.arrow"
     table = pa.ipc.open_file(pa.memory_map(str(shard))).read_all()
     assert table.schema.field("input_ids").type == pa.list_(pa.uint16(), CONTEXT + 1)
@@ -239,7 +239,7 @@ def test_a_failed_run_leaves_no_manifest(tmp_path, packed):
 
 
 @pytest.mark.parametrize("fault", ["bit", "truncated", "missing", "swapped"])
-def test_a_shard_that_is_not_the_manifests_is_refused_by_name(packed, fault):
+def test_a_shard_that_does_not_match_the_manifest_is_refused_by_name(packed, fault):
     shard, other = packed.parent / "train-00001.arrow", packed.parent / "train-00000.arrow"
     data = bytearray(shard.read_bytes())
     if fault == "bit":
@@ -253,7 +253,9 @@ def test_a_shard_that_is_not_the_manifests_is_refused_by_name(packed, fault):
         shard.write_bytes(other.read_bytes())
         other.write_bytes(data)
     text = refusal(lambda: open_split(packed, "train"))
-    assert (other if fault == "swapped" else shard).name in text and "run tokenize_pack again" in text
+    assert (
+        other if fault == "swapped" else shard
+    ).name in text and "run `snakemake --cores all -R tokenize_pack`" in text
     assert ("missing" if fault == "missing" else "damaged") in text
     assert len(open_split(packed, "validation")) > 0, "the other split is whole"
 
@@ -262,10 +264,10 @@ def test_a_shard_that_is_not_the_manifests_is_refused_by_name(packed, fault):
 def test_a_foreign_manifest_is_refused(packed, edit):
     packed.write_text(json.dumps(json.loads(packed.read_text()) | edit))
     assert f"{packed} is of another format or tokenizer" in refusal(lambda: open_manifest(packed))
-    assert "run tokenize_pack again" in refusal(lambda: open_split(packed, "train"))
+    assert "run `snakemake --cores all -R tokenize_pack`" in refusal(lambda: open_split(packed, "train"))
 
 
-def test_a_missing_or_damaged_manifest_is_one_line(packed):
+def test_a_missing_or_damaged_manifest_gives_a_one_line_error(packed):
     packed.write_text(packed.read_text()[:-40])
     assert "is damaged" in refusal(lambda: open_manifest(packed))
     packed.unlink()

@@ -83,7 +83,7 @@ def test_the_policy_lets_the_pages_own_script_run_and_no_other(figures):
     assert set(kinds) == {"application/json", "application/octet-stream"}
 
 
-def test_every_map_in_the_page_is_the_files(figures):
+def test_maps_on_the_page_equal_those_in_the_files(figures):
     page, categories = page_of(figures), sentences()
     data = json.loads(re.search(r'id="explorer-data">(.*?)</script>', page, re.S)[1])
     for category, shown in zip(categories, data["categories"], strict=True):

@@ -139,7 +139,7 @@ def test_training_is_profiled_by_hand(project):
 
 
 @pytest.mark.slow
-def test_benchmark_settings_touch_the_benchmark_alone(project):
+def test_benchmark_settings_touch_only_the_benchmark(project):
     project.set("benchmark", gate_rows=9)
     assert project.changed() == {"trt_benchmark"}
     assert project.planned() == {"trt_benchmark", "draw_figures", "final_report"}

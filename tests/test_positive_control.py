@@ -83,7 +83,7 @@ def found(subject):
     return score_mechanisms(subject)
 
 
-def test_the_study_names_them(found):
+def test_the_study_names_the_induction_heads(found):
     named = induction_heads(found)
     assert len(named) >= 2 and all(name.startswith("L1") for name in named), "they read what layer 0 has written"
     assert found["best"]["induction"]["head"] in named and found["best"]["induction"]["low"] > 0.8
@@ -93,7 +93,7 @@ def test_the_study_names_them(found):
     assert set(strong) <= set(named), "a head that attends where the next token stood and copies it is one"
 
 
-def test_none_of_them_is_needed_alone_but_all_of_them_are_together(found):
+def test_no_induction_head_is_needed_alone_but_all_are_together(found):
     alone = [head["second_copy_harm"]["value"] for head in found["heads"] if head["induction_head"]]
     together = found["together"]
     assert together["heads"] == len(alone) and together["low"] > max(alone) and together["low"] > 1
@@ -107,7 +107,7 @@ def copied(model, ids):
 
 
 @torch.no_grad()
-def test_ablating_them_kills_the_copying(subject, found):
+def test_ablating_the_induction_heads_ends_the_copying(subject, found):
     ids = torch.from_numpy(sequences(subject.counts, 25, seed=9)[:32])
     removed = deepcopy(subject.model)
     for name in induction_heads(found):
@@ -116,7 +116,7 @@ def test_ablating_them_kills_the_copying(subject, found):
     assert copied(subject.model, ids) > 0.8 and copied(removed, ids) < 0.2
 
 
-def test_they_emerged_in_training(subject, snapshots, found):
+def test_the_induction_heads_emerged_in_training(subject, snapshots, found):
     ids = [list(row) for row in rows(12, np.random.default_rng(2))]
     maps = [subject.model.attention_maps(torch.tensor([sequence]))[0][0].numpy() for sequence in ids]
     threshold = dict.fromkeys(STATISTICS, 0.3)

@@ -104,7 +104,7 @@ def test_several_processes_save_between_two_validations_though_losses_are_read_s
     assert losses(together) == pytest.approx(losses(pretrain(alone)), rel=1e-5)
 
 
-def test_what_a_process_can_not_do_is_said_by_the_one_that_started_it(run):
+def test_what_a_process_can_not_do_is_reported_by_the_one_that_started_it(run):
     with pytest.raises(PicollmError, match="pretrain.batch_rows = 8 can't be shared by 2 processes in 3 parts"):
         pretrain(run(processes=2, accumulate=3))
 

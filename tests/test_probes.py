@@ -61,7 +61,7 @@ def test_items_are_many_and_balanced():
     assert len(set(used)) == len(used), "no word is in both split_clusters"
 
 
-def test_the_pronoun_fits_its_antecedent_alone():
+def test_the_pronoun_fits_only_its_antecedent():
     he, she = map(set, zip(*GENDERS, strict=True))
     assert {"king", "uncle", "monk"} <= he and {"queen", "aunt", "nun"} <= she
     for r in references():
@@ -224,7 +224,7 @@ def tiny(seed):
     return Transformer(ModelConfig(50257, 32, 16, 2, 2, 16, 0.0, True, 1e4, 64)).eval()
 
 
-def test_margins_are_the_likelihoods_of_the_targets_alone():
+def test_margins_are_the_likelihoods_of_only_the_targets():
     chosen = pairs()["negation"][::7]
     found, encode = Continuations(chosen, gpt2()), encoding().encode_ordinary
     generator = np.random.default_rng(0)

@@ -177,7 +177,7 @@ def test_a_closed_pipe_ends_a_command_quietly(project):
 
 
 @pytest.mark.parametrize("folder", ["logs", ".snakemake"])
-def test_a_folder_of_another_user_is_one_line(fresh, folder):
+def test_a_folder_of_another_user_gives_a_one_line_error(fresh, folder):
     locked = fresh.path / folder
     locked.mkdir(exist_ok=True)
     modes = {path: path.stat().st_mode for path in [locked, *locked.rglob("*")] if path.is_dir()}
@@ -191,7 +191,7 @@ def test_a_folder_of_another_user_is_one_line(fresh, folder):
     assert folder in said(text) and "can't be written" in text
 
 
-def test_a_repository_of_another_user_is_one_line(built, tmp_path):
+def test_a_repository_of_another_user_gives_a_one_line_error(built, tmp_path):
     copy = built.copy(tmp_path / "copy")
     environment = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}  # git's own way to try this
     line = said(copy.picollm("compare", "main", "other", ok=False, **environment))

@@ -309,7 +309,7 @@ def marks(row: Row) -> list:
     return [] if row.fast else [pytest.mark.exhaustive if row.name in EXHAUSTIVE else pytest.mark.slow]
 
 
-def test_each_exhaustive_row_is_a_row():
+def test_every_name_in_exhaustive_is_a_row():
     assert EXHAUSTIVE <= {row.name for row in ROWS if not row.fast}
 
 

@@ -133,7 +133,7 @@ def simple(line):
         ("simple: [", "not YAML"),
     ],
 )
-def test_each_fault_is_one_line_that_names_the_place(tmp_path, content, words):
+def test_each_fault_gives_a_one_line_error_that_names_the_place(tmp_path, content, words):
     with pytest.raises(PicollmError) as caught:
         load(tmp_path, content)
     message = str(caught.value)
@@ -160,7 +160,7 @@ def test_json_with_an_emoji_is_read_and_half_of_one_refused(tmp_path):
     assert "half of a character" in refusal(load_sentences, path)
 
 
-def test_what_yaml_takes_for_a_comment_is_said(tmp_path, caplog):
+def test_what_yaml_takes_for_a_comment_is_reported(tmp_path, caplog):
     values = document()
     values["simple"]["sentences"] = ["One line ."]
     text = yaml.safe_dump(values).replace("- One line .", "- One line # with a comment ?")

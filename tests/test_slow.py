@@ -270,4 +270,7 @@ def test_one_command_makes_a_model_fast(tmp_path):
     assert {f"{graph}.int8.onnx" for graph in ("logits", "nats")} <= {entry["file"] for entry in manifest["files"]}
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     refused = project.picollm("bench", "--model", "elsewhere", "--engine", "fast/engine", ok=False)
-    assert "was built from other weights than elsewhere/model.safetensors: run trt_compile again" in refused
+    assert (
+        "was built from other weights than elsewhere/model.safetensors: run `snakemake --cores all -R trt_compile`"
+        in refused
+    )

@@ -130,7 +130,7 @@ def artefacts(project: Workspace) -> dict[str, str]:
         ("mem_mb=900000", "Slurm refused the job: more memory than any node has"),
     ],
 )
-def test_what_slurm_refuses_is_one_line_with_the_knob(edited, resource, line):
+def test_what_slurm_refuses_gives_a_one_line_error_with_the_knob(edited, resource, line):
     said = edited.run(*RUN, "--retries", "0", "--set-resources", f"cluster_heads:{resource}", ok=False)
     assert f"cluster_heads: FAILED: {line}" in said and "set-resources in profiles/slurm/profile.yaml" in said
     assert "Traceback" not in said and "sbatch call" not in said, said
@@ -152,7 +152,7 @@ def test_a_job_over_its_limit_names_the_knob_and_the_next_attempt_has_more(edite
 
 
 @pytest.mark.exhaustive
-def test_a_lost_node_is_said_and_the_job_runs_on_another(cluster, edited):
+def test_a_lost_node_is_reported_and_the_job_runs_on_another(cluster, edited):
     wish(edited, "within", "cluster_heads", WAITS)
     run = start(edited, *RUN)
     reached(edited, run)

@@ -65,7 +65,7 @@ def test_what_is_missing_costs_its_chapters_and_no_more(files, figures, name, tm
     assert ('<svg class="map"' in overview) == (name not in ("heads", "ablation"))
 
 
-def test_another_format_and_a_damaged_file_are_said(files, figures, tmp_path):
+def test_another_format_and_a_damaged_file_are_reported(files, figures, tmp_path):
     report = chapters()["clusters"]
     write_json(files["clusters"], report | {"format": 99})
     (tmp_path / "profile.json").write_text('{"tool": ')

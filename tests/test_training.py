@@ -168,7 +168,7 @@ def test_the_rate_is_a_line_and_then_half_a_cosine(warmup, final_lr, steps):
         assert fall[-1] == pytest.approx(final_lr)
 
 
-def test_the_rate_is_the_one_that_is_used():
+def test_training_uses_the_scheduled_rate():
     result = run(length=20, lr=0.003)
     config = recipe(length=20)
     assert [row["lr"] for row in result.curve] == pytest.approx(
@@ -198,7 +198,7 @@ def test_each_step_is_one_gradient_of_one_batch_at_its_rate():
 @pytest.mark.parametrize(
     ("length", "expected"), [(1, [0, 1]), (5, [0, 1, 2, 4, 5]), (8, [0, 1, 2, 4, 8]), (9, [0, 1, 2, 4, 8, 9])]
 )
-def test_snapshots_at_powers_of_two_and_at_the_end(tmp_path, length, expected):
+def test_snapshots_are_taken_at_powers_of_two_and_at_the_end(tmp_path, length, expected):
     store = Checkpoints(tmp_path, {})
     result = run(length=length, seed=5, snapshots=True, checkpoints=store)
     taken = {step: load_file(path) for step, path in store.snapshots().items()}
@@ -220,7 +220,7 @@ def test_epochs_count_whole_batches():
 
 
 @pytest.mark.parametrize("length", [9, 1])
-def test_a_loss_that_is_no_number_stops_the_run(length):
+def test_a_nan_loss_stops_the_run(length):
     with pytest.raises(PicollmError) as caught:
         run(length=length, lr=1e30, validate_every=100)
     text = str(caught.value)
@@ -358,7 +358,7 @@ def test_with_a_compiler_that_fails_training_runs_eagerly_and_names_the_cause(tm
     assert len([line for line in done.stderr.splitlines() if "torch.compile is off" in line]) == 1
 
 
-def test_a_lack_of_memory_is_told_by_its_type_not_by_a_word():
+def test_a_lack_of_memory_is_recognised_by_its_type_not_by_a_word():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 46)
     assert device.lacks_memory(caught.value) and device.lacks_memory(MemoryError())
@@ -366,7 +366,7 @@ def test_a_lack_of_memory_is_told_by_its_type_not_by_a_word():
     assert not device.lacks_memory(RuntimeError("C++ compile error: fatal error: memory.h: No such file or directory"))
 
 
-def test_the_compiler_that_is_found(monkeypatch, tmp_path):
+def test_cxx_overrides_the_compiler_on_the_path(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("clang++", "my-c++"):
         (tmp_path / name).write_text("#!/bin/sh\n")
@@ -377,7 +377,7 @@ def test_the_compiler_that_is_found(monkeypatch, tmp_path):
     assert cxx_compiler() == str(tmp_path / "my-c++")
 
 
-def test_device_and_precision(monkeypatch):
+def test_device_and_precision_follow_the_configuration_and_the_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert set_up("auto", 1) == set_up("cpu", 1) == CPU and torch.get_num_threads() == 1
     with pytest.raises(PicollmError, match="compute.device = cuda.*set it to auto or cpu"):

@@ -197,7 +197,7 @@ def test_fix_mends_the_cache_from_the_workspace(root, capsys):
 
 
 @pytest.mark.slow
-def test_a_cache_that_another_project_shares_is_judged_for_our_objects_alone(root, tmp_path, capsys):
+def test_a_cache_that_another_project_shares_is_judged_for_only_our_objects(root, tmp_path, capsys):
     shared, other = tmp_path / "shared", workspace.Workspace(tmp_path / "other")
     shutil.copytree(root / ".dvc/cache", shared)
     foreign(other.path / "theirs.bin"), foreign(other.path / "folder/file")
@@ -296,13 +296,13 @@ def test_a_renamed_stage_or_output_in_dvc_lock_is_found(root, capsys, old, new):
 
 
 @pytest.mark.parametrize("key", ["md5", "path", "deps", "config.yaml"])
-def test_a_damaged_key_in_dvc_lock_is_one_line(root, key):
+def test_a_damaged_key_in_dvc_lock_gives_a_one_line_error(root, key):
     text = (root / "dvc.lock").read_text()
     (root / "dvc.lock").write_text(text.replace(f"{key}:", f"{key[:-1]}_:", 1))
     assert "dvc.lock is damaged" in refusal(verify, root, False)
 
 
-def test_conflict_markers_are_one_line(root):
+def test_conflict_markers_give_a_one_line_error(root):
     (root / "dvc.lock").write_text("<<<<<<< HEAD\n" + (root / "dvc.lock").read_text())
     assert "conflict" in refusal(verify, root, False)
 

@@ -27,7 +27,7 @@ from picollm.attention.distances import (
 )
 from picollm.attention.maps import CategoryMaps, every_map, numbering
 from picollm.attention.structure import Structure, structure
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, rerun
 from picollm.files import atomic_path
 from picollm.stats import finite, interval, number_or_none
 
@@ -142,7 +142,7 @@ def describe_clusters(
     """
     (distance_HH,), (whole_HH,) = distances(divergences), distances(whole)
     if len(heads) != len(distance_HH):
-        raise PicollmError(f"{len(heads)} heads have labels, {len(distance_HH)} have maps: run classify_heads again")
+        raise PicollmError(f"{len(heads)} heads have labels, {len(distance_HH)} have maps: {rerun('classify_heads')}")
     trees = {method: tree(distance_HH, method) for method in METHODS}
     linkage_matrix = trees[METHODS[0]]
     cophenetic = {method: cophenetic_correlation(distance_HH, matrix) for method, matrix in trees.items()}
@@ -238,7 +238,7 @@ def _cluster(
 
 
 def metrics(report: ClustersReport) -> dict[str, float]:
-    """Returns flat scalars with stable names for `dvc metrics diff`; an undefined one is reported as 0."""
+    """Returns flat scalars with stable names for `dvc metrics diff`; an undefined one (null in clusters.json) is 0."""
     agreement, there, layers = report["agreement"], report["structure"]["found"], report["by_layer"]
     stabilities = [c["stability"] for c in report["clusters"]]
     return {

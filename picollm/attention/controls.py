@@ -222,7 +222,10 @@ def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int
 
 
 def broad_share(logits_SHQK: Tensor, length_S: Tensor) -> float:
-    """Computes `broad` of picollm.attention.measures over all sentences and heads of a layer together."""
+    """Computes `broad` of picollm.attention.measures pooled over all sentences and heads of one layer.
+
+    The separator and the first queries, whose entropy is fixed, are left out.
+    """
     T = logits_SHQK.shape[-1]
     i = torch.arange(T, device=logits_SHQK.device)
     weights = logits_SHQK.masked_fill(i > i[:, None], float("-inf")).softmax(-1)[..., 2:, 1:]

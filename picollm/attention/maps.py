@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, rerun
 
 FORMAT = 2
 ROW_SUM_TOLERANCE = 1e-4
@@ -113,7 +113,7 @@ class StoredMaps(Sequence):
         fault = fault_of(weights, self.lengths[number])
         if fault:
             raise PicollmError(
-                f"{self.path}: attention_{number:03d} {fault}: delete the file and run extract_attention"
+                f"{self.path}: attention_{number:03d} {fault}: delete the file and {rerun('extract_attention')}"
             )
         return weights
 
@@ -124,10 +124,10 @@ def readable(path: str | Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise PicollmError(f"{path} is missing: run the rule extract_attention") from None
+        raise PicollmError(f"{path} is missing: {rerun('extract_attention')}") from None
     except DAMAGE as error:
         raise PicollmError(
-            f"{path} is damaged or unreadable ({error}): delete it and run extract_attention again"
+            f"{path} is damaged or unreadable ({error}): delete it and {rerun('extract_attention')}"
         ) from None
 
 
@@ -136,7 +136,7 @@ def load_attention(path: str | Path) -> CategoryMaps:
     with readable(path), np.load(path, allow_pickle=False) as file:
         header = json.loads(str(file["sentences"]))
         if header["format"] != FORMAT:
-            raise PicollmError(f"{path} has format {header['format']}, not {FORMAT}: run extract_attention again")
+            raise PicollmError(f"{path} has format {header['format']}, not {FORMAT}: {rerun('extract_attention')}")
         sentences = header["sentences"]
         ids = [file[f"ids_{number:03d}"].tolist() for number in range(len(sentences))]
         texts, tokens, gold = ([entry[key] for entry in sentences] for key in ("text", "tokens", "gold"))
@@ -165,7 +165,9 @@ def load_categories(paths: Sequence[str | Path]) -> list[CategoryMaps]:
     shape = categories[0].maps[0].shape[:2]
     for path, category in zip(paths, categories, strict=True):
         if category.maps[0].shape[:2] != shape:
-            raise PicollmError(f"{path} is of another model than {paths[0]}: run extract_attention again for all files")
+            raise PicollmError(
+                f"{path} is of another model than {paths[0]}: {rerun('extract_attention')} for all files"
+            )
     return categories
 
 

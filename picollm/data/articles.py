@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import atomic_path
 
 SPLITS = ("train", "validation", "test")
@@ -93,7 +93,7 @@ def write_articles(path: str | Path, articles: Iterable[Article]) -> dict[str, i
         if group:
             writer.write_batch(record_batch(group))
         if not counts["words"]:
-            raise PicollmError(f"no text for {Path(path).stem}: the corpus is empty")
+            raise PicollmError(f"the split {Path(path).stem} has no words: check corpus.source and corpus.path")
         writer.add_key_value_metadata({unit: str(count) for unit, count in counts.items()})
     return counts
 
@@ -111,12 +111,14 @@ class ArticleFile:
             self.parquet = pq.ParquetFile(path)
             self.counts = {unit: int(self.parquet.metadata.metadata[unit.encode()]) for unit in UNITS}
         except FileNotFoundError:
-            raise PicollmError(f"{path} is missing: run the rule prepare_corpus") from None
+            raise PicollmError(f"{path} is missing: {rerun('prepare_corpus')}") from None
         except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+            if getattr(error, "errno", None):  # of the disk, not of the file
+                raise
             raise self.damaged(error) from None
 
     def damaged(self, error: Exception) -> PicollmError:
-        return PicollmError(f"{self.path} is damaged ({one_line(error)}): delete it and run prepare_corpus again")
+        return PicollmError(f"{self.path} is damaged ({one_line(error)}): delete it and {rerun('prepare_corpus')}")
 
     @property
     def groups(self) -> int:

@@ -115,7 +115,7 @@ def text_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[str]:
             yield line[start:].decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             at = position + start + error.start
-            raise PicollmError(f"{name} is not UTF-8 at byte {at} ({error.reason}): convert it first") from None
+            raise PicollmError(f"{name} is not UTF-8 at byte {at} ({error.reason}): save it as UTF-8") from None
         position += len(line)
 
 
@@ -213,4 +213,4 @@ def refuse_other_types(name: str, type_: pa.DataType) -> None:
     value = type_.value_type if pa.types.is_dictionary(type_) else type_
     text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     if not any(check(value) for check in text):
-        raise PicollmError(f"{name}: the column `text` holds {type_}, not text: convert it first")
+        raise PicollmError(f"{name}: the column `text` holds {type_}, not text: convert it to strings")

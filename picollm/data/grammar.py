@@ -83,7 +83,7 @@ def load_grammar(path: str | Path = SHIPPED) -> Grammar:
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: corpus.path must name a grammar, a YAML file") from None
     if not isinstance(document, dict) or set(document) != {"sizes", "words", "passages"}:
-        raise PicollmError(f"{path} is no grammar: it must have the keys sizes, words and passages")
+        raise PicollmError(f"{path} is not a grammar: it must have the keys sizes, words and passages")
     sizes, words, passages = (document[name] or {} for name in ("sizes", "words", "passages"))
     if set(sizes) != set(SIZES) or not all(isinstance(size, int) and size >= 0 for size in sizes.values()):
         raise PicollmError(f"{path}: sizes must have whole numbers of {', '.join(SIZES)}")

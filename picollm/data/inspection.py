@@ -12,7 +12,7 @@ from picollm.data.articles import SPLITS, ArticleFile
 from picollm.data.loading import open_column, open_manifest
 from picollm.data.packing import Split, TokensManifest
 from picollm.data.tokenizer import FINGERPRINT, encoding
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import sha256
 from picollm.manifest import entries, prove
 
@@ -65,7 +65,7 @@ def column_lines(path: Path) -> Iterator[str]:
     try:
         values, about = open_column(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise PicollmError(f"{path} is damaged ({one_line(error)}): run tokenize_pack again") from None
+        raise PicollmError(f"{path} is damaged ({one_line(error)}): {rerun('tokenize_pack')}") from None
     details = ", ".join(f"{key} {value}" for key, value in about.items() if key != "tokenizer")
     if "context" not in about:
         yield f"{path}: the ends of {len(values):,} documents ({details})"
@@ -103,7 +103,7 @@ def verify(path: Path) -> tuple[list[str], str]:
     for split, packed in manifest["splits"].items():
         source = manifest_path.parents[1] / "corpus" / f"{split}.parquet"
         if source.exists() and sha256(source) != packed["source_sha256"]:
-            problems.append(f"{split}: {source} is not the corpus that was tokenized: run tokenize_pack again")
+            problems.append(f"{split}: {source} is not the corpus that was tokenized: {rerun('tokenize_pack')}")
         if not damaged & {entry["file"] for entry in entries(packed)}:
             problems += [f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest, packed)]
     splits = manifest["splits"]

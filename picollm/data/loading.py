@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from picollm.data.packing import FORMAT, TokensManifest
 from picollm.data.tokenizer import FINGERPRINT
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, rerun
 from picollm.files import read_json
 from picollm.manifest import prove
 
@@ -20,7 +20,7 @@ def open_manifest(path: str | Path) -> TokensManifest:
     manifest = read_json(path)
     other = manifest.get("tokenizer", "gpt2") == "gpt2" and manifest.get("tokenizer_sha256") != FINGERPRINT
     if manifest.get("format") != FORMAT or other:
-        raise PicollmError(f"{path} is of another format or tokenizer: run tokenize_pack again")
+        raise PicollmError(f"{path} is of another format or tokenizer: {rerun('tokenize_pack')}")
     return manifest
 
 
@@ -75,7 +75,7 @@ def open_split(manifest_path: str | Path, split: str) -> Rows:
 
 
 class Order:
-    """Endless batches of row numbers [batch_rows]: a new seeded permutation each epoch, its incomplete batch dropped.
+    """Endless batches of row numbers [batch_rows]: a new seeded permutation each epoch, without an incomplete last one.
 
     Each of `ranks` processes gets its own part of every step, so that two ranks of 8 rows train on the same batches as
     one of 16. `state_dict` holds the position; after loading it, the next batch is the one that would have followed.

@@ -272,7 +272,7 @@ def fitting(by: Tokenizer | None) -> Tokenizer:
 
 
 def write_slice(path: Path, target: Path, number: int, of: int, workers: int = 1, by: Tokenizer | None = None) -> None:
-    """Tokenizes one of `of` slices of a corpus file, its share of the row groups in order, into a file of bare ids."""
+    """Tokenizes slice `number` of `of`, a contiguous share of the row groups, and writes its ids without a header."""
     count = ArticleFile(path).groups
     groups = range(number * count // of, (number + 1) * count // of)
     with atomic_path(target) as temporary, open(temporary, "wb") as file:

@@ -17,7 +17,7 @@ from picollm.engine.backends.registry import find_backend, why_skipped
 from picollm.engine.export import GRAPHS
 from picollm.engine.grid import Grid, grid
 from picollm.engine.journal import Journal
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import read_json, sha256, write_json
 from picollm.hardware import describe_hardware
 from picollm.manifest import Entry, clear, describe, prove
@@ -156,9 +156,9 @@ def read_manifest(path: str | Path, *, weights: str | Path) -> dict:
     """
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
-        raise PicollmError(f"{path} is of format {manifest.get('format')}, not {FORMAT}: run trt_compile again")
+        raise PicollmError(f"{path} is of format {manifest.get('format')}, not {FORMAT}: {rerun('trt_compile')}")
     if manifest["checkpoint_sha256"] != sha256(weights):
-        raise PicollmError(f"{path} was built from other weights than {weights}: run trt_compile again")
+        raise PicollmError(f"{path} was built from other weights than {weights}: {rerun('trt_compile')}")
     for entry in manifest["files"]:
         prove(path, entry, "trt_compile")
     return manifest

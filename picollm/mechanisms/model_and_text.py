@@ -15,7 +15,7 @@ from torch import Tensor
 from picollm.attention.maps import names_of
 from picollm.data.loading import open_manifest, open_split
 from picollm.data.tokenizers import Tokenizer, gpt2
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, rerun
 from picollm.mechanisms.intervention import batches, mean_outputs
 from picollm.model.foreign import Examined, ForeignModel
 
@@ -67,7 +67,7 @@ def open_model_and_text(
     """
     packed, tokenizer = open_manifest(manifest), tokenizer or gpt2()
     if tokenizer.fingerprint != packed["tokenizer_sha256"]:
-        raise PicollmError(f"{manifest} was written by another tokenizer: run tokenize_pack again")
+        raise PicollmError(f"{manifest} was written by another tokenizer: {rerun('tokenize_pack')}")
     padded = isinstance(model, ForeignModel) and model.config.vocab_size > packed["vocab_size"]  # many models pad it
     if model.config.vocab_size != packed["vocab_size"] and not padded:
         raise PicollmError(

@@ -45,10 +45,12 @@ COMMON = 100  # occurrences in the training text from which a token is used; a s
 
 def lengths(context: int, counts_V: NDArray, start: int = END_OF_TEXT) -> list[int]:
     """Returns the lengths of a copy that fit, or the longest that does. Raises PicollmError if that is below 2."""
-    most = min((context - 1) // 2, len(common(counts_V, start)))
+    usable = len(common(counts_V, start))
+    most = min((context - 1) // 2, usable)
     if most < 2:
         raise PicollmError(
-            f"no repeats fit in a context of {context} tokens with {len(common(counts_V, start))} different ones"
+            f"a context of {context} tokens with {usable} common tokens is too small for repeats: "
+            "raise tokens.context, or use more text"
         )
     return [length for length in LENGTHS if length <= most] or [most]
 

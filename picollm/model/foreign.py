@@ -198,7 +198,9 @@ class ForeignModel(nn.Module):
         """
         T = ids_BT.shape[1]
         if T > self.config.context:
-            raise PicollmError(f"a sequence of {T} tokens: the model accepts at most {self.config.context}")
+            raise PicollmError(
+                f"a sequence of {T} tokens: the model accepts at most {self.config.context}: shorten the text"
+            )
         key = (T, ids_BT.device, self.embedding.weight.dtype)
         if key not in self.calls:
             with self.watched() as seen:

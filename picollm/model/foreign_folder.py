@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from picollm.data.hub import PATIENCE, refuse_silence
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import read_json, sha256, write_bytes, write_json
 from picollm.model.folders import PROOF, is_foreign_folder, weight_files
 from picollm.model.foreign import FAMILIES, Examined, ForeignModel
@@ -134,7 +134,7 @@ def load_trained(weights: str | Path, config: str | Path) -> Examined:
     if not is_foreign_folder(folder):
         return load_model(weights, config)
     if sha256(weights) != read_json(config)[PROOF]:
-        raise PicollmError(f"{weights} is damaged (its sha256 is not that in {config}): run pretrain again")
+        raise PicollmError(f"{weights} is damaged (its sha256 is not that in {config}): {rerun('pretrain')}")
     return load_foreign_model(folder)
 
 

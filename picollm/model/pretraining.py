@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from picollm.data.loading import open_manifest, open_split
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import sha256, write_json
 from picollm.model.checkpoints import Checkpoints
 from picollm.model.costs import flops_per_token
@@ -241,7 +241,7 @@ def result(run: Run) -> Result:
     """Loads the result from the run's last checkpoint."""
     newest = run.checkpoints().newest()
     if newest is None:
-        raise PicollmError(f"{run.checkpoints().folder} holds no complete checkpoint: run pretrain again")
+        raise PicollmError(f"{run.checkpoints().folder} holds no complete checkpoint: {rerun('pretrain')}")
     tensors, state = newest
     shape, curve = run.shape(), state["curve"]
     models = []

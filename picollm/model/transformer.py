@@ -41,7 +41,7 @@ class ModelConfig:
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise PicollmError(
                 f"model.d_model = {self.d_model} with model.n_heads = {self.n_heads}: "
-                "RoPE needs d_model / n_heads to be an even whole number"
+                f"RoPE needs d_model to be a multiple of 2 x n_heads = {2 * self.n_heads}"
             )
         if self.rope_cache < self.context:
             raise PicollmError(
@@ -50,7 +50,7 @@ class ModelConfig:
             )
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], vocab_size: int, **changes: Any) -> "ModelConfig":
+    def from_config(cls, config: Mapping[str, Any], vocab_size: int, **changes: Any) -> ModelConfig:
         """Reads the shape from a configuration's sections `model`, without its `checkpoint`, and `tokens`."""
         shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
         return cls(**{"vocab_size": vocab_size, "context": config["tokens"]["context"], **shape, **changes})
@@ -221,7 +221,9 @@ class Transformer(nn.Module):
         """
         end = before + ids_BT.shape[1]
         if end > self.config.rope_cache:
-            raise PicollmError(f"a sequence of {end} tokens: the model accepts at most {self.config.rope_cache}")
+            raise PicollmError(
+                f"a sequence of {end} tokens: the model accepts at most {self.config.rope_cache}: shorten the text"
+            )
         return self.dropout(self.embedding(ids_BT)), self.cos[before:end], self.sin[before:end]
 
     def hidden(self, ids_BT: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, rerun
 from picollm.files import read_json, sha256, write_bytes, write_json
 from picollm.manifest import clear, describe, prove
 from picollm.model.folders import PROOF
@@ -71,7 +71,7 @@ def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer
     model = load_unproven(weights_path, config_path)
     proof = read_json(config_path).get(PROOF)  # a checkpoint from elsewhere may have none
     if proof and sha256(weights_path) != proof:
-        raise PicollmError(f"{weights_path} is damaged (its sha256 is not that in {config_path}): run pretrain again")
+        raise PicollmError(f"{weights_path} is damaged (its sha256 is not that in {config_path}): {rerun('pretrain')}")
     return model
 
 
@@ -81,9 +81,9 @@ def load_unproven(weights_path: str | Path, config_path: str | Path) -> Transfor
     try:
         state = load_file(weights_path)
     except FileNotFoundError:
-        raise PicollmError(f"{weights_path} is missing: run the rule pretrain") from None
+        raise PicollmError(f"{weights_path} is missing: {rerun('pretrain')}") from None
     except SafetensorError as error:
-        raise PicollmError(f"{weights_path} is damaged ({error}): delete it and run pretrain again") from None
+        raise PicollmError(f"{weights_path} is damaged ({error}): delete it and {rerun('pretrain')}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tied:
         del expected["head.weight"]

@@ -82,7 +82,7 @@ def refuse_beside_a_run(root: Path) -> None:
         if path.exists():
             file = flock(path, fcntl.LOCK_EX)
             if file is None:
-                raise PicollmError("a run is active here: verify when it has ended")
+                raise PicollmError("a run is active here: run `picollm verify` again when it has ended")
             file.close()
 
 

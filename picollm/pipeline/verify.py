@@ -275,7 +275,7 @@ def verify(root: Path, fix: bool) -> int:
         audit = audited(root)
         seconds = time.monotonic() - start
         if locks.last_run(root) != before:
-            raise PicollmError("a run is active here, or was in the meantime: verify when it has ended")
+            raise PicollmError("a run was active during the check: run `picollm verify` again when it has ended")
     except OSError as error:
         raise PicollmError(str(error)) from None
     show(audit, seconds)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from picollm.engine.backends.backend import Backend, BuildContext, LoadContext, Run
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import atomic_path
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def load_onnx(path: Path, threads: int) -> Run:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no other base class
-        raise PicollmError(f"ONNX Runtime can't read {path}: {one_line(error)[:300]}") from None
+        raise PicollmError(
+            f"ONNX Runtime can't read {path} ({one_line(error)[:300]}): {rerun('trt_compile')}"
+        ) from None
     names = [x.name for x in session.get_inputs()]
 
     def run(*inputs: np.ndarray) -> np.ndarray:

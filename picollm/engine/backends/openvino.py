@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from picollm.engine.backends.backend import Backend, BuildContext, LoadContext, Run
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import atomic_path
 from picollm.precision import emulated_bf16
 
@@ -58,7 +58,9 @@ class OpenVino(Backend):
         try:
             request = core().compile_model(path, "CPU", options).create_infer_request()
         except RuntimeError as error:
-            raise PicollmError(f"OpenVINO can't read {path}: {one_line(error)[:300]}") from None
+            raise PicollmError(
+                f"OpenVINO can't read {path} ({one_line(error)[:300]}): {rerun('trt_compile')}"
+            ) from None
 
         def run(*inputs: np.ndarray) -> np.ndarray:
             return request.infer(list(inputs))[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picollm.engine.backends.backend import DeviceRun
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, rerun
 from picollm.files import write_bytes
 
 TYPED_LAYERS = ("MATRIX_MULTIPLY", "NORMALIZATION", "SOFTMAX")  # layers whose precision matters
@@ -38,7 +38,7 @@ def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Ma
         if known is None:
             raise PicollmError(
                 f"TensorRT-RTX {trt.__version__} does not support compute capability {capability}; on a GPU that has "
-                "it: pip install torch-tensorrt"
+                "it: pip install torch-tensorrt==2.13.0"
             )
         config.set_compute_capability(known, index)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
@@ -48,9 +48,15 @@ def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Ma
     config.add_optimization_profile(optimization)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise PicollmError(f"TensorRT-RTX built no engine: {'; '.join(messages.errors)[:300]}")
+        why = logged(messages)
+        raise PicollmError(f"TensorRT-RTX built no engine ({why}): leave tensorrt-* out of engine.backends")
     write_bytes(plan_path, bytes(plan))
     return {"strongly_typed": True, "layers": layer_types(network)}
+
+
+def logged(messages) -> str:
+    """Returns the errors that a logger of `collecting_logger` holds."""
+    return "; ".join(messages.errors)[:300] or "no reason given"
 
 
 def run_settings(trt, engine):
@@ -68,10 +74,10 @@ def load_plan(path: Path) -> DeviceRun:
     messages = collecting_logger(trt)
     engine = trt.Runtime(messages).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise PicollmError(f"TensorRT-RTX can't load {path}: {'; '.join(messages.errors)[:300]}")
+        raise PicollmError(f"TensorRT-RTX can't load {path} ({logged(messages)}): {rerun('trt_compile')}")
     context, stream = engine.create_execution_context(run_settings(trt, engine)), torch.cuda.Stream()
     if context is None:
-        raise PicollmError(f"TensorRT-RTX can't run {path}: {'; '.join(messages.errors)[:300]}")
+        raise PicollmError(f"TensorRT-RTX can't run {path} ({logged(messages)}): {rerun('trt_compile')}")
     every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     names = [name for name in every if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     (output_name,) = set(every) - set(names)
@@ -83,13 +89,16 @@ def load_plan(path: Path) -> DeviceRun:
         with torch.cuda.stream(stream):
             for name, x in zip(names, inputs, strict=True):
                 if not context.set_input_shape(name, tuple(x.shape)):
-                    raise PicollmError(f"{path}: input {name} of shape {list(x.shape)} is outside the engine's profile")
+                    raise PicollmError(
+                        f"{path}: input {name} of shape {list(x.shape)} is outside the engine's profile: "
+                        "lower the batch, or raise engine.max_batch and rebuild"
+                    )
                 context.set_tensor_address(name, x.data_ptr())
             shape = tuple(context.get_tensor_shape(output_name))
             output = outputs.setdefault(shape, torch.empty(shape, device="cuda"))
             context.set_tensor_address(output_name, output.data_ptr())
             if not context.execute_async_v3(stream.cuda_stream):
-                raise PicollmError(f"TensorRT-RTX failed to run {path}: {'; '.join(messages.errors)[:300]}")
+                raise PicollmError(f"TensorRT-RTX failed to run {path} ({logged(messages)}): {rerun('trt_compile')}")
         torch.cuda.current_stream().wait_stream(stream)
         return output
 
