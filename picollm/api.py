@@ -67,7 +67,7 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
     """Returns one row per head: class, tag, stability, and each statistic of docs/heads.md with its 95 % interval.
 
     `texts`: at least 20 for meaningful intervals; they may have gold marks, `(words)_role`. `null_models`: number of
-    untrained models of the same shape, and of peaked ones, from which the thresholds are derived.
+    untrained models of the same shape, and of sharpened ones, from which the thresholds are derived.
     """
     sentences = [tokenise(parse(text), model.tokenizer) for text in texts]
     if not sentences or null_models < 1:

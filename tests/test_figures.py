@@ -16,7 +16,8 @@ from picollm.report import attention_figures as heads_figures
 from picollm.report import gallery, style
 from picollm.report import sentence_figures as attention
 from picollm.report.gallery import embedded
-from picollm.report.style import RESOLUTION, save
+from picollm.report.measurement_figures import BASELINE, latency_bars
+from picollm.report.style import RESOLUTION, plt, save
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,29 @@ def test_the_rollout_equals_brute_force_and_uniform_heads_give_one():
     uniform = np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None]
     relative = attention.relative_rollout(np.broadcast_to(uniform, (4, 3, 6, 6)))
     assert np.allclose(relative[np.tril_indices(6)], 1) and np.isnan(relative[np.triu_indices(6, 1)]).all()
+
+
+def test_each_bar_has_its_own_backends_numbers_though_a_batch_lacks_one():
+    def row(backend, batch, p50):
+        speedups = {} if backend == BASELINE else {BASELINE: {"ratio": 10 / p50, "low": 9 / p50, "high": 11 / p50}}
+        latency = {"p50": p50, "p90": p50 + 1}
+        return {"backend": backend, "output": "last", "batch": batch, "latency_ms": latency, "speedups": speedups}
+
+    small = {BASELINE: 10.0, "fast": 4.0, "slow": 20.0, f"{BASELINE} (again)": 10.5}
+    large = {BASELINE: 30.0, "fast": 14.0, "fast (again)": 15.0, "slow": 60.0, f"{BASELINE} (again)": 31.0}
+    rows = [
+        row(*each) for batch, times in ((1, small), (8, large)) for each in ((n, batch, t) for n, t in times.items())
+    ]
+    figure = latency_bars(rows)
+    label = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    for axis, batch, times in zip(figure.axes, (1, 8), (small, large), strict=True):
+        bars = {label[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axis.patches[1:]}
+        assert bars == times, batch
+        written = {label[text.xy[1]]: float(text.get_text()) for text in axis.texts}
+        assert written == times, batch
+        for name, ends in {
+            label[line.get_ydata()[0]]: line.get_xdata() for line in axis.lines if len(line.get_xdata()) > 1
+        }.items():
+            base = times[BASELINE]
+            np.testing.assert_allclose(ends, [base * times[name] / 11, base * times[name] / 9], err_msg=name)
+    plt.close(figure)

@@ -36,7 +36,9 @@ def test_a_damaged_figure_is_refused_by_name(figures, tmp_path, fault):
     data = bytearray(target.read_bytes())
     data[len(data) // 2] ^= 1
     target.write_bytes(data) if fault == "bit" else target.unlink()
-    with pytest.raises(PicollmError, match=r"grid\.svg is (damaged|missing).*run draw_figures again"):
+    with pytest.raises(
+        PicollmError, match=r"grid\.svg is (damaged|missing).*run `snakemake --cores all -R draw_figures`"
+    ):
         page_of(tmp_path / "manifest.json")
 
 
@@ -114,7 +116,7 @@ def test_the_page_says_what_the_chapters_say(figures):
     words = ["Of 4 heads 1 looks at the token itself, 2 look everywhere equally and 1 looks at the first position.",
              "not run: no NVIDIA GPU", "+25.000 %", "35,318,080", "CPU & Co <9>", "It gives not defined of the heads",
              "75.0 % of the heads keep their class", "L0H1 on complex syntax (-0.12)",
-             "-0.15 nats per token against a Kneser-Ney 4-gram", "heads are <global>", "untrained models –",
+             "0.15 nats better per token than a Kneser-Ney 4-gram", "heads are <global>", "untrained models –",
              "+0.0300 +0.0150 … +0.0600", "Here: L1H1.", "its engine of 5.0 MB is built, and the graph it was",
              "compared: its ONNX graph in ONNX Runtime", "tensorrt-rtx, compute capability 8.9", "NNCF is not install",
              "GPU 1.500, copies 0.010 and 0.250", "8,192 validation tokens", "(p = 0.250)",

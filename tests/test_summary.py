@@ -21,8 +21,8 @@ def test_the_five_lines():
     assert "35.3 M parameters after 61,440 tokens: test loss 6.28 nats, about as well as a 4-gram with" in model
     assert "a cache of the row (4-gram 6.50, with the cache 6.30)" in model
     assert heads == (
-        "Heads: of 4, 1 diagonal, 2 global, 1 sink; in untrained models 75% come out as global, in untrained ones as "
-        "peaked 12% as token-specific."
+        "Heads: of 4, 1 diagonal, 2 global, 1 sink; in untrained models 75% come out as global, in sharpened "
+        "untrained ones 12% as token-specific."
     )
     assert "Families of heads: 4, 3 of them stable" in clusters and "layers 0.12, with classes 0.34" in clusters
     none = metrics()["clusters"] | {"clusters": 0, "silhouette": 0.14, "structure_p": 0.3}

@@ -19,6 +19,6 @@ with job() as rule:
     numbers = metrics(report)
     write_json(rule.outputs.metrics, numbers)
     rule.found(
-        f"of the original's claims {numbers['held']} held, {numbers['did_not_hold']} did not, "
+        f"of the original's claims about heads {numbers['held']} held, {numbers['did_not_hold']} did not, "
         f"{numbers['cannot_be_tested']} can't be tested"
     )

@@ -1,7 +1,8 @@
 """Controls for the labels: shuffled rows, untrained models, no separator, other thresholds, permuted categories.
 
 Untrained models attend uniformly because their logits are near 0. A second kind therefore has its queries scaled until
-each layer is as peaked as the trained model's: it shows what random projections of random embeddings give.
+each layer is as far from uniform as the trained model's: these sharpened models show what random projections of random
+embeddings give.
 
 Shape suffixes: S sentence, H head of a layer (or layers flattened), Q query, K key, L layer, R permutation.
 """
@@ -43,7 +44,7 @@ LENGTH_BANDS = 4
 PERMUTATIONS = 40  # per pair of head and category: the smallest possible p times the number of pairs must be below .05
 AT_ONCE = 500
 FITTED = 32  # sentences used to fit the scale of a layer
-SCALES = (1e-4, 1e8)  # bracket for the scale of a layer's logits that makes it as peaked as the trained layer
+SCALES = (1e-4, 1e8)  # bracket for the scale of a layer's logits that makes it as sharp as the trained layer
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Controls:
     rows are the only comparison."""
 
     null: Mapping[str, NDArray]  # each statistic of untrained models, [models, H]
-    peaked: Mapping[str, NDArray]  # the same of untrained models that are as peaked as this one
+    peaked: Mapping[str, NDArray]  # the same of sharpened untrained models
     effects: Sequence[Mapping[str, NDArray]]  # picollm.attention.relations' effects for each of the peaked models
     bare: Mapping[str, NDArray] | None  # statistics of the model without the separator, [H]
 
@@ -255,7 +256,7 @@ def values_of(
 def peaked_models(
     like: Examined, broad_H: NDArray, ids: Sequence[Sequence[int]], *, models: int, seed: int, device: torch.device
 ) -> Iterator[Examined]:
-    """Yields untrained models as peaked, layer by layer, as a model whose heads have these broad shares on `ids`."""
+    """Yields untrained models sharpened, layer by layer, like a model whose heads have these broad shares on `ids`."""
     broad_LH = broad_H.reshape(like.config.n_layers, like.config.n_heads)
     broad_L = [float(np.nanmean(row)) if np.isfinite(row).any() else 1.0 for row in broad_LH]
     sample = ids[:: max(1, len(ids) // FITTED)]

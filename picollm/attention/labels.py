@@ -88,7 +88,7 @@ def effective_thresholds(
     `null` holds 99th percentiles of untrained models, `permuted_kappa` that of the strongest kappa after shuffling each
     row's keys. Shuffling turns all that is not broad into content, so it gives no bound for `content`. `broad` and
     `sink` stay as configured: they need no evidence against chance, and the null itself is broad. `peaked` holds the
-    statistics of untrained heads as peaked as the model's: their kappas bound those of offsets and of sets of keys,
+    statistics of sharpened untrained heads: their kappas bound those of offsets and of sets of keys,
     each set at the percentile at which 1 % of heads exceed any of them. Their content is large by construction.
     """
     family = 1 - 0.01 / len(SETS)  # with few heads, this percentile is the maximum

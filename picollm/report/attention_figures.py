@@ -253,14 +253,15 @@ def cluster_map(
 ) -> Figure:
     """Draws the similarity of every pair of heads with their tree; the strip has the classes' colours, the dashed line
     is the noise floor."""
-    similarity = pd.DataFrame(1 - distance_HH, names, names)
+    similarity, own = pd.DataFrame(1 - distance_HH, names, names), np.eye(len(names), dtype=bool)
+    largest = 1 - distance_HH[~own].min()  # the diagonal, always 1, would leave the others one dark shade
     colours = pd.Series([LABEL_COLOURS[label] for label in labels], names, name="class")
     shown = every(names, 6.6)
     step = shown[1] - shown[0] if len(shown) > 1 else 1
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn places the parts itself
         grid = sns.clustermap(
             similarity, row_linkage=linkage_matrix, col_linkage=linkage_matrix, row_colors=colours, cmap="viridis",
-            vmin=0, vmax=1, figsize=scaled(9.2, 9.6), dendrogram_ratio=(0.1, 0.2), xticklabels=step, yticklabels=step,
+            mask=own, vmin=0, vmax=largest, figsize=scaled(9.2, 9.6), dendrogram_ratio=(0.1, 0.2), xticklabels=step, yticklabels=step,
             cbar_pos=(0.02, 0.84, 0.02, 0.12), cbar_kws={"label": "similarity,\n1 − distance"},
         )  # fmt: skip
     grid.ax_heatmap.tick_params(labelsize=SMALLEST)

@@ -248,8 +248,8 @@ def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
         text, test = (
             f"a head connects {kind}",
             "the later word attends to the earlier one more than its offset explains, and more than other positions do:"
-            f" the best of all heads, largest of sign-flipped sentences, p < {ALPHA}, and stronger than any untrained"
-            " head as peaked",
+            f" the best of all heads, largest of sign-flipped sentences, p < {ALPHA}, and stronger than any"
+            " sharpened untrained head",
         )
         if row["p"] is None:
             why = f"{row['sentences']} sentences have these marks"
@@ -259,7 +259,7 @@ def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
         if row["null_strength"] is None or row["strength"] > row["null_strength"]:
             claims.append(claim("C", text, test, p=row["p"], **numbers))
         else:
-            why = "an untrained head as peaked does as much"
+            why = "a sharpened untrained head does as much"
             claims.append(claim("C", text, test, p=row["p"], verdict=FAILED, because=why, **numbers))
     return [*claims, *probe_claims(probes)]
 

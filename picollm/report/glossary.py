@@ -27,12 +27,6 @@ TERMS = {
         "What a rule writes and DVC stores: a file, or a folder with a manifest.",
         "docs/files.md",
     ),
-    "as peaked": Term(
-        "Describes an untrained model whose queries are scaled until each layer's attention is as far from uniform as "
-        "the trained model's: what chance gives to heads with logits as large.",
-        "picollm/attention/controls.py",
-        in_report=True,
-    ),
     "backend": Term(
         "One runtime at one precision, for example `openvino-bf16`.",
         "picollm/engine/backends/backend.py",
@@ -165,6 +159,12 @@ TERMS = {
         "How much nearer a head is to its own cluster than to the next, from -1 to 1; below .25 there is no "
         "substantial structure.",
         "Kaufman & Rousseeuw 1990",
+        in_report=True,
+    ),
+    "sharpened": Term(
+        "Describes an untrained model whose queries are scaled until each layer's attention is as far from uniform as "
+        "the trained model's: what chance gives to heads with logits as large.",
+        "picollm/attention/controls.py",
         in_report=True,
     ),
     "sink": Term(

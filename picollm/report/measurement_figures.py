@@ -37,9 +37,7 @@ def loss_curve(curve: pd.DataFrame, training: TrainingReport) -> Figure:
         axis.axhspan(phase["to"], phase["from"], color=MUTED, alpha=0.05 + 0.05 * (number % 2), linewidth=0)
         if lowest < phase["from"] and phase["to"] < highest:
             at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axis.annotate(
-                f"phase {number}", (1, max(phase["to"], lowest)), (-3, 2), ha="right", color=MUTED, fontsize=8, **at
-            )
+            axis.annotate(f"phase {number}", (0, max(phase["to"], lowest)), (3, 2), color=MUTED, fontsize=8, **at)
     axis.set_ylim(0.97 * min(lowest, *losses.values()), 1.02 * highest)
     axis.set(xlabel="training tokens", ylabel="loss, nats per token")
     axis.ticklabel_format(axis="x", style="plain")
@@ -56,16 +54,18 @@ def latency_bars(results: list[dict]) -> Figure:
     batches = sorted({row["batch"] for row in rows})
     batches = sorted({batches[0], batches[-1]})
     rows = [row for row in rows if row["batch"] in batches]
+    names = list(dict.fromkeys(row["backend"] for row in rows))[::-1]  # a batch may lack some
     figure, axes = plt.subplots(1, len(batches), sharey=True, squeeze=False,
-                                figsize=scaled(4.4 * len(batches), 0.42 * len(rows) / len(batches) + 1.1))  # fmt: skip
+                                figsize=scaled(4.4 * len(batches), 0.42 * len(names) + 1.1))  # fmt: skip
     for axis, batch in zip(axes[0], batches, strict=True):
-        shown = [row for row in rows if row["batch"] == batch][::-1]
+        shown = [row for row in rows if row["batch"] == batch]
         middle = {row["backend"]: row["latency_ms"]["p50"] for row in shown}
         base, again = middle.get(BASELINE), middle.get(f"{BASELINE} (again)")
         if base and again:
             axis.axvspan(min(base, again), max(base, again, min(base, again) * 1.001), color=SECOND, alpha=0.3)
-        axis.barh(list(middle), list(middle.values()), color=ACCENT, alpha=0.85, height=0.62)
-        for y, row in enumerate(shown):
+        for row in shown:
+            y = names.index(row["backend"])
+            axis.barh(y, row["latency_ms"]["p50"], color=ACCENT, alpha=0.85, height=0.62)
             times, speedup = row["latency_ms"], row["speedups"].get(BASELINE)
             if speedup and base:
                 axis.plot([base / speedup["high"], base / speedup["low"]], [y, y], color=INK, linewidth=2.2)
@@ -73,6 +73,7 @@ def latency_bars(results: list[dict]) -> Figure:
             axis.annotate(f"{times['p50']:.2f}", (0, y), xytext=(4, 0), textcoords="offset points", va="center",
                           color="white", fontsize=8)  # fmt: skip
         axis.set(xlabel="milliseconds, median", title=f"batch {batch}")
+        axis.set_yticks(range(len(names)), names)
     return figure
 
 

@@ -139,7 +139,7 @@ def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(HTML), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters = (percent, number, short, chance, with_interval, slug)
+    filters = (percent, number, short, chance, with_interval, slug, story.better)
     made.filters |= {function.__name__: function for function in filters}
     return made
 

@@ -120,7 +120,7 @@ def near_by(heads: HeadsReport) -> dict:
     shares = {end: 100 * local[end] for end in ("low", "high")}
     untrained = 100 * null["labels"]["local"] / max(1, null["heads"])
     what = "of the heads attend to nearby tokens"
-    return number(100 * local["share"], shares, "%", what, untrained, "untrained heads as peaked")
+    return number(100 * local["share"], shares, "%", what, untrained, "sharpened untrained heads")
 
 
 def short_context(mechanisms: MechanismsReport) -> dict:
@@ -190,9 +190,14 @@ def training_sentence(training: TrainingReport) -> str:
     loss, losses = on_test(training)
     return (
         f"On text that was not used for any choice, it predicts {rank(loss, losses)}: {loss:.2f} nats per token, "
-        f"{losses['four_gram'] - loss:+.2f} against a 4-gram, {losses['four_gram_cache'] - loss:+.2f} against one "
-        "with a cache of the row (above 0 is better)."
+        f"{better(losses['four_gram'] - loss)} than a 4-gram and {better(losses['four_gram_cache'] - loss)} than one "
+        "with a cache of the row."
     )
+
+
+def better(nats: float) -> str:
+    """Formats how much lower a loss is than another."""
+    return f"{abs(nats):.2f} nats {'better' if nats >= 0 else 'worse'}"
 
 
 def heads_sentence(heads: HeadsReport) -> str:

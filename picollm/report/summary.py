@@ -86,7 +86,7 @@ def heads_line(heads: HeadsReport) -> str:
     peaked = heads["peaked_null"]["labels"]["token-specific"] / heads["peaked_null"]["heads"]
     return (
         f"Heads: of {len(heads['heads'])}, {shares}; in untrained models {null:.0%} come out as global, in "
-        f"untrained ones as peaked {peaked:.0%} as token-specific."
+        f"sharpened untrained ones {peaked:.0%} as token-specific."
     )
 
 
