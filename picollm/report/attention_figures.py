@@ -261,8 +261,8 @@ def cluster_map(
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn places the parts itself
         grid = sns.clustermap(
             similarity, row_linkage=linkage_matrix, col_linkage=linkage_matrix, row_colors=colours, cmap="viridis",
-            mask=own, vmin=0, vmax=largest, figsize=scaled(9.2, 9.6), dendrogram_ratio=(0.1, 0.2), xticklabels=step, yticklabels=step,
-            cbar_pos=(0.02, 0.84, 0.02, 0.12), cbar_kws={"label": "similarity,\n1 − distance"},
+            mask=own, vmin=0, vmax=largest, figsize=scaled(9.2, 9.6), dendrogram_ratio=(0.1, 0.2), xticklabels=step,
+            yticklabels=step, cbar_pos=(0.02, 0.84, 0.02, 0.12), cbar_kws={"label": "similarity,\n1 − distance"},
         )  # fmt: skip
     grid.ax_heatmap.tick_params(labelsize=SMALLEST)
     if noise is not None:
