@@ -29,7 +29,7 @@ from picollm.engine.journal import Journal
 from picollm.engine.timing import AGAIN, Protocol
 from picollm.errors import PicollmError, one_line
 from picollm.hardware import CpuMeter, describe_hardware
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def describe(ctx: LoadContext, how: Setting, gate_rows: int) -> dict:
     }  # fmt: skip
 
 
-def check_sizes(rows: np.ndarray, grid: Grid, max_batch: int, model: Transformer) -> None:
+def check_sizes(rows: np.ndarray, grid: Grid, max_batch: int, model: Examined) -> None:
     """Raises PicollmError if the grid, the engines, the tokens and the model don't fit together."""
     context, vocabulary = model.config.context, model.config.vocab_size
     if grid.largest > max_batch:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def build_once(backend: Backend, ctx: BuildContext, wanted: Grid, journal: Journ
     name = backend.name
     if f"built {name}" not in journal.entries:
         if why := journal.ended.get(name):
-            return empty(backend) | {"reason": f"its build failed: {why}"}
+            return cast(BuiltBackend, empty(backend) | {"reason": f"its build failed: {why}"})
         journal.mark(name, "while it was built")
         entry = build_one(backend, ctx, wanted)
         journal.mark()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -263,7 +263,7 @@ def summarise(
     noise = {"low": min(x["low"] for x in noises), "high": max(x["high"] for x in noises)} if noises else {}
     table = []
     for name in [*status, *map(again, copies)]:
-        row = {"backend": name, **about, "status": status.get(name, "ok")}
+        row: dict[str, Any] = {"backend": name, **about, "status": status.get(name, "ok")}
         if name in measured:
             times = latency(measured[name])
             per_second = about["batch"] / times["p50"] * 1e3

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Event(Protocol):
 
 
 def cuda_event() -> Event:
-    return torch.cuda.Event(enable_timing=True)
+    return cast(Event, torch.cuda.Event(enable_timing=True))
 
 
 def event_timer(event: Callable[[], Event] = cuda_event, flush: Tensor | None = None) -> Timer:

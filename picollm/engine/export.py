@@ -13,11 +13,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from picollm.files import atomic_path
+from picollm.model.foreign import Examined
 from picollm.model.transformer import Transformer
 
 
@@ -29,7 +31,7 @@ class Logits(nn.Module):
 
     inputs = ("ids", "positions")
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Examined) -> None:
         super().__init__()
         self.model = model
 
@@ -44,7 +46,7 @@ class LogitsAlone(Logits):
     """Returns the same logits; computes the last block only at the positions that are read."""
 
     def hidden(self, ids_BT: Tensor, positions_P: Tensor) -> Tensor:
-        return self.model.hidden_at(ids_BT, positions_P)
+        return cast(Transformer, self.model).hidden_at(ids_BT, positions_P)
 
 
 class Nats(nn.Module):
@@ -52,7 +54,7 @@ class Nats(nn.Module):
 
     inputs = ("ids",)
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Examined) -> None:
         super().__init__()
         self.model = model
 
@@ -64,7 +66,7 @@ class Nats(nn.Module):
 GRAPHS: dict[str, type[Logits | Nats]] = {"logits": Logits, "nats": Nats}
 
 
-def compilable(model: Transformer, graph: str) -> Logits | Nats:
+def compilable(model: Examined, graph: str) -> Logits | Nats:
     """Returns the graph for compiled backends. Eager backends, and so the reference, keep the plain model."""
     # Models of other families offer no way to compute their last block in part.
     alone = graph == "logits" and hasattr(model, "hidden_at")
@@ -82,7 +84,7 @@ class Float32Norm(nn.Module):
         return self.norm(x.float()).to(x.dtype)
 
 
-def half_precision(model: Transformer) -> Transformer:
+def half_precision(model: Examined) -> Examined:
     """Returns a float16 copy with LayerNorm in float32 and every cast explicit.
 
     TensorRT 11 and TensorRT-RTX take the types from the graph ("strongly typed"); they have no precision flag any more.
@@ -91,18 +93,18 @@ def half_precision(model: Transformer) -> Transformer:
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
     for name in norms:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Float32Norm(model.get_submodule(name)))
+        setattr(model.get_submodule(parent), child, Float32Norm(cast(nn.LayerNorm, model.get_submodule(name))))
     return model
 
 
-def in_precision(model: Transformer, precision: str) -> Transformer:
+def in_precision(model: Examined, precision: str) -> Examined:
     """Returns the model itself for fp32, else a copy in the precision: fp16 with LayerNorm in float32, or bf16."""
     if precision == "bf16":
         return copy.deepcopy(model).bfloat16()
     return half_precision(model) if precision == "fp16" else model
 
 
-def export_program(model: Transformer, graph: str, *, max_batch: int) -> torch.export.ExportedProgram:
+def export_program(model: Examined, graph: str, *, max_batch: int) -> torch.export.ExportedProgram:
     """Exports one of GRAPHS with a batch of 1 to `max_batch` and any number of positions, on the model's device."""
     context, device = model.config.context, model.embedding.weight.device
     # Engines are tuned for the example, and torch-tensorrt takes its profile only from this program. An example of
@@ -123,7 +125,7 @@ def export_program(model: Transformer, graph: str, *, max_batch: int) -> torch.e
         )
 
 
-def export_onnx(model: Transformer, path: str | Path, graph: str, *, max_batch: int) -> None:
+def export_onnx(model: Examined, path: str | Path, graph: str, *, max_batch: int) -> None:
     """Writes a self-contained ONNX file with the graph's inputs and output by name; equal models give equal bytes."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
@@ -132,7 +134,7 @@ def export_onnx(model: Transformer, path: str | Path, graph: str, *, max_batch: 
     inputs = GRAPHS[graph].inputs
     axes = {"ids": "batch", "positions": "positions"}  # their names in the file
     with torch.no_grad(), quiet():
-        exported = torch.onnx.export(
+        exported: Any = torch.onnx.export(
             program,
             dynamo=True,
             optimize=False,

@@ -39,11 +39,11 @@ class Journal:
         self.marked: tuple[str, str] | None = None
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-            self.read()
+            self.read(folder)
 
-    def read(self) -> None:
+    def read(self, folder: Path) -> None:
         with suppress(FileNotFoundError):
-            for line in (self.folder / "done.jsonl").read_text(encoding="utf-8").splitlines():
+            for line in (folder / "done.jsonl").read_text(encoding="utf-8").splitlines():
                 with suppress(ValueError):  # left by a process killed while writing
                     key, value = json.loads(line)
                     self.entries[key] = value
@@ -74,6 +74,8 @@ class Journal:
         (self.folder / "now").write_text(f"{backend}\n{where}", encoding="utf-8")
 
     def last_mark(self) -> tuple[str, str]:
+        if not self.folder:
+            return "", ""
         try:
             backend, _, where = (self.folder / "now").read_text(encoding="utf-8").partition("\n")
         except FileNotFoundError:

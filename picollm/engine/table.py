@@ -52,7 +52,7 @@ def latency_lines(report: dict) -> Iterator[str]:
 def best_row(report: Mapping) -> dict | None:
     """Returns the row with the largest speed-up over eager fp32, at batch 1 and the first output; None if none ran."""
     output = report["results"][0]["output"]
-    rows = [
+    rows: list[dict] = [
         row for row in report["results"]
         if row["batch"] == 1 and row["output"] == output
         and REFERENCE in row.get("speedups", {}) and "again" not in row["backend"]
@@ -61,8 +61,9 @@ def best_row(report: Mapping) -> dict | None:
 
 
 def best_words(report: Mapping) -> str:
-    row = best_row(report)
-    return f"{row['backend']} {row['speedups'][REFERENCE]['ratio']:.2f}x eager fp32" if row else "only eager fp32 ran"
+    if row := best_row(report):
+        return f"{row['backend']} {row['speedups'][REFERENCE]['ratio']:.2f}x eager fp32"
+    return "only eager fp32 ran"
 
 
 def on_cpu(name: str, hardware: Mapping) -> str:

@@ -85,7 +85,7 @@ def measure(
     warm: dict[str, float] = {}  # seconds of the last call while warming up
 
     def warm_up(run: Call) -> float:
-        start, calls = clock(), 0
+        start, calls, took = clock(), 0, 0.0
         while calls < WARMUP_CALLS or clock() - start < protocol.warmup_seconds:
             before = clock()
             run(next(source))

@@ -28,7 +28,8 @@ def set_up(device: str, threads: int) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS adds in no fixed order, and warns
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms also imports the compiler, 5 s
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every fresh tensor
+    # Filling costs a pass over every fresh tensor; torch defines the attribute at run time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore[missing-attribute]
     if device == "cuda" and not torch.cuda.is_available():
         raise PicollmError(f"compute.device = cuda, but {no_gpu_seen()}: set it to auto or cpu")
     if device == "auto":

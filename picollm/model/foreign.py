@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,10 @@ class Family:
     layers: str
     norm: str
     out: str
-    scale: Callable[[nn.Module, float], None]
+    scale: Callable[[Any, float], None]  # the layer is of a class of transformers
 
 
-def scale_first_columns(layer: nn.Module, factor: float) -> None:
+def scale_first_columns(layer: Any, factor: float) -> None:
     """Scales the queries in GPT-2's Conv1D, [width, 3 width]: its first columns."""
     weight, bias = layer.attn.c_attn.weight, layer.attn.c_attn.bias
     width = weight.shape[0]
@@ -43,7 +43,7 @@ def scale_first_columns(layer: nn.Module, factor: float) -> None:
     bias[:width] *= factor
 
 
-def scale_interleaved(layer: nn.Module, factor: float) -> None:
+def scale_interleaved(layer: Any, factor: float) -> None:
     """Scales the queries of GPT-NeoX, which stores query, key and value of one head after another."""
     attention = layer.attention
     heads = attention.config.num_attention_heads
@@ -52,11 +52,11 @@ def scale_interleaved(layer: nn.Module, factor: float) -> None:
         attention.query_key_value.bias.view(heads, 3, -1)[:, 0] *= factor
 
 
-def scale_neo(layer: nn.Module, factor: float) -> None:
+def scale_neo(layer: Any, factor: float) -> None:
     layer.attn.attention.q_proj.weight.mul_(factor)
 
 
-def scale_query(layer: nn.Module, factor: float) -> None:
+def scale_query(layer: Any, factor: float) -> None:
     """Scales the queries of Llama-like layers; in their norm's weight if there is one, since it undoes any other."""
     norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "q_layernorm"))
     queries = next((norm for norm in norms if isinstance(norm, nn.Module)), layer.self_attn.q_proj)
@@ -143,7 +143,8 @@ class ForeignBlock:
 
     def out_weight(self) -> Tensor:
         """Returns the output projection by head, [D, H, W]."""
-        weight = self.out.weight.mT if type(self.out).__name__ == "Conv1D" else self.out.weight
+        weight = cast(Tensor, self.out.weight)
+        weight = weight.mT if type(self.out).__name__ == "Conv1D" else weight
         return weight.unflatten(1, (self.n_heads, -1))
 
 

@@ -71,6 +71,7 @@ class Objective(nn.Module):
         self.model, self.precision, self.sampled, self.device = model, precision, sampled, device
         self.compiled: Compiled | None = None
         self.loss: Callable = self.whole
+        self.head: Callable = self.head_loss
         if compile == "head":
             self.head = self.compiled = Compiled(self.head, device)
         elif compile == "all":
@@ -93,9 +94,9 @@ class Objective(nn.Module):
             x_BTD = self.model.hidden(ids_BT)
         return self.head(x_BTD, targets_BT, candidates_C)
 
-    def head(self, x_BTD: Tensor, targets_BT: Tensor, candidates_C: Tensor | None) -> Tensor:
+    def head_loss(self, x_BTD: Tensor, targets_BT: Tensor, candidates_C: Tensor | None) -> Tensor:
         with autocast(self.device, self.precision != "none"):
-            if candidates_C is None:
+            if candidates_C is None or self.sampled is None:
                 return self.model.head_loss(x_BTD, targets_BT)
             return self.sampled.loss(x_BTD.flatten(0, 1), self.model.head.weight, targets_BT.flatten(), candidates_C)
 
@@ -112,7 +113,7 @@ def evaluate(model: Examined, rows: Rows | np.ndarray, device: torch.device) -> 
     return total / (len(rows) * (rows[:1].shape[1] - 1))
 
 
-def summed(losses: Callable, model: Transformer, rows: Rows | np.ndarray, device: torch.device) -> float:
+def summed(losses: Callable, model: Examined, rows: Rows | np.ndarray, device: torch.device) -> float:
     """Sums the `losses` of all tokens. Waits for the device only once, for the sum: every wait leaves a GPU idle."""
     at_once = max(1, EVALUATION_TOKENS[device.type] // model.config.context)
     weight_VD = model.head.weight[: model.config.vocab_size]

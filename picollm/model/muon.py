@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
         self.padding: Padding | None = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]  # no caller has a closure
         """Applies orthogonalized Nesterov momentum, times sqrt(rows / columns) if tall, and decoupled weight decay."""
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]

@@ -12,6 +12,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def optimizers(model: Transformer, config: TrainingConfig) -> list[torch.optim.O
         {"params": [p for p in rest if p.ndim == 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    built = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
+    built: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
     if taken:
         built.append(Muon(hidden, config.muon_lr, config.muon_weight_decay, dtype=muon_dtype(hidden[0].device)))
     for group in (group for optimizer in built for group in optimizer.param_groups):
@@ -197,7 +198,7 @@ class Trainer:
                 # A seed computed from the step: nothing to save, and nothing that a resumed run could miss.
                 seed(self.device, seed_from(self.config.seed, number, i, self.world.rank))
             waits = self.world.size == 1 or i == len(parts) - 1
-            with nullcontext() if waits else self.shared.no_sync():
+            with nullcontext() if waits else cast(Any, self.shared).no_sync():
                 with ranges("forward"):
                     loss = self.shared(part[:, :-1], part[:, 1:], number)
                     loss = loss / len(parts) if len(parts) > 1 else loss
@@ -302,7 +303,8 @@ def train(trainer: Trainer, validation_rows: Rows | np.ndarray, checkpoints: Che
     Raises Stopped after SIGTERM or Ctrl-C, with the state saved; PicollmError if the loss diverges, leaving earlier
     checkpoints unchanged.
     """
-    config, world, newest = trainer.config, trainer.world, checkpoints and checkpoints.newest()
+    config, world = trainer.config, trainer.world
+    newest = checkpoints.newest() if checkpoints else None
     if newest:
         trainer.load_state(*newest)
         log.info("resuming after step %d of %d, from a checkpoint", trainer.step, trainer.steps)

@@ -18,6 +18,7 @@ from picollm.model.loss import evaluate
 from picollm.model.perplexity import per_word_and_byte
 from picollm.model.pretraining import Phase, Result, Run
 from picollm.model.training import TrainingConfig
+from picollm.model.transformer import ModelConfig
 
 ONLY_IN_REPORT = (
     "first_loss", "gemm_flop_per_second", "unigram_loss", "bigram_loss", "four_gram_loss", "four_gram_cache_loss",
@@ -98,7 +99,9 @@ def training_report(run: Run, result: Result, tokens: str | Path, reason: str, d
         "test_four_gram_cache_loss": test_counted["cache"],
     }
     if result.curve:
-        gemm = gemm_rate(recipe["batch_rows"] * shape.context, shape, device, TrainingConfig(**recipe).head_dtype)
+        gemm = gemm_rate(
+            recipe["batch_rows"] * shape.context, cast(ModelConfig, shape), device, TrainingConfig(**recipe).head_dtype
+        )
         report["gemm_flop_per_second"] = gemm
         report["gemm_share"] = result.summary["flop_per_second"] / gemm
         report["precision"] = {"autocast": recipe["autocast"], "compile": recipe["compile"], "reason": reason}

@@ -52,8 +52,9 @@ class ModelConfig:
     @classmethod
     def from_config(cls, config: Mapping[str, Any], vocab_size: int, **changes: Any) -> ModelConfig:
         """Reads the shape from a configuration's sections `model`, without its `checkpoint`, and `tokens`."""
-        shape = {key: value for key, value in config["model"].items() if key != "checkpoint"}
-        return cls(**{"vocab_size": vocab_size, "context": config["tokens"]["context"], **shape, **changes})
+        shape: dict[str, Any] = {"vocab_size": vocab_size, "context": config["tokens"]["context"]}
+        shape |= {key: value for key, value in config["model"].items() if key != "checkpoint"}
+        return cls(**shape | changes)
 
     @property
     def padded_vocab_size(self) -> int:
@@ -238,7 +239,7 @@ class Transformer(nn.Module):
         x_BTD, cos, sin = self.start(ids_BT)
         for block in self.blocks[:-1]:
             x_BTD = block(x_BTD, cos, sin)
-        return self.norm(self.blocks[-1].at(x_BTD, cos, sin, positions_P))
+        return self.norm(cast(Block, self.blocks[-1]).at(x_BTD, cos, sin, positions_P))
 
     def next_logits(self, ids_BT: Tensor, cache: Cache) -> Tensor:
         """Returns logits [B, V] after these tokens, which follow the cached ones: first the prompt, then one by one."""

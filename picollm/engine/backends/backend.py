@@ -20,7 +20,7 @@ from torch import Tensor
 
 from picollm.engine.export import export_onnx, in_precision
 from picollm.hardware import describe_gpu
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 from picollm.precision import emulated_bf16
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class BuildContext:
     ahead of time, as "8.9".
     """
 
-    model: Transformer
+    model: Examined
     folder: Path
     device: torch.device
     max_batch: int
@@ -75,7 +75,7 @@ class BuildContext:
 class LoadContext:
     """Inputs of a load: the checkpoint, and the verified engine folder with its manifest."""
 
-    model: Transformer
+    model: Examined
     manifest: dict
     folder: Path
     device: torch.device

@@ -7,6 +7,7 @@ needs a GPU. That part was never executed by us.
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from torch import nn
 
 from picollm.engine.backends.backend import BuildContext
 from picollm.engine.export import export_program, half_precision
-from picollm.model.transformer import Transformer
+from picollm.model.foreign import Examined
 
 PRESETS = {"int8": "INT8_SMOOTHQUANT_CFG", "fp8": "FP8_DEFAULT_CFG"}
 CALIBRATION_BATCH = 8
 
 
-def quantized(model: Transformer, precision: str, calibration: np.ndarray) -> Transformer:
+def quantized(model: Examined, precision: str, calibration: np.ndarray) -> Examined:
     """Returns a copy whose linear layers quantize weights and inputs, calibrated on rows [n, T] int64.
 
     The vocabulary head, 61 % of the original's arithmetic, is enabled by name: ModelOpt's presets exclude layers that
@@ -30,11 +31,12 @@ def quantized(model: Transformer, precision: str, calibration: np.ndarray) -> Tr
 
     model = copy.deepcopy(model)
     # SmoothQuant moves scales from a layer's inputs into its weights; the embedding must not get those of the head.
-    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    head = cast(Any, model.head)
+    head.weight = nn.Parameter(head.weight.detach().clone())
     how = copy.deepcopy(getattr(mtq, PRESETS[precision]))
     how["quant_cfg"] += [{"quantizer_name": f"*head.{what}_quantizer", "enable": True} for what in ("weight", "input")]
 
-    def feed(fed: nn.Module) -> None:
+    def feed(fed: Any) -> None:
         device = fed.embedding.weight.device
         for start in range(0, len(calibration), CALIBRATION_BATCH):
             fed(torch.from_numpy(calibration[start : start + CALIBRATION_BATCH]).to(device))

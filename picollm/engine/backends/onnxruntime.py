@@ -125,6 +125,6 @@ def load_onnx(path: Path, threads: int) -> Run:
     names = [x.name for x in session.get_inputs()]
 
     def run(*inputs: np.ndarray) -> np.ndarray:
-        return session.run(None, dict(zip(names, inputs, strict=True)))[0]
+        return np.asarray(session.run(None, dict(zip(names, inputs, strict=True)))[0])
 
     return run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,8 @@ class Compiled(Eager):
         # Every shape of every precision counts towards one limit, beyond which it would silently run eagerly.
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         model = copy.deepcopy(ctx.model).to(ctx.device, DTYPES[self.precision])
-        return torch.compile(compilable(model, graph), dynamic=False, fullgraph=True, mode=self.mode)
+        compiled = torch.compile(compilable(model, graph), dynamic=False, fullgraph=True, mode=self.mode)
+        return cast(nn.Module, compiled)
 
 
 class CudaGraph(Eager):
@@ -187,7 +188,7 @@ class AotInductorRow(AotInductor):
         return 1
 
     def options(self, device: torch.device) -> dict[str, object]:
-        tuned = {"max_autotune": True}
+        tuned: dict[str, object] = {"max_autotune": True}
         if device.type == "cpu":
             tuned |= {"freezing": True, "max_autotune_gemm_backends": "CPP,ATEN"}
         return tuned

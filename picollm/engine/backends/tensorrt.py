@@ -68,7 +68,7 @@ class TensorRt(Backend):
         profile = shapes(graph, ctx.model.config.context, self.largest_batch(ctx))
         # With a GPU the engine is built for it, not for those that the configuration names ahead of time.
         here = ctx.device.type == "cuda"
-        capabilities = [describe_gpu()["compute_capability"]] if here else ctx.capabilities
+        capabilities = [this_gpu()] if here else ctx.capabilities
         if choose_target(ctx.device) == TORCH:
             path = ctx.path(graph, self.precision, f"{self.suffix}.trt.pt2")
             build_torch_tensorrt(ctx, graph, self.precision, path, profile)
@@ -81,7 +81,7 @@ class TensorRt(Backend):
 
     def refuses(self, built: dict, device: torch.device) -> str | None:
         about = built["graphs"]["logits"]
-        target, here = about["target"], describe_gpu()["compute_capability"]
+        target, here = about["target"], this_gpu()
         if here not in about["compute_capabilities"]:
             built_for = ", ".join(about["compute_capabilities"])
             return f"the engine is for compute capability {built_for}, this GPU has {here}: run trt_compile here"
@@ -116,7 +116,12 @@ class TensorRtRow(TensorRt):
         return row_by_row(super().load(ctx, graph))
 
 
-def versions(target: str) -> dict[str, object]:
+def this_gpu() -> str:
+    """Returns the compute capability of the GPU that torch uses; "none" without one."""
+    return (describe_gpu() or {"compute_capability": "none"})["compute_capability"]
+
+
+def versions(target: str | None) -> dict[str, object]:
     """Returns the versions of the packages on which an engine depends; torch-tensorrt has two distributions."""
     packages = (RTX,) if target == RTX else (TORCH, "torch-tensorrt-rtx", "tensorrt", RTX, "torch")
     return {package: installed(package) for package in packages}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def load_plan(path: Path) -> DeviceRun:
     return DeviceRun(call, torch.device("cuda"))
 
 
-def import_rtx():
+def import_rtx() -> Any:  # it has no stubs
     try:
         import tensorrt_rtx
     except ImportError as error:
