@@ -9,7 +9,7 @@ is no difference.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -56,6 +56,33 @@ class OverBudget(PicollmError):
         super().__init__(f"one call takes {call:.2g} s, so {takes:.0f} s in all; its share is {budget:.2g} s")
 
 
+class WarmUp:
+    """Calls backends until they are warm. The first one sets the budget of the others: SLACK times its time, and
+    SECONDS at least."""
+
+    def __init__(self, protocol: Protocol, inputs: Iterator[np.ndarray], clock: Callable[[], float]) -> None:
+        self.protocol, self.inputs, self.clock = protocol, inputs, clock
+        self.budget: float | None = None
+
+    def __call__(self, run: Call) -> float:
+        """Returns the seconds of the last call. Raises OverBudget after the second one: the first may compile."""
+        start, calls, took = self.clock(), 0, 0.0
+        while calls < WARMUP_CALLS or self.clock() - start < self.protocol.warmup_seconds:
+            before = self.clock()
+            run(next(self.inputs))
+            took, calls = self.clock() - before, calls + 1
+            if calls == 2:
+                self.keep_within_budget(took)
+        return took
+
+    def keep_within_budget(self, call: float) -> None:
+        takes = self.protocol.seconds(call)
+        if self.budget is None:
+            self.budget = max(SECONDS, SLACK * max(takes, self.protocol.seconds(0.0)))
+        elif takes > self.budget:
+            raise OverBudget(call, takes, self.budget)
+
+
 def measure(
     runs: dict[str, Call],
     inputs: list[np.ndarray],
@@ -68,8 +95,7 @@ def measure(
 ) -> tuple[dict[str, Rounds], dict[str, Exception]]:
     """Returns milliseconds of every timed call, by backend and round; and exceptions by backend, which has no numbers.
 
-    The first of `runs` is the baseline. Another one is not timed (OverBudget) if its second call (the first may
-    compile) shows that it would take more than SLACK times the baseline's time and the protocol's.
+    The first of `runs` is the baseline. Another one that would take too much time is not timed (OverBudget).
     `advance` is called after each block. timer: milliseconds of a call, by default from the host's clock around it.
     twice: the fastest at warm-up takes part twice, under the name from `again`.
     """
@@ -81,25 +107,8 @@ def measure(
 
     timer = timer or host_timer
     order, source = np.random.default_rng(protocol.seed), cycle(inputs)
-    budget: list[float] = []
+    warm_up = WarmUp(protocol, source, clock)
     warm: dict[str, float] = {}  # seconds of the last call while warming up
-
-    def warm_up(run: Call) -> float:
-        start, calls, took = clock(), 0, 0.0
-        while calls < WARMUP_CALLS or clock() - start < protocol.warmup_seconds:
-            before = clock()
-            run(next(source))
-            took, calls = clock() - before, calls + 1
-            if calls == 2:
-                keep_within_budget(took)
-        return took
-
-    def keep_within_budget(call: float) -> None:
-        takes = protocol.seconds(call)
-        if not budget:
-            budget.append(max(SECONDS, SLACK * max(takes, protocol.seconds(0.0))))
-        elif takes > budget[0]:
-            raise OverBudget(call, takes, budget[0])
 
     def block(run: Call) -> list[float]:
         run(next(source))  # untimed: the caches still hold the previous backend's data
