@@ -63,9 +63,9 @@ KILLS = [
 
 
 def marks(kill: tuple) -> list:
-    _, when, _, whom = kill
-    rare = whom == "JOB" and when != "within"  # as when the whole group is killed there
-    return [pytest.mark.exhaustive if rare else pytest.mark.slow]
+    driver, when, _, whom = kill  # the others end like the same moment of the other driver, or like the whole group
+    common = whom == "GROUP" if driver == SNAKEMAKE else (when, whom) == ("within", "JOB")
+    return [pytest.mark.slow if common else pytest.mark.exhaustive]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,13 @@ def test_dvc_killed_between_a_stage_and_its_record(edited):
     finish(edited, SNAKEMAKE)
 
 
-@pytest.mark.parametrize("first", [SNAKEMAKE, REPRO], ids=["snakemake", "dvc"])
-@pytest.mark.parametrize("second", [SNAKEMAKE, REPRO], ids=["snakemake", "dvc"])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pytest.param(SNAKEMAKE, REPRO, marks=pytest.mark.slow, id="dvc after snakemake"),
+     pytest.param(REPRO, SNAKEMAKE, marks=pytest.mark.slow, id="snakemake after dvc"),
+     pytest.param(SNAKEMAKE, SNAKEMAKE, marks=pytest.mark.exhaustive, id="snakemake twice"),
+     pytest.param(REPRO, REPRO, marks=pytest.mark.exhaustive, id="dvc twice")],
+)  # fmt: skip
 def test_two_at_once_the_second_says_so_and_the_first_ends_well(edited, first, second):
     wish(edited, "before", "cluster_heads", "import time\nfrom pathlib import Path\nPath('logs/there').touch()\n"
          "while not Path('logs/go').exists(): time.sleep(0.05)")  # fmt: skip

@@ -65,7 +65,7 @@ EXHAUSTIVE = {
     "Snakemake's records wiped, and an edit", "an edited artefact that no cache has", "outputs a day newer",
     "a value, a run, the value back", "cache and records wiped", "one record wiped, and an edit",
     "the training split in slices", "a branch and an edit", "snakemake up to one rule", "a stash and its return",
-    "outputs wiped", "records of an older version",
+    "outputs wiped", "records of an older version", "a parameter and back", "a merge", "a script",
 }  # fmt: skip
 
 
