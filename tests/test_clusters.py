@@ -270,7 +270,7 @@ def test_report_of_the_families():
     in_order = [report["heads"][h]["cluster"] for h in arrays["order"]]
     assert in_order == sorted(in_order)
     assert len(metrics(report)) <= 20
-    with pytest.raises(PicollmError, match="classify_heads again"):
+    with pytest.raises(PicollmError, match="run `snakemake --cores all -R classify_heads`"):
         describe_clusters(divergences, whole, heads=heads[:-1], max_k=5, bootstraps=10, seed=1)
 
 
