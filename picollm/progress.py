@@ -19,6 +19,7 @@ from tqdm import tqdm
 STATUS = "PICOLLM_STATUS"  # path without suffix; each process of the job appends its number and .json
 PICTURE = "PICOLLM_PICTURE"  # set for the jobs of a run that draws its display on a terminal
 DRAW_SECONDS, LINE_SECONDS = 0.5, 30.0
+FACTS = ("n", "total", "elapsed", "initial", "rate", "unit", "prefix")  # what describes a bar, by tqdm's names
 
 
 def status_file() -> Path | None:
@@ -58,7 +59,7 @@ class progress(tqdm):  # noqa: N801  used like a function
         if self.drawn:
             super().display(msg, pos)
             return
-        facts = {name: self.format_dict[name] for name in ("n", "total", "elapsed", "initial", "unit", "prefix")}
+        facts = {name: self.format_dict[name] for name in FACTS}
         facts["postfix"] = self.postfix or ""
         if status_file():
             report(bar=facts)
@@ -74,10 +75,15 @@ class progress(tqdm):  # noqa: N801  used like a function
         report(bar=None)
 
 
+def rate_of(bar: dict) -> float:
+    """Returns iterations per second: tqdm's moving average, which forgets a slow beginning such as a compilation."""
+    return bar.get("rate") or ((bar["n"] - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0)
+
+
 def describe(bar: dict) -> str:
     """Formats a bar's facts as text: share, count, rate, time left, and the loop's own postfix."""
     n, total, units = bar["n"], bar["total"], bar["unit"].strip()
-    rate = (n - bar["initial"]) / bar["elapsed"] if bar["elapsed"] else 0.0
+    rate = rate_of(bar)
     parts = [f"{n / total:.0%}, {n:,.0f} of {total:,.0f} {units}" if total else f"{n:,.0f} {units}"]
     if rate:
         parts.append(f"{rate:.2g}/s" if rate >= 1 else f"{1 / rate:.2g} s each")

@@ -93,7 +93,16 @@ MOMENTS = [str(step) for step in (0, 1, EVERY - 1, EVERY, EVERY + 1, STEPS)]
 
 
 @pytest.mark.parametrize(
-    "when", [*MOMENTS, "3 at once", "weights half written", "weights written", "mark half written"]
+    "when",
+    [
+        *MOMENTS[::2],
+        "3 at once",
+        "weights half written",
+        *(
+            pytest.param(when, marks=pytest.mark.slow)
+            for when in (*MOMENTS[1::2], "weights written", "mark half written")
+        ),
+    ],
 )
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, undisturbed, when):
     done = subprocess.run([sys.executable, "-c", PROGRAM, when, str(tmp_path)], capture_output=True, text=True)

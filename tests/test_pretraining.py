@@ -95,6 +95,7 @@ def read_seldom(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
 
+@pytest.mark.slow
 def test_several_processes_save_between_two_validations_though_losses_are_read_seldom(run, read_seldom):
     edits = {"length": 6, "checkpoint_every": 4, "validate_every": 6}
     together = pretrain(run(processes=2, **edits))

@@ -215,11 +215,8 @@ if sys.argv[1] == "export":
 """
 
 
-@pytest.mark.parametrize(
-    "where",
-    [pytest.param("before the workload", marks=pytest.mark.slow), "after the workload",
-     pytest.param("in the export", marks=pytest.mark.slow)],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["before the workload", "after the workload", "in the export"])
 def test_nsys_that_hangs_is_ended_and_torch_takes_over(tmp_path, monkeypatch, where):
     folder, pids = tmp_path / "bin", tmp_path / "pids"
     folder.mkdir()

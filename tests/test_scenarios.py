@@ -45,7 +45,6 @@ class Row:
     name: str
     deed: Callable[[Workspace], object]
     stale: set[str]  # what both tools would run afterwards
-    fast: bool = False  # runs in `make test` too
 
 
 # Relatives of other rows, and kinds of event that the walks have too: CI leaves them to `make test-all`.
@@ -246,7 +245,7 @@ ROWS = [
     Row("all code touched", run("bash", "-c", "find picollm rules workflow_scripts -type f -exec touch {} +"), NONE),
     Row("code of another branch and back", steps(checkout("other"), checkout("main")), NONE),
     # 15: git and DVC
-    Row("a branch without dvc checkout", checkout("other"), NONE, fast=True),
+    Row("a branch without dvc checkout", checkout("other"), NONE),
     Row("a branch with dvc checkout", steps(checkout("other"), DVC_CHECKOUT), NONE),
     Row("a branch and an edit", steps(checkout("other"), TITLE), ENDS),
     Row("a branch's config.yaml alone", checkout("other", "--", "config.yaml"), CLUSTERS),
@@ -306,11 +305,11 @@ ROWS = [
 
 
 def marks(row: Row) -> list:
-    return [] if row.fast else [pytest.mark.exhaustive if row.name in EXHAUSTIVE else pytest.mark.slow]
+    return [pytest.mark.exhaustive if row.name in EXHAUSTIVE else pytest.mark.slow]
 
 
 def test_every_name_in_exhaustive_is_a_row():
-    assert EXHAUSTIVE <= {row.name for row in ROWS if not row.fast}
+    assert EXHAUSTIVE <= {row.name for row in ROWS}
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks(row)) for row in ROWS])

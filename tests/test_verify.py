@@ -130,7 +130,12 @@ def test_a_sound_repository_is_proven_and_nothing_is_touched(root, capsys):
     assert contents(root, "data", "reports", ".dvc/cache", ".snakemake") == before
 
 
-@pytest.mark.parametrize(("fault", "file", "named"), FAULTS, ids=lambda value: getattr(value, "__name__", value))
+VARIATIONS = [
+    pytest.param(*fault, marks=pytest.mark.exhaustive if number % 2 else []) for number, fault in enumerate(FAULTS)
+]
+
+
+@pytest.mark.parametrize(("fault", "file", "named"), VARIATIONS, ids=lambda value: getattr(value, "__name__", value))
 def test_a_fault_is_named(root, capsys, fault, file, named):
     fault(root / file)
     assert verify(root, fix=False) == 1

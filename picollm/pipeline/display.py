@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from picollm.pipeline import slurm
-from picollm.progress import LINE_SECONDS, PICTURE, STATUS, describe, duration
+from picollm.progress import LINE_SECONDS, PICTURE, STATUS, describe, duration, rate_of
 
 FOLDER = Path(".snakemake/picollm/status")
 PRINTED = "printed"  # receives the output of jobs and libraries, which would otherwise break the picture
@@ -227,8 +227,8 @@ class Display(logging.Handler):
 
     def remaining(self, row: Row, spent: float) -> float:
         bar = row.status.get("bar")
-        if bar and bar["total"] and bar["n"] > bar["initial"]:
-            return bar["elapsed"] / (bar["n"] - bar["initial"]) * (bar["total"] - bar["n"])
+        if bar and bar["total"] and (rate := rate_of(bar)):
+            return (bar["total"] - bar["n"]) / rate
         return self.estimates[row.rule] - spent
 
     def picture(self) -> Group:
