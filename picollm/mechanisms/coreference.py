@@ -159,6 +159,7 @@ class Coreference(TypedDict):
     items: int
     chosen_on_one_half: ChosenHeads
     best_of_all: BestOfAll
+    mean_of_all_heads: Accuracy  # no rival: it contains the head, and what others know
     baselines: dict[str, Accuracy]
     p_against_rivals: float
     heads: dict[str, float]
@@ -180,11 +181,7 @@ def coreference(
     best, out_of_sample = best_on_other_half(right_IH, first_I)
     chance = best_by_chance(right_IH, cluster_I, seed=seed)
     top = int(right_IH.mean(0).argmax())
-    rivals = {
-        **baselines(items, counts_V, first_I),
-        "the mean of all heads": prefers_gold(weights_IHC.mean(1), gold_I),
-        **rivals,
-    }
+    rivals = {**baselines(items, counts_V, first_I), **rivals}
     return {
         "items": len(items),
         "chosen_on_one_half": {"heads": [names[h] for h in best], **accuracy(out_of_sample, cluster_I)},
@@ -194,6 +191,7 @@ def coreference(
             "p": finite((1 + (chance >= right_IH[:, top].mean() - 1e-12).sum()) / (1 + len(chance))),
             "best_by_chance_95": finite(np.quantile(chance, 0.95)),
         },
+        "mean_of_all_heads": accuracy(prefers_gold(weights_IHC.mean(1), gold_I), cluster_I),
         "baselines": {name: accuracy(right_I, cluster_I) for name, right_I in rivals.items()},
         "p_against_rivals": max(above(out_of_sample, right_I, cluster_I) for right_I in rivals.values()),
         "heads": {name: finite(share) for name, share in zip(names, right_IH.mean(0), strict=True)},

@@ -45,7 +45,7 @@ from picollm.stats import (
     preferred,
 )
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Tested(TypedDict):
@@ -127,8 +127,8 @@ def untestable(clusters: int, of: int) -> Untestable:
 def by_attention(
     s: ModelAndText, untrained: Sequence[Examined], rare: Mapping[str, int], style: str
 ) -> ByAttention | Untestable:
-    """Tests coreference. p is the larger of two: the chosen heads against every rule, the mean of all heads and
-    untrained models (the largest of paired tests over word pairs), and the best of all against exchanged pronouns."""
+    """Tests coreference. p is the larger of two: the chosen heads against every rule and untrained models (the
+    largest of paired tests over word pairs), and the best of all against exchanged pronouns."""
     known = known_clusters(dict(enumerate(GENDERS)), rare)
     if len(known) < LEAST_CLUSTERS:
         return untestable(len(known), len(GENDERS))

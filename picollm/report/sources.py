@@ -26,7 +26,7 @@ PATHS = {
 }  # fmt: skip
 # The format of each report that the page can read; tests/test_sources.py checks that they equal the written formats.
 FORMATS = {
-    "data": 3, "engine": 2, "heads": 3, "clusters": 3, "mechanisms": 4, "emergence": 3, "ablation": 2, "probes": 2,
+    "data": 3, "engine": 2, "heads": 3, "clusters": 3, "mechanisms": 4, "emergence": 3, "ablation": 2, "probes": 3,
     "findings": 2,
 }  # fmt: skip
 
