@@ -137,7 +137,7 @@ def clearest_probe(probes: ProbesReport) -> dict | None:
     name, (own, entry) = min(tested.items(), key=lambda item: item[1][1]["p"])
     rival = max([0.5, *(row["accuracy"] for row in entry["baselines"].values())])
     shares = {end: 100 * own[end] for end in ("low", "high")}
-    what = f"of {name} items correct, the clearest of {count(len(tested), 'probe')}"
+    what = f"of {name.removesuffix('s')} items correct, the clearest of {count(len(tested), 'probe')}"
     return number(100 * own["accuracy"], shares, "%", what, 100 * rival, "best rival")
 
 
