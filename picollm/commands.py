@@ -17,7 +17,12 @@ TOKENS = "data/tokens/manifest.json"
 
 
 def dvc_yaml(arguments: argparse.Namespace) -> None:
-    """Write dvc.yaml from the rules. Needed after an edit of rules/*.smk, of a script's imports, or of corpus.path."""
+    """Write dvc.yaml from the rules. Needed after an edit of rules/*.smk, of a script's imports, or of a path in
+    config.yaml."""
+    write_dvc_yaml()
+
+
+def write_dvc_yaml() -> None:
     # The Snakefile itself writes it, because only Snakemake knows its rules; --list-rules reads it and runs nothing.
     environment = os.environ | {"PICOLLM_WRITE_DVC_YAML": "1"}
     command = [sys.executable, "-m", "snakemake", "--list-rules"]
@@ -27,7 +32,8 @@ def dvc_yaml(arguments: argparse.Namespace) -> None:
 
 
 def preset(arguments: argparse.Namespace) -> None:
-    """Write config.yaml from a preset and list the changed values; without a name, list the presets."""
+    """Write config.yaml from a preset, and dvc.yaml with it, and list the changed values; without a name, list the
+    presets."""
     from picollm import presets
 
     if arguments.name is None:
@@ -35,6 +41,8 @@ def preset(arguments: argparse.Namespace) -> None:
         return
     changes = presets.write_preset(arguments.name, Path("config.yaml"), arguments.force)
     print(f"config.yaml: preset {arguments.name}, {len(changes)} values changed", *changes, sep="\n  ")
+    if Path("Snakefile").exists():
+        write_dvc_yaml()  # its stages list the files that config.yaml names
 
 
 def config_docs(arguments: argparse.Namespace) -> None:

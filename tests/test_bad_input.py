@@ -73,8 +73,9 @@ def test_missing_sentences_are_refused(project):
         assert "nowhere.yaml is missing" in said(output)
 
 
-def test_each_preset_plans_the_whole_graph(project):
-    workspace.set_preset(project.path, "wikitext-103")
+@pytest.mark.parametrize("preset", ["wikitext-103", "grammar"])
+def test_a_preset_plans_the_whole_graph_at_once(project, preset):
+    project.picollm("preset", preset, "--force")  # another text: other files in dvc.yaml
     assert project.planned() == set(yaml.safe_load((project.path / "dvc.yaml").read_text())["stages"])
 
 
