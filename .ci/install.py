@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 
-UV = "uv==0.13.9"
+UV = "0.13.9"
 ROOT = Path(__file__).parents[1]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 SETTINGS = {
@@ -38,9 +39,10 @@ def settings_of_pip(listed: str) -> dict[str, str]:
 def installed_by_uv(arguments: Sequence[str]) -> bool:
     """Tries it with uv, quietly."""
     quiet = {"capture_output": True, "text": True}
-    got = subprocess.run([*PIP, "install", "--quiet", "--no-compile", "--only-binary", "uv", UV], **quiet)
-    if got.returncode:
-        return False
+    if UV not in (found.version for found in distributions(name="uv")):
+        got = subprocess.run([*PIP, "install", "--quiet", "--no-compile", "--only-binary", "uv", f"uv=={UV}"], **quiet)
+        if got.returncode:
+            return False
     listed = subprocess.run([*PIP, "config", "list"], **quiet).stdout
     # Like pip, which takes the best version of all indexes; uv's own rule is the first index that has the package.
     variables = {"UV_INDEX_STRATEGY": "unsafe-best-match"} | settings_of_pip(listed)
