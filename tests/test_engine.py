@@ -1,12 +1,9 @@
 """The compiled artefacts compute what the model computes, and a wrong one is refused in one line."""
 
 import copy
-import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from picollm.engine.backends import tensorrt
 from picollm.engine.backends.backend import BuildContext, DeviceRun, LoadContext
 from picollm.engine.backends.pytorch import AotInductor, row_by_row, tf32
 from picollm.engine.backends.registry import BACKENDS, load_backend
-from picollm.engine.backends.tensorrt import RTX, TORCH, choose_target, shapes
+from picollm.engine.backends.tensorrt import RTX, TORCH, shapes
 from picollm.engine.backends.tensorrt_rtx import build_plan
 from picollm.engine.build import artefact, build, read_manifest
 from picollm.engine.export import LogitsAlone, compilable
@@ -356,54 +353,6 @@ def test_an_unknown_backend_names_the_allowed_ones(ctx):
     with pytest.raises(PicollmError, match="'tensorrt-int4' does not exist; allowed: eager-fp32, .*tensorrt-fp8"):
         load_backend("tensorrt-int4", ctx)
     assert tuple(BACKENDS) == NAMES
-
-
-def test_the_compiler_that_is_installed_is_chosen(monkeypatch):
-    installed = {"tensorrt_rtx", "torch_tensorrt"}
-    monkeypatch.setattr(tensorrt, "find_spec", lambda name: name in installed or None)
-    assert choose_target(torch.device("cuda")) == TORCH and choose_target(CPU) == RTX
-    installed.discard("torch_tensorrt")
-    assert choose_target(torch.device("cuda")) == RTX
-    installed.clear()
-    assert choose_target(CPU) is None
-
-
-def test_every_keyword_for_torch_tensorrt_exists_in_its_releases(model, tmp_path, monkeypatch):
-    """An unknown parameter is silently ignored. The file lists the named parameters in the wheels of 2.11 to 2.14;
-    the package itself needs a GPU, so the arguments of the calls are listed here."""
-    used = {"dynamo.compile": set(), "save": set(), "Input": set(), "runtime.set_cudagraphs_mode": set()}
-
-    def recorder(name, result=None):
-        return lambda *args, **keywords: used[name].update(keywords) or result
-
-    def saved(module, file_path, **keywords):
-        used["save"].update(keywords)
-        Path(file_path).write_bytes(b"engine")
-
-    compiled = torch.nn.Module()
-    compiled.add_module("_run_on_acc_0", torch.nn.Identity())
-    loadable = SimpleNamespace(module=lambda: lambda *inputs: torch.zeros(1))
-    package = SimpleNamespace(
-        Input=recorder("Input"), save=saved, load=lambda path: loadable,
-        dynamo=SimpleNamespace(compile=recorder("dynamo.compile", compiled)),
-        runtime=SimpleNamespace(set_cudagraphs_mode=recorder("runtime.set_cudagraphs_mode")),
-    )  # fmt: skip
-    monkeypatch.setattr(tensorrt, "import_torch_tensorrt", lambda: package)
-    ctx = BuildContext(model, tmp_path, CPU, MAX_BATCH, np.zeros((1, CONTEXT), np.int64), [])
-    path = tmp_path / "logits.fp16.trt.pt2"
-    tensorrt.build_torch_tensorrt(ctx, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
-    manifest = {"backends": {"tensorrt-fp16": {"files": {"logits": path.name}}}}
-    run = BACKENDS["tensorrt-fp16"].load(LoadContext(model, manifest, tmp_path, CPU, 2), "logits")
-    assert run(ids(1), LAST) == 0
-    assert path.read_bytes() == b"engine" and all(used.values())
-    signatures = json.loads(Path(__file__).with_name("torch_tensorrt.json").read_text())
-    assert list(signatures) == ["2.11.0", "2.12.1", "2.13.0", "2.14.0"]
-    for known in signatures.values():
-        assert all(keywords <= set(known[name]) for name, keywords in used.items())
-    assert "enabled_precisions" not in signatures["2.13.0"]["dynamo.compile"]
-    compiled.add_module("_run_on_acc_1", torch.nn.Identity())
-    with pytest.raises(PicollmError, match="built 2 engines from the graph, not one"):
-        tensorrt.build_torch_tensorrt(ctx, "logits", "fp16", path, shapes("logits", CONTEXT, MAX_BATCH))
 
 
 def test_tf32_is_put_back():
