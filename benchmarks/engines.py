@@ -43,7 +43,7 @@ KEPT = (
     "autocast",
     "compile",
 )
-ON_CPU = tuple(name for name in BACKENDS if name.startswith(("aoti", "onnxruntime", "openvino")))
+BUILT_FOR_CPU = tuple(name for name in BACKENDS if name.startswith(("aoti", "onnxruntime", "openvino")))
 
 
 def prepare(folder: Path, steps: int) -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=300, help="training steps of 8 x 384 tokens")
-    parser.add_argument("--backends", default=",".join(["eager-fp32", "eager-bf16", *ON_CPU]))
+    parser.add_argument("--backends", default=",".join(["eager-fp32", "eager-bf16", *BUILT_FOR_CPU]))
     parser.add_argument("--outputs", default="last,full")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=7)

@@ -238,7 +238,7 @@ def control(arguments: argparse.Namespace) -> None:
     import torch
 
     from picollm.attention.analysis import open_any
-    from picollm.mechanisms.control import emergence_line, lines
+    from picollm.mechanisms.public_control import emergence_line, lines
 
     device = torch.device("cpu")
     for revision in arguments.revision or [None]:

@@ -138,7 +138,7 @@ class Pretrain(Section):
 class Attention(Section):
     """Test sentences: extract_attention, probe_heads"""
 
-    sentences: str = key("YAML or JSON file with the ten categories; edit it, or use your own")
+    sentences: str = key("YAML or JSON file with the categories; edit it, or use your own")
     style: Literal["plain", "wikitext"] = key("plain | wikitext (spaced punctuation and @-@ joins, as in that corpus)")
     apart: bool = key("run each category as a separate cluster job; the bytes do not depend on it")
 

@@ -19,7 +19,7 @@ from picollm.pipeline import resources as scheduled
 from picollm.pipeline.dvc_yaml import check_dvc_yaml, check_writable, stages_of
 from picollm.pipeline.given import give, given
 from picollm.pipeline.receipts import artefact
-from picollm.report.chapters import METRIC_CHAPTERS
+from picollm.report.metric_files import METRIC_FILES
 from picollm.seed_summary import SECTIONS as SEED_SECTIONS
 
 ROOT = Path(workflow.basedir)

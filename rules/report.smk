@@ -56,7 +56,7 @@ rule final_report:
         engine="data/engine/manifest.json",
         benchmark="reports/benchmark.json",
         profile="reports/profile.json",
-        metrics=[f"reports/metrics/{chapter}.json" for chapter in METRIC_CHAPTERS],
+        metrics=[f"reports/metrics/{name}.json" for name in METRIC_FILES],
     output:
         report=report(
             "reports/final.html", caption="captions/report.rst", category="Report"

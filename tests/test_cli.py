@@ -6,7 +6,7 @@ import pytest
 
 from picollm.cli import COMMANDS, GROUPS, TRACEBACK, function_of, main, parser
 from picollm.files import write_json
-from picollm.report.chapters import METRIC_CHAPTERS
+from picollm.report.metric_files import METRIC_FILES
 
 
 def test_each_command_stands_in_one_group_and_does_something():
@@ -56,7 +56,7 @@ def test_values_with_commas_are_lists():
 def test_a_fault_that_nobody_thought_of_gives_a_one_line_error_too(tmp_path, monkeypatch):
     """Metrics that lack keys of this version."""
     (tmp_path / "Snakefile").touch()
-    for name in (*(f"metrics/{chapter}" for chapter in METRIC_CHAPTERS), "heads", "benchmark"):
+    for name in (*(f"metrics/{name}" for name in METRIC_FILES), "heads", "benchmark"):
         write_json(tmp_path / f"reports/{name}.json", {})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["picollm", "summary"])

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from picollm import progress as progress_module
@@ -163,6 +164,10 @@ def test_an_earlier_run_decides_where_it_was_alike(tmp_path, monkeypatch):
     assert estimate(["pretrain"], tmp_path, {"pretrain": 40.0}) == ({}, "no estimate: the calibration failed")
     assert estimate(["pretrain"], tmp_path, {"pretrain": None}) == ({}, "")
     assert estimate(["draw_figures"], tmp_path, {}, calibrate=False) == ({}, "")
+
+
+def test_every_stage_has_a_time():
+    assert set(SECONDS) == set(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"])
 
 
 @pytest.mark.heavy

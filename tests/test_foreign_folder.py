@@ -19,7 +19,7 @@ from refusals import refusal
 from picollm.attention.analysis import analyse_model, open_any
 from picollm.attention.sentences import CATEGORIES
 from picollm.errors import PicollmError
-from picollm.mechanisms.control import emergence_line, lines, scores_of
+from picollm.mechanisms.public_control import emergence_line, lines, scores_of
 from picollm.model import foreign_folder
 from picollm.model.foreign import ForeignModel
 from picollm.model.foreign_folder import load_foreign_model, parameters_in

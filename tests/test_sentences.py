@@ -129,7 +129,7 @@ def simple(line):
         (simple("()_pronoun went."), "simple, sentence 1 has a mark that can't be read at ')_pronoun'"),
         (simple("He (is (not)_negation)_scope here."), "simple, sentence 1 marks a span as negation"),
         (simple("There was (no)-negation rain."), "simple, sentence 1 has a mark that can't be read at ')-negation'"),
-        ("- just a list", "ten categories"),
+        ("- just a list", "the categories"),
         ("simple: [", "not YAML"),
     ],
 )

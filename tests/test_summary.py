@@ -5,7 +5,7 @@ from page_inputs import chapters
 
 from picollm.errors import PicollmError
 from picollm.files import write_json
-from picollm.report.chapters import METRIC_CHAPTERS
+from picollm.report.metric_files import METRIC_FILES
 from picollm.report.summary import clusters_line, five_lines, lines
 
 
@@ -39,9 +39,9 @@ def test_the_five_lines():
     assert "no backend other than eager fp32 ran" in lines(metrics(), alone["heads"], alone["benchmark"])[4]
 
 
-@pytest.mark.parametrize("missing", [*(f"metrics/{name}" for name in METRIC_CHAPTERS), "heads", "benchmark"])
+@pytest.mark.parametrize("missing", [*(f"metrics/{name}" for name in METRIC_FILES), "heads", "benchmark"])
 def test_five_lines_from_files_and_the_one_that_is_missing(tmp_path, missing):
-    for name in METRIC_CHAPTERS:
+    for name in METRIC_FILES:
         write_json(tmp_path / "metrics" / f"{name}.json", metrics().get(name, {}))
     for name in ("heads", "benchmark"):
         write_json(tmp_path / f"{name}.json", chapters()[name])

@@ -1,4 +1,4 @@
-"""Reads the sentences of the ten linguistic categories from a YAML file that users edit (`sentences.yaml`)."""
+"""Reads the sentences of the linguistic categories from a YAML file that users edit (`sentences.yaml`)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load_sentences(sentences: str | Path, style: str = STYLES[0]) -> dict[str, C
     except FileNotFoundError:
         raise PicollmError(f"{sentences} is missing: attention.sentences must name a YAML file of sentences") from None
     if not isinstance(document, dict):
-        raise PicollmError(f"{sentences} must hold the ten categories {', '.join(CATEGORIES)}")
+        raise PicollmError(f"{sentences} must hold the categories {', '.join(CATEGORIES)}")
     for name in document:
         if name not in CATEGORIES:
             raise PicollmError(f"{sentences}: unknown category {name!r}; allowed are {', '.join(CATEGORIES)}")
@@ -93,7 +93,7 @@ def load_sentences(sentences: str | Path, style: str = STYLES[0]) -> dict[str, C
 
 
 def any_sentences(path: str | Path, style: str = STYLES[0]) -> dict[str, Category]:
-    """Loads a user's sentences: a YAML file of the ten categories, or without them a text file (one sentence per line),
+    """Loads a user's sentences: a YAML file of the categories, or without them a text file (one sentence per line),
     a CSV file (its column `text`, or the first) or a JSON file (a list, or categories with lists).
 
     Raises PicollmError naming the sentence at fault.

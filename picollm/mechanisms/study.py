@@ -31,7 +31,7 @@ from picollm.mechanisms.ablation import (
     summary,
 )
 from picollm.mechanisms.context import lengths, truncated_nats
-from picollm.mechanisms.emergence import CONTEXT_WINDOWS, CONTEXTS
+from picollm.mechanisms.emergence import CONTEXTS
 from picollm.mechanisms.intervention import BATCH_TOKENS, KINDS, OF_OUTPUTS, baseline, each_head
 from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.mechanisms.probes import PairEffects, head_effects
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMAT = 3
+CONTEXT_WINDOWS = 200  # for each head by context: with 32 no head of the default had q < .05
 GROUP_WINDOWS = 16  # validation windows on which whole classes and clusters, and their random rivals, are ablated
 SETS_A_GROUP = 20  # other sets per existing group: with this many, a single group can have q < .05
 

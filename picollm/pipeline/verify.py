@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from picollm.errors import PicollmError
-from picollm.pipeline import locks, machine, receipts, sync
+from picollm.pipeline import locks, receipts, sync, verify_machine
 from picollm.pipeline.graph import MEND_LOCK
 from picollm.pipeline.receipts import files_of, md5
 from picollm.pipeline.repository import dvc_repo, git, is_metric, locked_files, object_path
@@ -62,9 +62,11 @@ class Audit:
         self.judge_cache()
         self.foreign()
         size = sum((self.root / path).lstat().st_size for path in self.files)
-        self.problems += [("Settings", *setting) for setting in machine.bad_settings(self.root, self.link_types())]
-        self.notes += [("Settings", f"warning: {text}") for text in machine.warnings(self.root, self.state.cache, size)]
-        self.notes += [("Machine", text) for text in machine.offers()]
+        bad = verify_machine.bad_settings(self.root, self.link_types())
+        self.problems += [("Settings", *setting) for setting in bad]
+        warnings = verify_machine.warnings(self.root, self.state.cache, size)
+        self.notes += [("Settings", f"warning: {text}") for text in warnings]
+        self.notes += [("Machine", text) for text in verify_machine.offers()]
 
     def link_types(self) -> list[str]:
         return self.state.repo.config["cache"].get("type") or []

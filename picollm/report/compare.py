@@ -23,8 +23,8 @@ from picollm.files import write_text
 from picollm.hardware import in_words
 from picollm.pipeline.repository import cache_folder, git
 from picollm.pipeline.show import configured, flatten
-from picollm.report.chapters import METRIC_CHAPTERS
 from picollm.report.gallery import MIME
+from picollm.report.metric_files import METRIC_FILES
 from picollm.report.revisions import Revision, open_revision, table_of
 from picollm.report.style import ACCENT, LABEL_COLOURS, SECOND, legible, plt, save
 
@@ -274,7 +274,7 @@ def compare(root: Path, old: str, new: str, output: Path) -> Path:
         "sides": sides,
         "parameters": changes(*configs) if all(configs) else None,
         "stages": stage_rows(before.lock, after.lock),
-        "chapters": [chapter_of(before, after, name) for name in METRIC_CHAPTERS if METRICS.format(name) in known],
+        "chapters": [chapter_of(before, after, name) for name in METRIC_FILES if METRICS.format(name) in known],
         "heads": head_changes(*(side.part("reports/heads.json", labels) for side in sides)),
         "curves": draw_curves({side.name: side.part("reports/training.csv", curve) for side in sides}),
         "figures": figures(before, after),

@@ -37,7 +37,7 @@ TERMS = {
         in_report=True,
     ),
     "chapter": Term(
-        "A part of the report; its numbers are in `reports/metrics/`.",
+        "A part of the page `reports/final.html`.",
         "picollm/report/page.py",
     ),
     "class": Term(

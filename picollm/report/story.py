@@ -1,6 +1,6 @@
 """Makes the report's sentences from the chapters' files: the headline, five numbers, and one sentence per chapter.
 
-A sentence states a result and says if the evidence for it is weak.
+A sentence states a result and says if the evidence for it is weak. All other sentences are in the chapters' templates.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from picollm.engine.table import best_row, on_cpu
 from picollm.files import read_json
-from picollm.report.chapters import METRIC_CHAPTERS
+from picollm.report.metric_files import METRIC_FILES
 
 if TYPE_CHECKING:
     from picollm.attention.heads import HeadsReport
@@ -21,7 +21,7 @@ COUNTED = {"bigram": "a bigram", "four_gram": "a 4-gram", "four_gram_cache": "a 
 
 def five_lines(reports: Path) -> list[str]:
     """Returns the five lines. Raises PicollmError if a chapter has not run yet."""
-    metrics = {name: read_json(reports / "metrics" / f"{name}.json") for name in METRIC_CHAPTERS}
+    metrics = {name: read_json(reports / "metrics" / f"{name}.json") for name in METRIC_FILES}
     return lines(metrics, read_json(reports / "heads.json"), read_json(reports / "benchmark.json"))
 
 

@@ -1,7 +1,6 @@
 """Lists all backends by name, RUNTIME-PRECISION, and loads them; one that can't run here is returned with the reason.
 
-To add a runtime: write a module next to this one with a subclass of `Backend`, and add it to CLASSES and its precisions
-to picollm/engine/grid.py.
+docs/extending.md says what a new backend needs.
 """
 
 from __future__ import annotations
