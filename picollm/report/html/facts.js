@@ -66,7 +66,12 @@ function line(values, steps, most) {
   return svg;
 }
 
+let painted = null;
+
 export function paint(place) {
+  const heads = `${state.head} ${state.pin}`;
+  if (heads === painted) return; // another sentence has the same facts
+  painted = heads;
   place.replaceChildren(...(state.pin === null ? [about(state.head)] : [about(state.head), about(state.pin)]));
 }
 

@@ -50,11 +50,18 @@ function chooseSentence(category, number) {
   show({ maps: true });
 }
 
+let filled = null;
+
 function fill() {
   at("category").value = state.category;
+  if (filled !== state.category) list();
+  at("sentence").value = state.sentence;
+}
+
+function list() {
+  filled = state.category;
   const options = sentences().map((row, k) => new Option(`${k + 1}. ${row.text.length > 90 ? `${row.text.slice(0, 88)}…` : row.text}`, k));
   at("sentence").replaceChildren(...options);
-  at("sentence").value = state.sentence;
   const { of } = DATA.categories[state.category];
   at("shown").textContent = of > options.length ? `${options.length} of ${of} sentences are in this page` : "";
 }
