@@ -1,13 +1,9 @@
 """Shared by all files of rules. Provides the checked config, the code fingerprint and one-line errors."""
 
-import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr
 from pathlib import Path
-
-from snakemake.cli import parse_args
 
 from picollm import config as picollm_config
 from picollm import inputs as files
@@ -23,14 +19,6 @@ from picollm.report.metric_files import METRIC_FILES
 from picollm.seed_summary import SECTIONS as SEED_SECTIONS
 
 ROOT = Path(workflow.basedir)
-# Snakemake's flags, by their internal names, of calls that run no rule. They need no check of the data, and
-# `picollm sync` itself makes some of them.
-READERS = (
-    "lint list_target_rules list_rules print_compilation containerize report reporter generate_unit_tests dag "
-    "rulegraph filegraph d3dag unlock cleanup_metadata conda_cleanup_envs conda_create_envs_only list_conda_envs "
-    "cleanup_shadow container_cleanup_images list_changes list_input_changes list_params_changes list_untracked "
-    "summary detailed_summary archive delete_all_output delete_temp_output touch".split()
-)
 
 
 def stop(error):
@@ -128,20 +116,6 @@ def variant(wildcards):
     return {name: values[name] for name in names}
 
 
-def runs_rules():
-    """True if this call of Snakemake runs rules, or lists those it would run.
-
-    Its own parser knows every spelling and reads profiles. True also if this command line did not call Snakemake.
-    """
-    try:
-        with redirect_stderr(io.StringIO()):  # the profile was already reported
-            _, flags = parse_args(sys.argv[1:])
-    except (Exception, SystemExit):
-        return True
-    shows = any(getattr(flags, name, None) for name in READERS)
-    return flags.report_after_run or not shows
-
-
 def guard():
     """Takes the run's lock, and runs `picollm sync` unless data, dvc.lock and Snakemake's records agree.
 
@@ -188,5 +162,5 @@ def end():
         DISPLAY.stop()
 
 
-RUNS = workflow.is_main_process and runs_rules()
+RUNS = workflow.is_main_process and watch.runs_rules()
 DISPLAY = watch.display(workflow, ROOT) if RUNS else None

@@ -1,18 +1,49 @@
-"""Starts a run's display and estimate from Snakemake's Workflow (any of whose attributes may be None by its types)."""
+"""Reads Snakemake's command line; starts a run's display and estimate from its Workflow.
+
+By its types, any attribute of a Workflow may be None.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from snakemake.cli import parse_args
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
 from picollm.pipeline.display import Display
 from picollm.pipeline.estimate import estimate, note, work
+
+# Snakemake's flags, by their internal names, of calls that run no rule. They need no check of the data, and
+# `picollm sync` itself makes some of them.
+READERS = (
+    "lint", "list_target_rules", "list_rules", "print_compilation", "containerize", "report", "reporter",
+    "generate_unit_tests", "dag", "rulegraph", "filegraph", "d3dag", "unlock", "cleanup_metadata",
+    "conda_cleanup_envs", "conda_create_envs_only", "list_conda_envs", "cleanup_shadow", "container_cleanup_images",
+    "list_changes", "list_input_changes", "list_params_changes", "list_untracked", "summary", "detailed_summary",
+    "archive", "delete_all_output", "delete_temp_output", "touch",
+)  # fmt: skip
+
+
+def runs_rules() -> bool:
+    """True if this call of Snakemake runs rules, or lists those it would run.
+
+    Its own parser knows every spelling and reads profiles. True also if this command line did not call Snakemake.
+    """
+    try:
+        with redirect_stderr(io.StringIO()):  # the profile was already reported
+            _, flags = parse_args(sys.argv[1:])
+    except (Exception, SystemExit):
+        return True
+    shows = any(getattr(flags, name, None) for name in READERS)
+    return flags.report_after_run or not shows
 
 
 def display(workflow: Any, root: Path) -> Display | None:
