@@ -18,7 +18,6 @@ from conftest import once
 import picollm.engine
 from picollm.files import read_json
 
-SENTENCES = "few.yaml"  # a user's own sentences: fewer are faster
 STAGES = {
     "prepare_corpus", "tokenize_pack", "pretrain", "extract_attention", "classify_heads", "cluster_heads",
     "score_mechanisms", "ablate_heads", "probe_heads", "state_findings", "trt_compile", "trt_benchmark", "nsys_capture",
@@ -33,11 +32,7 @@ def project(root_of_all, tmp_path_factory):
 
 def run_all(path):
     project = workspace.create(path)
-    few = yaml.safe_load((workspace.ROOT / "picollm/attention/sentences.yaml").read_text())
-    for category in few.values():
-        category["sentences"] = category["sentences"][:6]
-    (path / SENTENCES).write_text(yaml.safe_dump(few, sort_keys=False))
-    project.set("attention", sentences=SENTENCES)
+    project.take_few_sentences()
     project.picollm("dvc-yaml")
     project.snakemake("reports/final.html")
     project.commit("a run")
@@ -80,7 +75,7 @@ def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
     assert {path.name for path in (project.path / "exported").iterdir()} == {"config.json", "model.safetensors"}
     assert "bits per byte" in project.picollm("evaluate", "data/corpus/validation.parquet")
     assert project.picollm("evaluate", "--json") == project.picollm("evaluate", "--json", "--model", "exported")
-    text = project.picollm("analyze", "--model", "exported", "--sentences", SENTENCES, "-o", "mine")
+    text = project.picollm("analyze", "--model", "exported", "--sentences", workspace.FEW, "-o", "mine")
     assert "Heads: of 56" in text and "Families of heads: " in text
     for name in ("heads.json", "heads.csv", "clusters.json"):
         assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name

@@ -46,10 +46,7 @@ def test_the_originals_preset_on_a_local_corpus_reaches_the_report(tmp_path, con
     (text / "wiki.valid.tokens").write_text(wikitext(6, 100))
     (text / "wiki.test.tokens").write_text(wikitext(6, 200))
     project.set("corpus", source="local", path="text")
-    sentences = yaml.safe_load((project.path / "picollm/attention/sentences.yaml").read_text())
-    few = {name: category | {"sentences": category["sentences"][:6]} for name, category in sentences.items()}
-    (project.path / "few.yaml").write_text(yaml.safe_dump(few, sort_keys=False))
-    project.set("attention", sentences="few.yaml")
+    project.take_few_sentences()
     # The model and its precision are the preset's; only lengths shrink (at its context ablate_heads takes minutes).
     project.set("tokens", context=context)
     project.set("pretrain", length=2, unit="steps", batch_rows=2, compile="none")
@@ -150,6 +147,7 @@ def test_a_model_of_another_family_goes_through_the_whole_pipeline(tmp_path):
     project.set("tokens", context=128)
     project.set("mechanisms", windows=6, mean_windows=6, null_models=1)
     project.set("engine", backends=["eager-fp32", "onnxruntime-fp32", "openvino-fp32", "tensorrt-fp32"])
+    project.take_few_sentences()
     project.picollm("dvc-yaml")
     project.snakemake("reports/final.html")
 

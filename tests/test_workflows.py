@@ -54,6 +54,9 @@ def run_page(project: workspace.Workspace, path: str, page: str) -> None:
 @pytest.mark.slow
 def test_every_command_of_the_page_prints_what_the_page_says(tmp_path):
     project, path = with_tools(tmp_path)
+    project.take_few_sentences()
+    project.picollm("dvc-yaml")
+    project.commit("Few sentences")
     run_page(project, path, "workflows")
     assert project.planned() == project.changed() == set()
 

@@ -14,6 +14,7 @@ import yaml
 from picollm.presets import config_yaml, preset
 
 ROOT = Path(__file__).parent.parent
+FEW = "few.yaml"
 HELPERS = {"tokenize_slice", "extract_category", "ablate_slice"}  # rules that do parts of other rules' work
 FOLDERS = ("rules", "workflow_scripts", "picollm", "presets", "profiles")
 FILES = ("Snakefile", "config.yaml", ".dvcignore", ".gitignore", ".gitattributes")
@@ -80,6 +81,14 @@ class Workspace:
         config = yaml.safe_load((self.path / "config.yaml").read_text())
         config[section] |= values
         (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def take_few_sentences(self) -> None:
+        """Analyses a user's own file of sentences, six of each category: fewer are faster."""
+        categories = yaml.safe_load((ROOT / "picollm/attention/sentences.yaml").read_text())
+        for category in categories.values():
+            category["sentences"] = category["sentences"][:6]
+        (self.path / FEW).write_text(yaml.safe_dump(categories, sort_keys=False))
+        self.set("attention", sentences=FEW)
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
