@@ -18,8 +18,11 @@ def project(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_config(project):
+    stages = project.path / "dvc.yaml"
+    before = stages.read_bytes()
     yield
     workspace.set_preset(project.path, "smoke")
+    stages.write_bytes(before)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +66,6 @@ def test_an_empty_corpus_file_is_refused(project):
     text = project.snakemake("prepare_corpus", ok=False)
     assert "prepare_corpus: FAILED: text/a.txt is empty" in text
     assert not list((project.path / "data").rglob("*.parquet*"))
-    workspace.set_preset(project.path, "smoke")
-    project.picollm("dvc-yaml")
 
 
 def test_missing_sentences_are_refused(project):
