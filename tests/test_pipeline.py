@@ -33,6 +33,7 @@ def project(root_of_all, tmp_path_factory):
 def run_all(path):
     project = workspace.create(path)
     project.take_few_sentences()
+    project.set("model", n_layers=3)
     project.picollm("dvc-yaml")
     project.snakemake("reports/final.html")
     project.commit("a run")
@@ -76,7 +77,7 @@ def test_the_study_of_an_exported_model_is_that_of_the_pipeline(project):
     assert "bits per byte" in project.picollm("evaluate", "data/corpus/validation.parquet")
     assert project.picollm("evaluate", "--json") == project.picollm("evaluate", "--json", "--model", "exported")
     text = project.picollm("analyze", "--model", "exported", "--sentences", workspace.FEW, "-o", "mine")
-    assert "Heads: of 56" in text and "Families of heads: " in text
+    assert "Heads: of 21" in text and "Families of heads: " in text
     for name in ("heads.json", "heads.csv", "clusters.json"):
         assert (project.path / "mine" / name).read_bytes() == (project.path / "reports" / name).read_bytes(), name
     for path in (project.path / "data/attention").glob("*.npz"):

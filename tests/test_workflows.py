@@ -55,6 +55,7 @@ def run_page(project: workspace.Workspace, path: str, page: str) -> None:
 def test_every_command_of_the_page_prints_what_the_page_says(tmp_path):
     project, path = with_tools(tmp_path)
     project.take_few_sentences()
+    project.set("model", n_layers=3)
     project.picollm("dvc-yaml")
     project.commit("Few sentences")
     run_page(project, path, "workflows")
