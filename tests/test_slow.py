@@ -269,6 +269,6 @@ def test_one_command_makes_a_model_fast(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     refused = project.picollm("bench", "--model", "elsewhere", "--engine", "fast/engine", ok=False)
     assert (
-        "was built from other weights than elsewhere/model.safetensors: run `snakemake --cores all -R trt_compile`"
+        "was built from other weights than elsewhere/model.safetensors: run `picollm optimize` with that model"
         in refused
     )

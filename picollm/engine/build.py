@@ -29,6 +29,7 @@ FORMAT = 2
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
+OF_PIPELINE = Path("data/engine")  # other engines are built by `picollm optimize`
 
 
 class BuiltBackend(TypedDict):
@@ -158,7 +159,8 @@ def read_manifest(path: str | Path, *, weights: str | Path) -> dict:
     if manifest.get("format") != FORMAT:
         raise PicollmError(f"{path} is of format {manifest.get('format')}, not {FORMAT}: {rerun('trt_compile')}")
     if manifest["checkpoint_sha256"] != sha256(weights):
-        raise PicollmError(f"{path} was built from other weights than {weights}: {rerun('trt_compile')}")
+        again = rerun("trt_compile") if Path(path).parent == OF_PIPELINE else "run `picollm optimize` with that model"
+        raise PicollmError(f"{path} was built from other weights than {weights}: {again}")
     for entry in manifest["files"]:
         prove(path, entry, "trt_compile")
     return manifest
