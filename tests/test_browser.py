@@ -167,6 +167,8 @@ def test_the_views_differ_and_are_what_they_say(view):
     most, least = int(np.argmax(above[:7])), int(np.argmin(above[:7]))
     assert relative[6, most, 0] > relative[6, most, 2] and relative[6, least, 2] > relative[6, least, 0]
     address(view, "scale=linear", "view=relative")
+    assert view.locator("#scale [value=log]").is_disabled(), "multiples of chance have one scale"
+    view.click("#view [value=raw]")
     for scale in ("sqrt", "log", "linear"):
         view.click(f"#scale [value={scale}]")
         assert view.locator(f"#scale [value={scale}]").get_attribute("aria-pressed") == "true"
@@ -191,6 +193,49 @@ def test_keys_choose_heads_sentences_and_words(view):
     assert view.locator("#arcs text.on").text_content() == "cat"
     view.keyboard.press("Escape")
     view.wait_for_function("() => !location.hash.includes('word')")
+
+
+def test_a_chosen_word_keeps_the_focus(view):
+    word = view.locator("#arcs text[role=button]").nth(2)
+    word.focus()
+    before = view.evaluate("scrollY")
+    view.keyboard.press("Space")
+    assert view.evaluate("document.activeElement.dataset.word") == "2" and view.evaluate("scrollY") == before
+    assert view.locator("#arcs text[data-word='2']").get_attribute("aria-pressed") == "true"
+
+
+def test_keys_do_nothing_while_the_explorer_is_out_of_sight(view):
+    view.evaluate("document.querySelector('#claims').scrollIntoView()")
+    view.keyboard.press("]")
+    assert view.locator("#sentence").input_value() == "0"
+
+
+def test_arcs_follow_the_view(view):
+    view.evaluate("location.hash = '#head=L0H0&category=0&sentence=0&view=raw'")
+    view.wait_for_function("() => document.querySelector('#view [value=raw]').ariaPressed === 'true'")
+    raw = view.locator("#arcs path").evaluate_all("paths => paths.map(path => path.getAttribute('d')).join()")
+    view.click("#view [value=no-sink]")
+    assert view.locator("#arcs path").evaluate_all("paths => paths.map(path => path.getAttribute('d')).join()") != raw
+
+
+@pytest.mark.parametrize("hash", ["#head=L99H99", "#head=l0h0", "#head=L0H0&view=toString&scale=__proto__", "#%"])
+def test_an_odd_hash_changes_nothing_that_it_does_not_name(view, hash):
+    view.evaluate(f"location.hash = {hash!r}")
+    view.wait_for_timeout(50)
+    name = "L0H0" if "L0H0" in hash else "L1H1"
+    assert view.locator("#facts h3").first.inner_text().startswith(name)
+    assert view.locator("#view [aria-pressed=true]").count() == view.locator("#scale [aria-pressed=true]").count() == 1
+
+
+def test_a_link_to_a_head_keeps_the_sentence_and_works_twice(view):
+    view.evaluate("location.hash = '#head=L0H0&category=0&sentence=1&pin=L1H0'")
+    view.wait_for_function("() => document.querySelector('#sentence').value === '1'")
+    for _ in range(2):
+        view.evaluate("scrollTo(0, 0)")
+        view.evaluate("document.querySelector('a[href=\"#head=L0H1\"]').dispatchEvent(new MouseEvent('click', "
+                      "{bubbles: true, cancelable: true}))")  # fmt: skip
+        view.wait_for_function("() => scrollY > 0")
+    assert view.locator("#sentence").input_value() == "1" and view.locator("#facts h3").count() == 2
 
 
 def test_two_heads_side_by_side(view):
@@ -221,6 +266,13 @@ def test_dark_and_light(view):
     dark = pixels(view, "#heat canvas")
     view.click("#theme")
     assert not np.array_equal(dark, pixels(view, "#heat canvas"))
+
+
+def test_the_maps_follow_the_systems_theme(view):
+    light = pixels(view, "#heat canvas")
+    view.emulate_media(color_scheme="dark")
+    view.wait_for_function("() => document.querySelector('#theme').textContent === 'Light'")
+    assert not np.array_equal(light, pixels(view, "#heat canvas"))
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

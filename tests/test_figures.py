@@ -83,7 +83,7 @@ def test_the_size_and_the_colours_are_the_configurations(tmp_path, monkeypatch):
     try:
         style.set_up(2.0, "colorblind")
         figure = heads_figures.class_pie(chapters()["heads"]["labels"])
-        assert figure.get_size_inches().tolist() == [11.2, 6.4]
+        assert figure.get_size_inches().tolist() == [16.4, 6.4]
         colours = {to_hex(wedge.get_facecolor()) for wedge in figure.findobj(Wedge)}
         assert colours == {to_hex(seaborn.color_palette("colorblind", 7)[k]) for k in (0, 4, 5)}
     finally:

@@ -191,7 +191,8 @@ def margins(
     values: Mapping[str, NDArray], replicates: Mapping[str, NDArray], labels_H: NDArray, thresholds: Thresholds
 ) -> NDArray[np.float64]:
     """Distance of the statistic that decided a head's label from its threshold, in standard deviations of its
-    bootstrap, [H]; for a mixed head, how far it is below being broad. NaN if the bootstrap doesn't vary."""
+    bootstrap, [H]; for a mixed head, how far it is below being broad; for a content-based one also how far below being
+    token-specific, if that is nearer. NaN if the bootstrap doesn't vary."""
 
     def distance(observed: NDArray, drawn: NDArray, threshold: float, sign: int) -> NDArray:
         spread = drawn.std(0)
@@ -199,11 +200,13 @@ def margins(
 
     positional = distance(strongest_kappa(values), strongest_kappa(replicates), thresholds.kappa, 1)
     broad = distance(values["broad"], replicates["broad"], thresholds.broad, 1)
+    token = distance(strongest_set(values, thresholds)[0], strongest_set(replicates, thresholds)[0], 1.0, 1)
+    content = distance(values["content"], replicates["content"], thresholds.content, 1)
     by_label = {
         DIAGONAL: positional,
         LOCAL: positional,
-        TOKEN: distance(strongest_set(values, thresholds)[0], strongest_set(replicates, thresholds)[0], 1.0, 1),
-        CONTENT: distance(values["content"], replicates["content"], thresholds.content, 1),
+        TOKEN: token,
+        CONTENT: np.fmin(content, -token),
         GLOBAL: broad,
         SINK: distance(values["non_sink"], replicates["non_sink"], thresholds.sink, -1),
         MIXED: -broad,

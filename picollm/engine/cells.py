@@ -255,7 +255,7 @@ def summarise(
     """Returns one row per backend at one output and batch size; throughput is that of the median latency.
 
     The noise is the baseline against itself or the fastest against itself, whichever differs more. `noisy`: it was
-    further from 1 than the limit, so the row's ratios are unreliable.
+    further from 1 than the limit (an end of its interval), so the row's ratios are unreliable.
     """
     measured, status = cell["host"], {name: cell["wrong"].get(name, text) for name, text in status.items()}
     copies = [name for name in measured if again(name) in measured]
@@ -268,7 +268,7 @@ def summarise(
             times = latency(measured[name])
             per_second = about["batch"] / times["p50"] * 1e3
             row |= {"latency_ms": times, "sequences_per_s": per_second, "tokens_per_s": per_second * context}
-            row |= {"noisy": max(noise["high"] - 1, 1 - noise["low"]) > noise_limit, "speedups": {}, "gpu_ms": None}
+            row |= {"noisy": timing.noise_factor(noise) - 1 > noise_limit, "speedups": {}, "gpu_ms": None}
             row["device_ms"] = device_ms(cell, name, seed)
             baselines = [other for other in measured if other.startswith("eager-") and not other.endswith(timing.AGAIN)]
             first = name.removesuffix(timing.AGAIN)  # a second copy is compared with the first, baseline or not

@@ -177,8 +177,16 @@ def thinned(block: list[float]) -> list[float]:
     return block[::step]
 
 
+def noise_factor(noise: dict) -> float:
+    """Returns the largest factor, at least 1, by which a program may differ from itself: an end of the interval of its
+    ratio to itself, or that of the inverse ratio."""
+    return max(noise["high"], 1 / noise["low"], 1.0)
+
+
 def verdict(measured: dict, noise: dict) -> str:
-    """Returns faster, slower, or `no difference` if the interval overlaps the noise band (which always contains 1)."""
-    if measured["low"] <= max(noise["high"], 1.0) and measured["high"] >= min(noise["low"], 1.0):
+    """Returns faster, slower, or `no difference` if the interval overlaps the noise band: 1, times or divided by the
+    noise's factor, so that A over B and B over A get the same answer."""
+    factor = noise_factor(noise)
+    if measured["low"] <= factor and measured["high"] >= 1 / factor:
         return "no difference"
     return "faster" if measured["ratio"] > 1 else "slower"

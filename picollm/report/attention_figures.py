@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def class_pie(labels: dict[str, LabelShare]) -> Figure:
     """Draws the shares of the labels. `labels`: {label: {count, share, low, high}}."""
     shown = {label: row for label, row in labels.items() if row["count"]}
-    figure, axis = plt.subplots(figsize=scaled(5.6, 3.2))
+    figure, axis = plt.subplots(figsize=scaled(8.2, 3.2))
     wedges, _ = axis.pie(
         [row["count"] for row in shown.values()], colors=[LABEL_COLOURS[label] for label in shown],
         startangle=90, counterclock=False, wedgeprops={"edgecolor": "white", "linewidth": 1.5},
@@ -47,7 +47,7 @@ def class_pie(labels: dict[str, LabelShare]) -> Figure:
         f"{label}: {row['count']} ({row['share']:.0%}, 95 % {row['low']:.0%} to {row['high']:.0%})"
         for label, row in shown.items()
     ]
-    axis.legend(wedges, text, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.legend(wedges, text, loc="outside center right", frameon=False)
     return figure
 
 
@@ -76,7 +76,7 @@ def class_grid(heads: list[Head]) -> Figure:
 def plane_figure(report: HeadsReport, ablation: AblationReport | None) -> Figure:
     """Draws every head by what explains its attention: the offset (positional share) or the key itself (content share);
     the rest is uniform. The area is the increase of the loss without the head, if known."""
-    figure, axis = plt.subplots(figsize=scaled(6.4, 4.8))
+    figure, axis = plt.subplots(figsize=scaled(7.4, 4.8))
     frame = pd.DataFrame(
         {
             "content": [head["statistics"]["content"]["value"] for head in report["heads"]],
@@ -96,7 +96,7 @@ def plane_figure(report: HeadsReport, ablation: AblationReport | None) -> Figure
     axis.plot([0, 1], [1, 0], color=MUTED, linewidth=0.8, linestyle=":")
     axis.text(0.03, 0.03, "uniform", color=MUTED, fontsize=8)
     axis.set(xlim=(-0.06, 1), ylim=(-0.04, 1), xlabel="positional share", ylabel="content share")
-    axis.legend(frameon=False, fontsize=8, markerscale=0.6)
+    figure.legend(loc="outside center right", frameon=False, fontsize=8, markerscale=0.6)
     certain = [head["q"] < SIGNIFICANT for head in ablation["heads"]] if ablation else [False] * len(frame)
     named = frame.assign(name=[head["name"] for head in report["heads"]])[certain]
     for _, head in named.nlargest(6, "loss").iterrows():

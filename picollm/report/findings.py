@@ -38,6 +38,7 @@ ORIGINAL_SHARES = {"global": 48 / 56, "diagonal": 5 / 56, "local": 2 / 56, "toke
 ORIGINAL_HEADS = {"diagonal": (5, 2), "local": (4, 2), "token-specific": (7, 2)}  # its L6H3, L5H3, L8H3
 ALPHA = 0.05
 ALIKE = 0.1  # a ratio of distances within and between layers this close to 1 counts as no difference
+FEW_LAYERS = 2  # a contrast of this many layers or fewer also lists the mean of each: one layer may make the whole
 EMERGED = 0.05  # share of heads with an effect at which it counts as having emerged in training
 PERMUTATIONS = 9999
 
@@ -175,6 +176,15 @@ def parts_of(n_layers: int) -> NDArray[np.int64]:
     return part
 
 
+def listed_layers(layers: NDArray[np.int64]) -> str:
+    """Names layers, with a dash in runs: layers 0–1, layers 0–1 and 6–7, layer 3."""
+    if not len(layers):
+        return "no layers"
+    runs = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
+    names = [f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"layer{'s' * (len(layers) > 1)} {' and '.join(names)}"
+
+
 def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Claim]:
     """Tests the original's description of early, middle and late layers, as directional contrasts."""
     early, middle, late = ((0,), (1, 2)), ((1,), (0, 2)), ((2,), (0, 1))
@@ -191,17 +201,24 @@ def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Cl
         ("early layers matter most for the loss", "loss", early, 1),
     ]
     layer_H = np.array([head["layer"] for head in heads["heads"]])
-    part_H = parts_of(heads["n_layers"])[layer_H]
     claims = []
+    part_L = parts_of(heads["n_layers"])
     for text, name, (these, those), sign in rows:
+        here, there = (np.flatnonzero(np.isin(part_L, parts)) for parts in (these, those))
         test = (
-            f"mean {name.replace('_', ' ')} of these layers against the others, heads shuffled over layers, p < {ALPHA}"
+            f"mean {name.replace('_', ' ')} of {listed_layers(here)} against {listed_layers(there)}, heads shuffled "
+            f"over layers, p < {ALPHA}"
         )
         if heads["n_layers"] < 3 or heads["n_heads"] < 2:
             why = "it takes three layers of two heads or more"
             claims.append(claim("B", text, test, verdict=UNTESTABLE, because=why))
             continue
-        means, p = contrast(sign * statistic[name], np.isin(part_H, these), np.isin(part_H, those), seed=seed)
+        means, p = contrast(sign * statistic[name], np.isin(layer_H, here), np.isin(layer_H, there), seed=seed)
+        each_layer = {
+            f"layer_{layer}": number_or_none(np.nanmean(statistic[name][layer_H == layer]))
+            for layer in here
+            if len(here) <= FEW_LAYERS
+        }
         claims.append(
             claim(
                 "B",
@@ -210,6 +227,7 @@ def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Cl
                 p=p,
                 these_layers=number_or_none(sign * means[0]),
                 others=number_or_none(sign * means[1]),
+                **each_layer,
             )
         )
     return claims
@@ -362,7 +380,10 @@ def emerged(over_time: EmergenceReport) -> list[Claim]:
     snapshots, claims = over_time["snapshots"], []
     for name, what in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
         text = f"{what} heads emerge in training"
-        test = f"at the last snapshot {100 * EMERGED:.0f} % of the heads or more have the effect, at the first fewer"
+        test = (
+            f"at the last snapshot {100 * EMERGED:.0f} % of the heads or more have the effect, whatever their class, "
+            "at the first fewer"
+        )
         if len(snapshots) < 2:
             claims.append(
                 claim("conclusions", text, test, verdict=UNTESTABLE, because="the training kept no snapshots")

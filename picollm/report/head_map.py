@@ -54,5 +54,5 @@ def head_map(heads: HeadsReport, ablation: AblationReport) -> dict:
         "rows": [
             {"text": str(n) if n else "head 0", "y": round(TOP + (n + 0.47) * high + 4, 1)} for n in range(n_heads)
         ],
-        "largest": f"{most:.2g}",
+        "largest": f"{most:.3f}",
     }

@@ -188,10 +188,11 @@ def data_sentence(data: TokensManifest, training: TrainingReport) -> str:
 
 def training_sentence(training: TrainingReport) -> str:
     loss, losses = on_test(training)
+    on_validation = training["four_gram_cache_loss"] - training["validation_loss"]
     return (
         f"On text that was not used for any choice, it predicts {rank(loss, losses)}: {loss:.2f} nats per token, "
         f"{better(losses['four_gram'] - loss)} than a 4-gram and {better(losses['four_gram_cache'] - loss)} than one "
-        "with a cache of the row."
+        f"with a cache of the row. On the validation split it is {better(on_validation)} than the latter."
     )
 
 
@@ -204,7 +205,15 @@ def heads_sentence(heads: HeadsReport) -> str:
     total = len(heads["heads"])
     counts = {label: heads["labels"][label]["count"] for label in LABELS}
     parts = [f"{n} look{'s' if n == 1 else ''} {LOOKS[label]}" for label, n in counts.items() if n]
-    return f"Of {total} heads {listed(parts)}."
+    untrained = heads["peaked_null"]
+    usual = max(LABELS, key=lambda label: untrained["labels"][label])
+    chance = ""
+    if counts[usual] and untrained["labels"][usual] > untrained["heads"] / 2:
+        chance = (
+            f" {usual.capitalize()} is what chance gives: so are {untrained['labels'][usual]} of {untrained['heads']} "
+            "sharpened untrained heads."
+        )
+    return f"Of {total} heads {listed(parts)}.{chance}"
 
 
 def families_sentence(clusters: ClustersReport) -> str:

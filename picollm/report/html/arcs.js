@@ -1,6 +1,7 @@
 // Draws arcs over the text, from each word to where one head looks above twice chance; a click shows one word's row.
+// Without the sink, they are of the weights without position 0.
 
-import { DATA, shown, weights } from "./data.js";
+import { DATA, shown, viewed, weights } from "./data.js";
 import { sentence, state } from "./state.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -50,9 +51,13 @@ export function paint(place, choose) {
     svg.append(node("text", { x: x / 2, y: base - 22, "text-anchor": "middle", class: "none" }, `${who}: no word gets twice chance`));
   }
   words.forEach((word, k) => {
-    const label = node("text", { x: middle[k], y: base + 14, "text-anchor": "middle", class: state.word === k ? "on" : "", tabindex: 0, role: "button", "aria-pressed": state.word === k }, word);
+    const label = node("text", { x: middle[k], y: base + 14, "text-anchor": "middle", class: state.word === k ? "on" : "", tabindex: 0, role: "button", "aria-pressed": state.word === k, "data-word": k }, word);
     label.addEventListener("click", () => choose(k));
-    label.addEventListener("keydown", (event) => event.key === "Enter" && choose(k));
+    label.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault(); // a space would scroll
+      choose(k);
+    });
     svg.append(label);
   });
   place.replaceChildren(svg);
@@ -60,7 +65,8 @@ export function paint(place, choose) {
 
 // Returns [query, key, weight] of the strongest arcs of each word.
 function edges(head, n) {
-  const weight = weights(sentence(), head);
+  const raw = weights(sentence(), head);
+  const weight = (query, key) => viewed(raw, state.view === "no-sink" ? "no-sink" : "raw", query, key);
   const found = [];
   for (let query = 1; query < n; query++) {
     if (state.word !== null && state.word !== query) continue;

@@ -97,7 +97,7 @@ function about(number) {
   const order = DATA.facts.filter((other) => other.loss.delta > loss.delta).length + 1;
   box.append(rows([
     ["loss without it, nats", `${signed(loss.delta, 4)} (${signed(loss.low, 4)} to ${signed(loss.high, 4)})`],
-    ["rank; q", `${order} of ${DATA.facts.length}; ${loss.q === null ? "–" : loss.q.toFixed(3)}`],
+    ["rank; q", `${order} of ${DATA.facts.length}; ${loss.q === null ? "–" : loss.q < 0.001 ? "< 0.001" : loss.q.toFixed(3)}`],
     ["writes towards the next token", signed(head.direct[0], 3)],
     ["copies (share of 1, chance .5)", head.copying[0] === null ? "–" : head.copying[0].toFixed(2)],
     ["induction score", `${signed(head.scores.induction[0], 3)}${head.induction ? ": an induction head" : ""}`],

@@ -38,6 +38,7 @@ export function paint(place, head, choose) {
     const row = document.createElement("button");
     row.type = "button";
     row.className = `row${state.word === k ? " on" : ""}`;
+    row.dataset.word = k;
     row.textContent = shown(token).slice(0, 12);
     row.style.cssText = `left: 0; width: ${LABEL - 6}px; top: ${k * cell + (cell - size) / 2}px; font-size: ${size}px`;
     row.addEventListener("click", () => choose(k));

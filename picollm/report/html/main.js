@@ -31,6 +31,7 @@ function show({ maps = false, hash = true } = {}) {
   for (const [id, value] of [["view", state.view], ["scale", state.scale]]) {
     for (const button of at(id).children) button.setAttribute("aria-pressed", button.value === value);
   }
+  for (const button of at("scale").children) button.disabled = state.view === "relative"; // its scale is powers of 2
   if (hash) write();
 }
 
@@ -40,8 +41,10 @@ function choose(head) {
 }
 
 function chooseWord(word) {
+  const place = document.activeElement?.closest("#arcs, #heat, #heat2");
   state.word = state.word === word ? null : word;
   show();
+  place?.querySelector(`[data-word="${word}"]`)?.focus(); // the word was drawn anew
 }
 
 function chooseSentence(category, number) {
@@ -93,10 +96,18 @@ const KEYS = {
 
 function keys(event) {
   const inGrid = at("tiles").contains(document.activeElement);
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(SELECT|INPUT)$/.test(document.activeElement?.tagName)) return;
-  if (!(event.key in KEYS) || (event.key.startsWith("Arrow") && !inGrid)) return;
+  // Where [ and ] are typed with AltGr or Option, Alt is down, and with AltGr Ctrl too.
+  const typed = event.key === "[" || event.key === "]";
+  if (!typed && (event.ctrlKey || event.metaKey || event.altKey)) return;
+  if (/^(SELECT|INPUT)$/.test(document.activeElement?.tagName) || !inSight(at("explorer-view"))) return;
+  if (!Object.hasOwn(KEYS, event.key) || (event.key.startsWith("Arrow") && !inGrid)) return;
   event.preventDefault();
   KEYS[event.key]();
+}
+
+function inSight(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  return top < innerHeight && bottom > 0;
 }
 
 function choices(id, names, set) {
@@ -112,13 +123,17 @@ function theme() {
   const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   const name = () => { button.textContent = dark() ? "Light" : "Dark"; };
   button.hidden = false;
-  name();
-  button.addEventListener("click", () => {
-    document.documentElement.dataset.theme = dark() ? "light" : "dark";
+  const changed = () => {
     name();
     repaint();
     if (at("explorer-view")?.hidden === false) show({ maps: true, hash: false });
+  };
+  name();
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.theme = dark() ? "light" : "dark";
+    changed();
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
 }
 
 // A hash of the explorer sets its state; any other is an anchor in the page.
@@ -147,6 +162,10 @@ function start() {
   tiles.build(at("tiles"), choose);
   document.addEventListener("keydown", keys);
   addEventListener("hashchange", follow);
+  document.addEventListener("click", (event) => { // a link to where the page already is changes no hash
+    const link = event.target.closest?.("a[href^='#head=']");
+    if (link && link.getAttribute("href") === location.hash) follow();
+  });
   addEventListener("resize", () => show({ hash: false }));
   if (read(location.hash)) follow();
   else {

@@ -14,20 +14,23 @@ function number(text, below, otherwise) {
   return value >= 0 && value < below ? value : otherwise;
 }
 
-// Reads a hash; returns true if it was one of the explorer.
+// Reads a hash; returns true if it names a head, and so is one of the explorer.
 export function read(hash) {
   const given = new URLSearchParams(hash.slice(1));
-  if (!given.has("head")) return false;
   const head = names.indexOf(given.get("head"));
-  state.head = head < 0 ? 0 : head;
+  if (head < 0) return false;
+  const whole = given.has("sentence"); // a link to a head alone keeps the rest
+  state.head = head;
   state.category = number(given.get("category"), DATA.categories.length, state.category);
   if (!sentences().length) state.category = DATA.categories.findIndex((category) => category.sentences.length);
-  state.sentence = number(given.get("sentence"), sentences().length, 0);
-  state.view = given.get("view") in VIEWS ? given.get("view") : state.view;
-  state.scale = given.get("scale") in SCALES ? given.get("scale") : state.scale;
-  const pin = names.indexOf(given.get("pin"));
-  state.pin = pin < 0 ? null : pin;
-  state.word = number(given.get("word"), sentence().tokens.length, null);
+  state.sentence = number(given.get("sentence"), sentences().length, whole ? 0 : state.sentence);
+  state.view = Object.hasOwn(VIEWS, given.get("view")) ? given.get("view") : state.view;
+  state.scale = Object.hasOwn(SCALES, given.get("scale")) ? given.get("scale") : state.scale;
+  if (whole) {
+    const pin = names.indexOf(given.get("pin"));
+    state.pin = pin < 0 ? null : pin;
+    state.word = number(given.get("word"), sentence().tokens.length, null);
+  }
   return true;
 }
 

@@ -51,6 +51,7 @@ export function mark() {
   for (let head = 0; head < HEADS; head++) {
     const { button } = tiles[head];
     button.setAttribute("aria-pressed", head === state.head);
+    button.classList.toggle("pinned", head === state.pin);
     button.tabIndex = head === state.head ? 0 : -1;
   }
 }
