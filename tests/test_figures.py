@@ -161,6 +161,7 @@ def test_each_bar_has_its_own_backends_numbers_though_a_batch_lacks_one():
     ]
     figure = latency_bars(rows)
     label = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    del large["fast (again)"]  # the fastest at one batch only
     for axis, batch, times in zip(figure.axes, (1, 8), (small, large), strict=True):
         bars = {label[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axis.patches[1:]}
         assert bars == times, batch

@@ -20,6 +20,7 @@ RUNTIMES = {
 ON_CPU = ("onnxruntime", "openvino")  # wherever the others run
 BACKENDS = tuple(f"{runtime}-{precision}" for runtime, precisions in RUNTIMES.items() for precision in precisions)
 REFERENCE = "eager-fp32"
+AGAIN = " (again)"  # a backend's second copy, which differs from the first only by noise
 BASELINES = (REFERENCE, "eager-bf16")  # always measured: a speed-up over float32 alone would look too good
 
 # Maps each output to the graph of picollm.engine.export that computes it. last: logits of the last position; full: of

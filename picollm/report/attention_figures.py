@@ -47,7 +47,7 @@ def class_pie(labels: dict[str, LabelShare]) -> Figure:
         f"{label}: {row['count']} ({row['share']:.0%}, 95 % {row['low']:.0%} to {row['high']:.0%})"
         for label, row in shown.items()
     ]
-    figure.legend(wedges, text, loc="outside center right", frameon=False)
+    figure.legend(wedges, text, loc="outside right center", frameon=False)
     return figure
 
 
@@ -96,10 +96,15 @@ def plane_figure(report: HeadsReport, ablation: AblationReport | None) -> Figure
     axis.plot([0, 1], [1, 0], color=MUTED, linewidth=0.8, linestyle=":")
     axis.text(0.03, 0.03, "uniform", color=MUTED, fontsize=8)
     axis.set(xlim=(-0.06, 1), ylim=(-0.04, 1), xlabel="positional share", ylabel="content share")
-    figure.legend(loc="outside center right", frameon=False, fontsize=8, markerscale=0.6)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, markerscale=0.6)
     certain = [head["q"] < SIGNIFICANT for head in ablation["heads"]] if ablation else [False] * len(frame)
     named = frame.assign(name=[head["name"] for head in report["heads"]])[certain]
+    placed: list[tuple[float, float]] = []
     for _, head in named.nlargest(6, "loss").iterrows():
+        x, y = head["positional"], head["content"]
+        if any(abs(x - a) < 0.08 and abs(y - b) < 0.04 for a, b in placed):
+            continue  # one name over another could not be read
+        placed.append((x, y))
         axis.annotate(head["name"], (head["positional"], head["content"]), fontsize=SMALLEST, ha="center", va="center")
     return figure
 

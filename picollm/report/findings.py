@@ -214,7 +214,7 @@ def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Cl
             claims.append(claim("B", text, test, verdict=UNTESTABLE, because=why))
             continue
         means, p = contrast(sign * statistic[name], np.isin(layer_H, here), np.isin(layer_H, there), seed=seed)
-        each_layer = {
+        each_layer: dict[str, Any] = {
             f"layer_{layer}": number_or_none(np.nanmean(statistic[name][layer_H == layer]))
             for layer in here
             if len(here) <= FEW_LAYERS

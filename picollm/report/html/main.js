@@ -136,6 +136,16 @@ function theme() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
 }
 
+// Paper has what is folded too.
+function unfoldOnPaper() {
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const part of folded) part.open = true;
+  });
+  addEventListener("afterprint", () => { for (const part of folded) part.open = false; });
+}
+
 // A hash of the explorer sets its state; any other is an anchor in the page.
 function follow() {
   if (!read(location.hash)) return;
@@ -146,6 +156,7 @@ function follow() {
 
 function start() {
   theme();
+  unfoldOnPaper();
   if (!DATA.categories.some((category) => category.sentences.length)) return;
   at("explorer-view").hidden = false;
   state.category = DATA.categories.findIndex((category) => category.sentences.length);
