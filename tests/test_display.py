@@ -170,6 +170,14 @@ def test_every_stage_has_a_time():
     assert set(SECONDS) == set(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"])
 
 
+def test_a_finished_rule_is_noted_wherever_that_is_possible(tmp_path):
+    note(tmp_path, "pretrain", 1.0)  # somebody removed logs/ during the run
+    assert json.loads((tmp_path / "logs/benchmarks/work.json").read_text()) == {"pretrain": 1.0}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/logs").write_text("a file")
+    note(tmp_path / "other", "pretrain", 1.0)
+
+
 @pytest.mark.heavy
 def test_the_calibration_is_real_and_scales_every_rule(tmp_path):
     seconds, source = estimate(SECONDS, tmp_path, work(CONFIG, None))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -90,13 +91,15 @@ def earlier(root: Path) -> dict[str, tuple[float, float]]:
 
 
 def note(root: Path, rule: str, amount: float | None) -> None:
-    """Records how much work the rule's last run was."""
+    """Records how much work the rule's last run was. A folder that can't be written costs the next estimate, no run."""
     try:
         done = json.loads((root / WORK).read_text())
     except (OSError, ValueError):
         done = {}
     if amount is not None:
-        (root / WORK).write_text(json.dumps(done | {rule: amount}))
+        with suppress(OSError):
+            (root / BENCHMARKS).mkdir(parents=True, exist_ok=True)
+            (root / WORK).write_text(json.dumps(done | {rule: amount}))
 
 
 def estimate(

@@ -84,7 +84,8 @@ def short(value: float) -> str:
     """Formats a number with about three significant digits."""
     if value == 0:
         return "0"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+    digits = next(n for n, least in enumerate((100, 10, 1, 0)) if abs(value) >= least)
+    return f"{value:.{digits}f}"
 
 
 def chance(p: float | None, name: str = "") -> str:
