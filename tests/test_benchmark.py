@@ -19,10 +19,10 @@ from picollm.engine.benchmark import Setting, benchmark, metrics
 from picollm.engine.cells import AGAIN, add_gpu_times
 from picollm.engine.cold_start import cold_start
 from picollm.engine.export import Logits
-from picollm.engine.grid import BACKENDS, REFERENCE, Grid, grid
+from picollm.engine.grid import BACKENDS, REFERENCE, Grid, again, grid
 from picollm.engine.journal import Journal
 from picollm.engine.table import backend_lines, lines
-from picollm.engine.timing import Protocol, again
+from picollm.engine.timing import Protocol
 from picollm.errors import PicollmError
 from picollm.files import read_json, write_json
 from picollm.hardware import CpuMeter, describe_hardware

@@ -268,6 +268,19 @@ def test_dark_and_light(view):
     assert not np.array_equal(dark, pixels(view, "#heat canvas"))
 
 
+def test_paper_is_light_and_has_what_is_folded(view):
+    view.emulate_media(media="print", color_scheme="dark")
+    assert view.evaluate("getComputedStyle(document.body).color") == "rgb(27, 27, 26)"
+    assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert view.locator("figure img").first.evaluate("image => getComputedStyle(image).filter") == "none"
+    folded = "document.querySelectorAll('details:not([open])').length"
+    before = view.evaluate(folded)
+    view.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert before > 0 == view.evaluate(folded)
+    view.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert view.evaluate(folded) == before
+
+
 def test_the_maps_follow_the_systems_theme(view):
     light = pixels(view, "#heat canvas")
     view.emulate_media(color_scheme="dark")

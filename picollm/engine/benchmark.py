@@ -24,9 +24,9 @@ from picollm.engine.backends.tensorrt import TensorRt
 from picollm.engine.build import artefact
 from picollm.engine.cells import failure, time_all
 from picollm.engine.cold_start import cold_start
-from picollm.engine.grid import BASELINES, REFERENCE, Grid, grid, result_key
+from picollm.engine.grid import AGAIN, BASELINES, REFERENCE, Grid, grid, result_key
 from picollm.engine.journal import Journal
-from picollm.engine.timing import AGAIN, Protocol
+from picollm.engine.timing import Protocol
 from picollm.errors import PicollmError, one_line
 from picollm.hardware import CpuMeter, describe_hardware
 from picollm.model.foreign import Examined

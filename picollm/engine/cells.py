@@ -20,7 +20,7 @@ from picollm.engine.backends.backend import DeviceRun, LoadContext
 from picollm.engine.backends.registry import Loaded, load_backend
 from picollm.engine.device_timing import event_timer, flush_buffer, gpu_state, resident_call, unsteady
 from picollm.engine.gpu_time import gpu_time
-from picollm.engine.grid import OUTPUTS, REFERENCE
+from picollm.engine.grid import OUTPUTS, REFERENCE, again
 from picollm.engine.journal import Journal
 from picollm.engine.timing import (
     Call,
@@ -28,7 +28,6 @@ from picollm.engine.timing import (
     Protocol,
     Rounds,
     Timer,
-    again,
     latency,
     measure,
     speedup,

@@ -32,6 +32,11 @@ SWEEP = (1, 2, 4, 8, 16, 32)
 FULL_BATCHES = {"last": SWEEP, "full": (1, 8), "loss": (1, 8)}  # all logits of 32 rows: 2.5 GB at the original's size
 
 
+def again(name: str) -> str:
+    """Returns the name of a backend's second copy."""
+    return f"{name}{AGAIN}"
+
+
 @dataclass(frozen=True)
 class Grid:
     """Backends in order, the batch sizes at which each output is timed, and the largest that engines accept.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from picollm.engine.grid import AGAIN
+from picollm.engine.grid import AGAIN, again
 from picollm.errors import PicollmError
 
 BOOTSTRAPS = 1000
@@ -28,10 +28,6 @@ WARMUP_CALLS = 3  # at least; the first of a compiled model compiles
 Call = Callable[[np.ndarray], object]  # ids [B, T] int64 on the host; when it returns, the answer is on the host
 Rounds = list[list[float]]  # milliseconds of each call, by round
 Timer = Callable[[Call, np.ndarray], float]  # milliseconds of one call on these ids
-
-
-def again(name: str) -> str:
-    return f"{name}{AGAIN}"
 
 
 @dataclass(frozen=True)

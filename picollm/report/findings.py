@@ -214,22 +214,11 @@ def by_layer(heads: HeadsReport, ablation: AblationReport, seed: int) -> list[Cl
             claims.append(claim("B", text, test, verdict=UNTESTABLE, because=why))
             continue
         means, p = contrast(sign * statistic[name], np.isin(layer_H, here), np.isin(layer_H, there), seed=seed)
-        each_layer: dict[str, Any] = {
-            f"layer_{layer}": number_or_none(np.nanmean(statistic[name][layer_H == layer]))
-            for layer in here
-            if len(here) <= FEW_LAYERS
-        }
-        claims.append(
-            claim(
-                "B",
-                text,
-                test,
-                p=p,
-                these_layers=number_or_none(sign * means[0]),
-                others=number_or_none(sign * means[1]),
-                **each_layer,
-            )
-        )
+        averages = (number_or_none(sign * mean) for mean in means)
+        numbers: dict[str, Any] = dict(zip(("these_layers", "others"), averages, strict=True))
+        if len(here) <= FEW_LAYERS:
+            numbers |= {f"layer_{n}": number_or_none(np.nanmean(statistic[name][layer_H == n])) for n in here}
+        claims.append(claim("B", text, test, p=p, **numbers))
     return claims
 
 

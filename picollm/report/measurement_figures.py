@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import pandas as pd
 from matplotlib.figure import Figure
 
-from picollm.engine.grid import AGAIN, result_key
+from picollm.engine.grid import AGAIN, again, result_key
 from picollm.report.style import ACCENT, INK, MUTED, SECOND, plt, scaled
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def latency_bars(results: list[dict]) -> Figure:
     that of the speed-up over eager fp32; the stroke the 90th percentile; the band the baseline's own difference."""
     rows = [row for row in results if "latency_ms" in row and row["output"] == results[0]["output"]]
     # Other second copies are of the fastest backend of one batch.
-    rows = [row for row in rows if not row["backend"].endswith(AGAIN) or row["backend"] == BASELINE + AGAIN]
+    rows = [row for row in rows if not row["backend"].endswith(AGAIN) or row["backend"] == again(BASELINE)]
     batches = sorted({row["batch"] for row in rows})
     batches = sorted({batches[0], batches[-1]})
     rows = [row for row in rows if row["batch"] in batches]
@@ -62,9 +62,9 @@ def latency_bars(results: list[dict]) -> Figure:
     for axis, batch in zip(axes[0], batches, strict=True):
         shown = [row for row in rows if row["batch"] == batch]
         middle = {row["backend"]: row["latency_ms"]["p50"] for row in shown}
-        base, again = middle.get(BASELINE), middle.get(BASELINE + AGAIN)
-        if base and again:
-            axis.axvspan(min(base, again), max(base, again, min(base, again) * 1.001), color=SECOND, alpha=0.3)
+        base, copy = middle.get(BASELINE), middle.get(again(BASELINE))
+        if base and copy:
+            axis.axvspan(min(base, copy), max(base, copy, min(base, copy) * 1.001), color=SECOND, alpha=0.3)
         for row in shown:
             y = names.index(row["backend"])
             axis.barh(y, row["latency_ms"]["p50"], color=ACCENT, alpha=0.85, height=0.62)

@@ -84,7 +84,7 @@ def short(value: float) -> str:
     """Formats a number with about three significant digits."""
     if value == 0:
         return "0"
-    digits = next(n for n, least in enumerate((100, 10, 1, 0)) if abs(value) >= least)
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
     return f"{value:.{digits}f}"
 
 
