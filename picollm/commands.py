@@ -336,7 +336,7 @@ def bundle(arguments: argparse.Namespace) -> None:
 
 def status(arguments: argparse.Namespace) -> None:
     """Show the current results, what the next run would make, the last numbers, and what to type next."""
-    from picollm.status import menu, status
+    from picollm.console.status import menu, status
 
     print(status())
     if arguments.command is None and sys.stdin.isatty() and sys.stdout.isatty() and (chosen := menu()):

@@ -3,7 +3,7 @@
     for batch in progress(batches, desc="accuracy gate", unit=" batches"): ...
 
 Inside a rule of a run, the job sets the path of its status file (`STATUS`); the run's own process draws its contents
-(picollm.pipeline.display), so that parallel jobs share one display.
+(picollm.console.display), so that parallel jobs share one display.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[i
     """Trains the config on packed tokens once per seed: losses, classes, and their agreement."""
     variants = [
         variant({**config, "pretrain": {**config["pretrain"], "seed": seed}}, manifest)
-        for seed in progress(seeds, unit=" seeds")
+        for seed in progress(seeds, desc="training", unit=" seeds")
     ]
     return compare(list(seeds), variants, recipe(config, manifest))
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from picollm import config as picollm_config
 from picollm import inputs as files
 from picollm.attention.sentences import CATEGORIES, load_sentences
+from picollm.cluster import resources as scheduled
+from picollm.cluster.given import give, given
+from picollm.console import watch
 from picollm.errors import PicollmError
 from picollm.pipeline import fingerprint as code
-from picollm.pipeline import locks, seal, watch
-from picollm.pipeline import resources as scheduled
+from picollm.pipeline import locks, seal
 from picollm.pipeline.dvc_yaml import check_dvc_yaml, check_writable, stages_of
-from picollm.pipeline.given import give, given
 from picollm.pipeline.receipts import artefact
 from picollm.report.metric_files import METRIC_FILES
 from picollm.seed_summary import SECTIONS as SEED_SECTIONS

@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from small_model import CONTEXT, VOCAB, small_model
 
 import picollm.engine
 from picollm.engine import timing
@@ -26,11 +27,10 @@ from picollm.engine.timing import Protocol
 from picollm.errors import PicollmError
 from picollm.files import read_json, write_json
 from picollm.hardware import CpuMeter, describe_hardware
-from picollm.model.transformer import ModelConfig, Transformer
+from picollm.model.transformer import Transformer
 from picollm.model.weights import save_model
 
 SCHEMA = read_json(Path(picollm.engine.__path__[0], "benchmark.schema.json"))
-VOCAB, CONTEXT = 500, 16
 
 
 def test_greedy_text_is_the_models_own(model):
@@ -51,8 +51,7 @@ def test_greedy_text_is_the_models_own(model):
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(VOCAB, CONTEXT, 28, 2, 7, 36, 0.0, True, 10000.0, 32)).eval()
+    model = small_model()
     with torch.no_grad():
         model.embedding.weight.mul_(20)  # logits that differ, as a trained model's do
     return model

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from picollm import progress as progress_module
 from picollm.config import load
-from picollm.pipeline import display as display_module
-from picollm.pipeline import estimate as estimate_module
-from picollm.pipeline.display import Display
-from picollm.pipeline.estimate import SECONDS, estimate, note, work
+from picollm.console import display as display_module
+from picollm.console import estimate as estimate_module
+from picollm.console.display import Display
+from picollm.console.estimate import SECONDS, estimate, note, work
 from picollm.pipeline.job import Rule, job
 from picollm.progress import STATUS, describe, duration, progress
 

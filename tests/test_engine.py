@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from small_model import CONTEXT, LAYERS, MAX_BATCH, VOCAB, small_model
 
 from picollm.engine.backends import tensorrt
 from picollm.engine.backends.backend import BuildContext, DeviceRun, LoadContext
@@ -21,10 +22,8 @@ from picollm.engine.grid import BACKENDS as NAMES
 from picollm.engine.grid import Grid
 from picollm.errors import PicollmError
 from picollm.files import read_json, sha256, write_json
-from picollm.model.transformer import ModelConfig, Transformer
 from picollm.model.weights import save_model
 
-CONTEXT, VOCAB, MAX_BATCH, LAYERS = 16, 500, 4, 2
 BUILT = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16")
 TENSORRT = ("tensorrt-fp16", "tensorrt-b1-fp16")
 CPU = torch.device("cpu")
@@ -32,8 +31,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(VOCAB, CONTEXT, 28, LAYERS, 7, 36, 0.0, True, 10000.0, 32)).eval()
+    return small_model()
 
 
 @pytest.fixture(scope="module")

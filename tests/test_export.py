@@ -3,19 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from small_model import CONTEXT, LAYERS, MAX_BATCH, VOCAB, small_model
 
 from picollm.engine.build import calibration
 from picollm.engine.export import Float32Norm, export_program, half_precision
-from picollm.model.transformer import ModelConfig, Transformer
 
-CONTEXT, VOCAB, LAYERS, MAX_BATCH = 16, 500, 2, 4
 LAST, EVERY = np.array([CONTEXT - 1]), np.arange(CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(VOCAB, CONTEXT, 28, LAYERS, 7, 36, 0.0, True, 10000.0, 32)).eval()
+    return small_model()
 
 
 def ids(batch):

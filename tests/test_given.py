@@ -5,9 +5,9 @@ import fcntl
 
 import pytest
 
+from picollm.cluster.given import give, given
 from picollm.errors import PicollmError
 from picollm.pipeline import locks
-from picollm.pipeline.given import give, given
 
 
 @pytest.fixture(autouse=True)

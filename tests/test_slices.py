@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from picollm.cluster import resources
 from picollm.mechanisms import ablation, intervention
 from picollm.mechanisms.ablation import ablate_heads, part_of_effects
 from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.model.transformer import ModelConfig, Transformer
-from picollm.pipeline import resources
 from picollm.presets import preset
 
 pytestmark = pytest.mark.usefixtures("one_thread")

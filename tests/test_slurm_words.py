@@ -2,7 +2,7 @@
 
 import pytest
 
-from picollm.pipeline.slurm import words
+from picollm.cluster.slurm import words
 
 REFUSED = "SLURM sbatch failed. The error message was '{}'.\n    sbatch call:\n        sbatch --parsable ...\n"
 STATE = (

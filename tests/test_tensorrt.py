@@ -7,22 +7,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from small_model import CONTEXT, MAX_BATCH, small_model
 
 from picollm.engine.backends import tensorrt
 from picollm.engine.backends.backend import BuildContext, LoadContext
 from picollm.engine.backends.registry import BACKENDS
 from picollm.engine.backends.tensorrt import RTX, TORCH, choose_target, shapes
 from picollm.errors import PicollmError
-from picollm.model.transformer import ModelConfig, Transformer
 
-CONTEXT, VOCAB, MAX_BATCH = 16, 500, 4
 CPU, LAST = torch.device("cpu"), np.array([CONTEXT - 1])
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(VOCAB, CONTEXT, 28, 2, 7, 36, 0.0, True, 10000.0, 32)).eval()
+    return small_model()
 
 
 def test_the_compiler_that_is_installed_is_chosen(monkeypatch):

@@ -70,7 +70,8 @@ def controls_of(
     """Computes the controls with the config's `heads` section; `broad_H` is the model's own broad share, `keys` are as
     in `sentence_sums`. One model is in memory at a time."""
     ids, number = [sequence for category in categories for sequence in category.ids], numbering(categories)
-    untrained = {"models": cfg["null_models"], "seed": cfg["seed"]}
+    count = cfg["null_models"]
+    untrained = {"models": count, "seed": cfg["seed"]}
     shared = {"keys": keys, "window": cfg["window"], "device": device}
     which, golds = marked_sentences(categories)
     peaked_effects: list[dict[str, NDArray]] = []
@@ -82,8 +83,8 @@ def controls_of(
                 peaked_effects.append(effects(list(attention_maps(other, [ids[k] for k in which], device)), golds))
 
     return Controls(
-        null=values_of(untrained_models(model, **untrained), ids, number, **shared),
-        peaked=values_of(compared(), ids, number, **shared),
+        null=values_of(untrained_models(model, **untrained), ids, number, total=count, **shared),
+        peaked=values_of(compared(), ids, number, desc="sharpened untrained models", total=count, **shared),
         effects=peaked_effects,
         bare=without_separator(model, ids, number, **shared),
     )
@@ -244,11 +245,13 @@ def values_of(
     keys: Sequence[NDArray] | None = None,
     window: int,
     device: torch.device,
+    desc: str = "untrained models",
+    total: int | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Computes each statistic of every head of several models, [models, H]."""
+    """Computes each statistic of every head of several models, [models, H]; `desc` and `total` are for the bar."""
     rows = [
         macro_mean(sentence_sums(attention_maps(model, ids, device), category, window=window, keys=keys))
-        for model in progress(models, unit=" untrained models")
+        for model in progress(models, desc=desc, unit=" models", total=total)
     ]
     return {name: np.concatenate([row[name] for row in rows]) for name in NAMES}
 

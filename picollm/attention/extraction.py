@@ -63,7 +63,9 @@ def extract_attention(
     tokens = {name: [tokenise(sentence, tokenizer) for sentence in c.sentences] for name, c in categories.items()}
     for name, sentences in tokens.items():
         check(model, name, sentences)
-    for name, sentences in progress([(name, tokens[name]) for name in paths], unit=" categories"):
+    for name, sentences in progress(
+        [(name, tokens[name]) for name in paths], desc="attention maps", unit=" categories"
+    ):
         title = categories[name].title
         extract_category(model, category=name, title=title, sentences=sentences, device=device, path=paths[name])
 

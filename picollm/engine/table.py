@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 
-from picollm.engine.grid import REFERENCE, runs_on_cpu
+from picollm.engine.grid import AGAIN, REFERENCE, runs_on_cpu
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def best_row(report: Mapping) -> dict | None:
     rows: list[dict] = [
         row for row in report["results"]
         if row["batch"] == 1 and row["output"] == output
-        and REFERENCE in row.get("speedups", {}) and "again" not in row["backend"]
+        and REFERENCE in row.get("speedups", {}) and not row["backend"].endswith(AGAIN)
     ]  # fmt: skip
     return max(rows, key=lambda row: row["speedups"][REFERENCE]["ratio"], default=None)
 

@@ -85,7 +85,7 @@ def trace_emergence(
     windows, many = spread(s.validation, WINDOWS), spread(s.validation, CONTEXT_WINDOWS)
     contexts = [k for k in CONTEXTS if k in lengths(many.shape[1] - 1)]
     steps, nats, truncated, measurements = [], [], [], []
-    for step, model in progress(snapshots, unit=" snapshots"):
+    for step, model in progress(snapshots, desc="emergence", unit=" snapshots"):
         steps.append(step)
         model = model.to(s.device)
         nats.append(torch.cat([baseline(model, part) for part in batches(windows, s.device)]).double().cpu().numpy())

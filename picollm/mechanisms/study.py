@@ -125,7 +125,8 @@ def full_study(
         return group_effect(loss_without, groups[name], seed=s.cfg["seed"], sets=sets)
 
     shared: list[Group] = [
-        {"group": name, **part(name, partial(group, name))} for name in progress(groups, unit=" groups")
+        {"group": name, **part(name, partial(group, name))}
+        for name in progress(groups, desc="groups of heads", unit=" groups")
     ]
     return {
         "format": FORMAT,
@@ -139,7 +140,7 @@ def full_study(
         "groups": jointly(shared),
         "categories": {
             c.category: part(f"category {c.category}", partial(by_category, s, c))
-            for c in progress(categories, unit=" categories")
+            for c in progress(categories, desc="categories", unit=" categories")
         },
         "pairs": {kind: part(f"pairs {kind}", partial(head_effects, s, kind)) for kind in pairs()},
         "interactions": part("interactions", partial(interactions, s, range(len(s.names)))),

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from picollm.attention.sentences import CATEGORIES
+from picollm.console.status import next_run
 from picollm.errors import PicollmError
 from picollm.files import write_text
 from picollm.pipeline.receipts import artefact
 from picollm.report.page import render
 from picollm.report.sources import FIGURES, PATHS, read_sources, run, with_seeds
-from picollm.status import next_run
 from picollm.yaml12 import read_yaml
 
 

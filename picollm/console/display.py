@@ -27,7 +27,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from picollm.pipeline import slurm
+from picollm.cluster import slurm
 from picollm.progress import LINE_SECONDS, PICTURE, STATUS, describe, duration, rate_of
 
 FOLDER = Path(".snakemake/picollm/status")

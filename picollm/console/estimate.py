@@ -1,6 +1,6 @@
 """Estimates how long a run will take, from this machine's earlier runs or else from a calibration of one second.
 
-    python -m picollm.pipeline.estimate        # calibrates; prints JSON
+    python -m picollm.console.estimate        # calibrates; prints JSON
 
 The time of an earlier run of a rule is in Snakemake's file in logs/benchmarks/, and its amount of work in work.json: a
 longer training is not mistaken for the previous one. Without an earlier run, the seconds of the shipped configuration

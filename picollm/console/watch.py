@@ -18,8 +18,8 @@ from snakemake.cli import parse_args
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
-from picollm.pipeline.display import Display
-from picollm.pipeline.estimate import estimate, note, work
+from picollm.console.display import Display
+from picollm.console.estimate import estimate, note, work
 
 # Snakemake's flags, by their internal names, of calls that run no rule. They need no check of the data, and
 # `picollm sync` itself makes some of them.

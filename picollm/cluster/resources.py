@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from picollm.pipeline.estimate import SECONDS, VOCABULARY, work
+from picollm.console.estimate import SECONDS, VOCABULARY, work
 
 Config = Mapping[str, Mapping[str, Any]]
 MARGIN = 2
@@ -100,7 +100,7 @@ def memory_mb(rule: str, config: Config, size: Size) -> int:
 
 
 def minutes(rule: str, config: Config, size: Size) -> int:
-    """Scales the seconds that the shipped configuration took (picollm.pipeline.estimate) to this configuration."""
+    """Scales the seconds that the shipped configuration took (picollm.console.estimate) to this configuration."""
     likewise = "pretrain" if rule == "train_variant" else rule
     fixed, plain, products = SECONDS.get(likewise, (0, 600, 0))
     if rule in PER_CORPUS:
