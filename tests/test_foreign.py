@@ -39,6 +39,14 @@ def test_maps_and_losses_are_their_own(family, ids):
     assert found.config.n_layers == 2 and found.config.n_heads == 4 and found.config.context == 64
 
 
+def test_maps_run_the_model_once_for_sentences_of_every_length(ids):
+    found, calls = ForeignModel(theirs("gpt2")), []
+    found.layers[1].layer.register_forward_pre_hook(lambda module, given: calls.append(given[0].shape[1]))
+    for length in (12, 5, 12, 7):
+        found.attention_maps(ids[:1, :length])
+    assert calls == [12, 5, 12, 7]
+
+
 def by_hand(family, ids, heads, means):
     """Returns the nats of transformers' model, with a plain hook on the heads' columns before the output projection."""
     model = theirs(family)

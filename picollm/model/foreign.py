@@ -10,7 +10,7 @@ Shape suffixes: B sequence, T position, L layer, H head of a layer, Q query, K k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -109,18 +109,18 @@ class ForeignBlock:
 
         Raises PicollmError if its attention returns none.
         """
-        seen: list[Any] = []
-        handle = self.attention.register_forward_hook(lambda module, given, output: seen.append(output))
-        try:
+        with watched_attention([self]) as outputs:
             x_BTD = self(x_BTD, calls)
-        finally:
-            handle.remove()
-        weights = seen[0][1] if isinstance(seen[0], tuple) and len(seen[0]) > 1 else None
+        return x_BTD, self.weights(outputs[0])
+
+    def weights(self, output: Any) -> Tensor:
+        """Returns the weights [B, H, query, key] in the attention's output. Raises PicollmError if there are none."""
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if weights is None:
             raise PicollmError(
                 f"layer {self.number}: its attention returns no weights; they need attn_implementation='eager'"
             )
-        return x_BTD, weights
+        return weights
 
     def outputs(self, x_BTD: Tensor, calls: Calls) -> Tensor:
         """Returns the heads' inputs to the output projection, [B, H, T, W]."""
@@ -146,6 +146,22 @@ class ForeignBlock:
         weight = cast(Tensor, self.out.weight)
         weight = weight.mT if type(self.out).__name__ == "Conv1D" else weight
         return weight.unflatten(1, (self.n_heads, -1))
+
+
+@contextmanager
+def watched_attention(blocks: Iterable[ForeignBlock]) -> Iterator[list[Any]]:
+    """Yields a list that collects the output of each block's attention, in the order of the calls."""
+    outputs: list[Any] = []
+
+    def note(module: nn.Module, given: tuple, output: Any) -> None:
+        outputs.append(output)
+
+    handles = [block.attention.register_forward_hook(note) for block in blocks]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # list[tuple[tuple, dict[str, Any]]]: checkers confuse it with the rotary tensors that picollm's own blocks take.
@@ -197,12 +213,8 @@ class ForeignModel(nn.Module):
 
         Raises PicollmError if the sequence is longer than the model accepts.
         """
-        T = ids_BT.shape[1]
-        if T > self.config.context:
-            raise PicollmError(
-                f"a sequence of {T} tokens: the model accepts at most {self.config.context}: shorten the text"
-            )
-        key = (T, ids_BT.device, self.embedding.weight.dtype)
+        self.check_length(ids_BT)
+        key = (ids_BT.shape[1], ids_BT.device, self.embedding.weight.dtype)
         if key not in self.calls:
             with self.watched() as seen:
                 self.hidden(ids_BT[:1])
@@ -210,6 +222,14 @@ class ForeignModel(nn.Module):
         with self.watched(stop=True) as seen, torch.no_grad(), suppress(Reached):
             self.hidden(ids_BT)
         return seen[0][0][0], self.calls[key]
+
+    def check_length(self, ids_BT: Tensor) -> None:
+        """Raises PicollmError if the sequence is longer than the model accepts."""
+        if ids_BT.shape[1] > self.config.context:
+            raise PicollmError(
+                f"a sequence of {ids_BT.shape[1]} tokens: the model accepts at most {self.config.context}: shorten "
+                "the text"
+            )
 
     @contextmanager
     def watched(self, stop: bool = False) -> Iterator[list[tuple[tuple, dict[str, Any]]]]:
@@ -242,13 +262,16 @@ class ForeignModel(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns attention weights [B, L, H, query, key], and the result of `hidden`."""
-        x_BTD, calls = self.start(ids_BT)
-        maps = []
-        for block in self.layers:
-            x_BTD, weights_BHQK = block.explicit(x_BTD, calls)
-            maps.append(weights_BHQK)
-        return torch.stack(maps, dim=1), self.norm(x_BTD)
+        """Returns attention weights [B, L, H, query, key], and the result of `hidden`.
+
+        Not by `start`, which runs the model once more for every new length.
+        """
+        self.check_length(ids_BT)
+        blocks = self.layers
+        with watched_attention(blocks) as outputs:
+            x_BTD = self.hidden(ids_BT)
+        maps = [block.weights(output) for block, output in zip(blocks, outputs, strict=True)]
+        return torch.stack(maps, dim=1), x_BTD
 
     def untrained(self) -> ForeignModel:
         """Returns the same shape with new random weights, by the family's initialisation and torch's random state."""
