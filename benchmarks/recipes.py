@@ -29,7 +29,7 @@ from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.model.device import set_up
 from picollm.model.training import Trainer, train
 from picollm.model.transformer import ModelConfig
-from picollm.seed_summary import spread, summary, told
+from picollm.seed_summary import spread, spread_text, summary
 from picollm.seeds import labels_of
 from picollm.seeds import trainer_of as trained_by
 from picollm.yaml12 import read_yaml
@@ -136,8 +136,10 @@ def table(results: dict[str, list[dict]]) -> str:
         "|" + "---|" * (4 + len(classes)),
     ]
     for name, runs in sorted(results.items(), key=lambda item: statistics.mean(run["loss"] for run in item[1])):
-        columns = [told(spread([run[label] for run in runs]), ".0f") for label in classes]
-        steps, loss = (told(spread([run[k] for run in runs]), form) for k, form in (("steps", ".0f"), ("loss", ".3f")))
+        columns = [spread_text(spread([run[label] for run in runs]), ".0f") for label in classes]
+        steps, loss = (
+            spread_text(spread([run[k] for run in runs]), form) for k, form in (("steps", ".0f"), ("loss", ".3f"))
+        )
         seeds = summary(range(len(runs)), [run["loss"] for run in runs], np.array([run["labels"] for run in runs]), "")
         pairs = [seeds["agreement"], seeds["agreement_by_chance"]]
         columns.append("–" if pairs[0] is None else "{:.0%} ({:.0%})".format(*pairs))

@@ -69,7 +69,7 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
     `texts`: at least 20 for meaningful intervals; they may have gold marks, `(words)_role`. `null_models`: number of
     untrained models of the same shape, and of sharpened ones, from which the thresholds are derived.
     """
-    sentences = [tokenise(parse(text), model.tokenizer) for text in texts]
+    sentences = [tokenise(parsed(text, number), model.tokenizer) for number, text in enumerate(texts, 1)]
     if not sentences or null_models < 1:
         raise PicollmError("label_heads needs at least one text, and null_models of at least 1")
     check(model.network, "texts", sentences)
@@ -86,6 +86,13 @@ def label_heads(model: Model, texts: Sequence[str], *, null_models: int = 3) -> 
             for head in report["heads"]
         ]
     )
+
+
+def parsed(text: str, number: int) -> Sentence:
+    try:
+        return parse(text)
+    except PicollmError as error:
+        raise PicollmError(f"text {number} {error}") from None
 
 
 def induction(model: Model) -> pd.DataFrame:

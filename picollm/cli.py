@@ -20,8 +20,8 @@ def option(*names: str, **how: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, how
 
 
-def output(default: str | None, what: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    return option("-o", "--output", default=default, help=what + " (%(default)s)" * (default is not None))
+def output(default: str | None, meaning: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return option("-o", "--output", default=default, help=meaning + " (%(default)s)" * (default is not None))
 
 
 def several(kind: type) -> Callable[[str], list]:
@@ -29,7 +29,10 @@ def several(kind: type) -> Callable[[str], list]:
     return lambda text: [kind(part) for part in text.split(",")]
 
 
-MODEL = option("--model", default="data/model", help="a model's folder, also an exported one (%(default)s)")
+TRAINED = option("--model", default="data/model",
+                 help="the folder of a picollm model, or one that `picollm export` wrote (%(default)s)")  # fmt: skip
+MODEL = option("--model", default="data/model",
+               help="a folder of picollm or of transformers, or a name on the hub (%(default)s)")  # fmt: skip
 FOLDER = "the folder to write into"
 # The arguments of each command; its function has the same name in picollm.commands.
 COMMANDS = {
@@ -45,7 +48,7 @@ COMMANDS = {
     "bundle": [output("picollm.zip", "the zip to write")],
     "preset": [
         option("name", nargs="?", help="a preset in presets/"),
-        option("--force", action="store_true", help="overwrite config.yaml even if git does not have its edits"),
+        option("--force", action="store_true", help="overwrite config.yaml even if it has uncommitted edits"),
     ],
     "sync": [
         option("-n", "--dry-run", action="store_true",
@@ -57,7 +60,7 @@ COMMANDS = {
     "dvc-yaml": [],
     "config-docs": [],
     "generate": [
-        MODEL,
+        TRAINED,
         option("--prompt", default="", help="the text to continue; without one, a new article is started"),
         option("--tokens", type=int, default=100, help="maximum number of new tokens (%(default)s)"),
         option("--temperature", type=float, default=0.8, help="0 always picks the likeliest token (%(default)s)"),
@@ -65,14 +68,14 @@ COMMANDS = {
         option("--seed", type=int, default=1, help="seed of the sampling (%(default)s)"),
     ],
     "evaluate": [
-        MODEL,
+        TRAINED,
         option("corpus", nargs="?", default="data/corpus/test.parquet",
                help="any text that corpus.path accepts (%(default)s)"),
         option("--split", default="test", choices=("train", "validation", "test"),
                help="used if the text has splits (%(default)s)"),
         option("--json", action="store_true", help="print JSON with all digits"),
     ],
-    "export": [MODEL, output("exported", "the folder to write model.safetensors and config.json into")],
+    "export": [TRAINED, output("exported", "the folder to write model.safetensors and config.json into")],
     "analyze": [
         MODEL,
         option("--sentences", help="YAML like attention.sentences, or .txt (one sentence per line), .csv, .json"),
@@ -91,7 +94,8 @@ COMMANDS = {
     ],
     "data inspect": [option("path", nargs="?", default="data/tokens",
                             help="data/tokens, a file in it, or a corpus (%(default)s)")],
-    "data verify": [option("path", nargs="?", default="data/tokens", help="as for `inspect` (%(default)s)")],
+    "data verify": [option("path", nargs="?", default="data/tokens",
+                           help="the folder of packed tokens, or its manifest.json (%(default)s)")],
     "optimize": [
         MODEL,
         option("--full", action="store_true",
@@ -184,8 +188,8 @@ def main() -> None:
     except Exception as error:  # a bug, or a file that nobody anticipated
         if TRACEBACK in os.environ:
             raise
-        what = f"{type(error).__name__}: {one_line(error)[:300]}"
-        sys.exit(f"picollm: {what} (a bug of picollm, or a file of another version; {TRACEBACK}=1 shows where)")
+        fault = f"{type(error).__name__}: {one_line(error)[:300]}"
+        sys.exit(f"picollm: {fault} (a bug in picollm, or a file from another version; {TRACEBACK}=1 shows where)")
 
 
 if __name__ == "__main__":

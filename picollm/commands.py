@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from picollm.errors import PicollmError
+from picollm.wording import count
 
 TOKENS = "data/tokens/manifest.json"
 
@@ -40,7 +41,7 @@ def preset(arguments: argparse.Namespace) -> None:
         print(*(f"{name:14} {presets.about(name)}" for name in presets.names()), sep="\n")
         return
     changes = presets.write_preset(arguments.name, Path("config.yaml"), arguments.force)
-    print(f"config.yaml: preset {arguments.name}, {len(changes)} values changed", *changes, sep="\n  ")
+    print(f"config.yaml: preset {arguments.name}, {count(len(changes), 'value')} changed", *changes, sep="\n  ")
     if Path("Snakefile").exists():
         write_dvc_yaml()  # its stages list the files that config.yaml names
 
@@ -119,11 +120,12 @@ def data_inspect(arguments: argparse.Namespace) -> None:
 
 
 def data_verify(arguments: argparse.Namespace) -> None:
-    """Verify that packed tokens or a corpus match their manifest. Exit code 1 on any problem."""
+    """Verify that packed tokens match their manifest and each other. Exit code 1 on any problem."""
     from picollm.data import inspection
 
     problems, counts = inspection.verify(Path(arguments.path))
-    print("\n".join([*problems, f"{counts}: {f'{len(problems)} problems' if problems else 'all as in the manifest'}"]))
+    verdict = count(len(problems), "problem") if problems else "all as in the manifest"
+    print("\n".join([*problems, f"{counts}: {verdict}"]))
     sys.exit(1 if problems else 0)
 
 
@@ -179,7 +181,7 @@ def writable(folder: Path) -> None:
 
 
 def trained(folder: str):
-    """Loads the model in a folder, picollm's or Hugging Face's."""
+    """Loads the model in a folder, picollm's own or an exported one (StableLM's layout)."""
     from picollm.model.huggingface import load_folder
 
     return load_folder(Path(folder))

@@ -51,7 +51,7 @@ class Corpus(Section):
     held_out_articles: int = key("articles for validation, and as many for test; unused if the corpus has splits", gt=0)
 
     @model_validator(mode="after")
-    def local_needs_a_path(self) -> Corpus:
+    def source_has_path(self) -> Corpus:
         if self.source == "local" and not self.path:
             raise ValueError("corpus.path must name a folder, zip archive or file when corpus.source is local")
         if self.source == "grammar" and not self.path:
@@ -83,7 +83,7 @@ class Model(Section):
     n_layers: int = key("transformer blocks", gt=0)
     n_heads: int = key("attention heads per layer", gt=0)
     d_ff: int = key("width of the SwiGLU layer", gt=0)
-    dropout: float = key("rate on the embedding and on each block's output, not on attention weights", ge=0, le=0.9)
+    dropout: float = key("rate on the embedding and on each sublayer's output, not on attention weights", ge=0, le=0.9)
     tied: bool = key("embedding and output layer share one matrix")
     rope_theta: float = key("base of the rotary position frequencies", gt=1)
     rope_cache: int = key("longest sequence that the model accepts", gt=0)
@@ -201,7 +201,9 @@ class Benchmark(Section):
     block_seconds: float = key("time that a backend runs in one round", gt=0, le=3600)
     warmup_seconds: float = key("time that a backend runs untimed before the first round", gt=0, le=3600)
     gate_rows: int = key("validation rows of the accuracy gate", gt=0)
-    noise_limit: float = key("a result is noisy if the baseline differs from itself by more than this", gt=0, le=1)
+    noise_limit: float = key(
+        "a result is noisy if the baseline or the fastest backend differs from its second copy by more", gt=0, le=1
+    )
     cold_start: bool = key("also start each backend in a new process")
     seed: int = key("seed of the order and the inputs", ge=0)
 

@@ -68,9 +68,11 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PicollmError(f"{path} is missing: run the rule that writes it") from None
+        raise PicollmError(f"{path} is missing: check the path, or run the rule that writes it") from None
     except ValueError as error:
-        raise PicollmError(f"{path} is damaged ({error}): delete it and run the command again") from None
+        raise PicollmError(
+            f"{path} is not valid JSON ({error}): repair it or, if a rule wrote it, delete it and run that rule again"
+        ) from None
 
 
 def sha256(path: str | Path) -> str:

@@ -111,7 +111,7 @@ def no_gpu_seen() -> str:
 
 
 def has_nvidia_gpu() -> bool:
-    """True if the driver lists a GPU, even if torch can't use it; nsys alone also creates device files."""
+    """Returns True if the driver lists a GPU, even if torch can't use it; nsys alone also creates device files."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 

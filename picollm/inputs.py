@@ -41,7 +41,7 @@ def corpus_files(corpus: dict[str, Any]) -> list[str]:
 
 
 def model_files(model: dict[str, Any]) -> list[str]:
-    """Returns the files of model.checkpoint, for the same reason. Raises PicollmError if one is missing."""
+    """Returns the files of model.checkpoint, whose edits both tools must see. Raises PicollmError for a missing one."""
     if model["checkpoint"] is None:
         return []
     folder = Path(model["checkpoint"])

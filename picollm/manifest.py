@@ -32,7 +32,7 @@ def entries(manifest: object) -> Iterator[Entry]:
             yield from entries(item)
 
 
-def prove(manifest_path: str | Path, entry: Entry, rule: str) -> Path:
+def verified(manifest_path: str | Path, entry: Entry, rule: str) -> Path:
     """Checks an entry's file by its hash. Raises PicollmError naming the rule to run if it is missing or differs."""
     path = Path(manifest_path).parent / entry["file"]
     if not path.exists():

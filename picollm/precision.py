@@ -1,6 +1,6 @@
 """Selects the precision for the processor: bfloat16 if it has the instructions, float32 if it would emulate them.
 
-Without them (AVX512-BF16, AMX or Arm's bf16), a bfloat16 product runs at a tenth to an eightieth of float32's rate.
+Without them (AVX512-BF16, AMX or Arm's bf16), a bfloat16 product runs at a fifth to an eightieth of float32's rate.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ BF16_CAPABILITY = (8, 0)  # Ampere: the first NVIDIA GPUs with bf16 tensor cores
 
 @cache
 def has_bf16(device_type: str = "cpu", gpus: int = 1) -> bool:
-    """True if the device, or each of several `gpus` of this machine, multiplies bfloat16 natively.
+    """Returns True if the device, or each of several `gpus` of this machine, multiplies bfloat16 natively.
 
     torch's own check also returns true for older GPUs, because it can emulate bf16. A processor must report the
     instructions, torch's kernels must be allowed to use them (ATEN_CPU_CAPABILITY), and the measured time must agree

@@ -94,7 +94,7 @@ def write_preset(name: str, path: Path, force: bool) -> list[str]:
     except PicollmError:
         before = None
     if not force and before not in [preset(name) for name in names()] and old != committed(path):
-        raise PicollmError(f"{path} has edits that git does not have: commit them, or add --force to discard them")
+        raise PicollmError(f"{path} has uncommitted edits: commit them, or add --force to discard them")
     write_text(path, config_yaml(values))
     changes = [
         f"{section}.{key}: {written(before[section][key])} -> {written(value)}"
@@ -160,7 +160,7 @@ def type_name(annotation: Any) -> str:
     if annotation in names:
         return names[annotation]
     if inner and all(isinstance(value, str) for value in inner):
-        return "one of the words"
+        return "one of these"
     if str(annotation).startswith("list"):
         return "list"
     return " or ".join(type_name(one) for one in inner)

@@ -33,7 +33,7 @@ def nvtx_marker() -> Callable[[str], AbstractContextManager]:
 
 @cache
 def under_nsys() -> bool:
-    """True if Nsight Systems started this process, recognised by the variables that it injects."""
+    """Returns True if Nsight Systems started this process, recognised by the variables that it injects."""
     return any(name in os.environ for name in INJECTED)
 
 

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from picollm.errors import PicollmError
 from picollm.files import read_json, sha256
+from picollm.wording import count
 
 FORMAT = 2
 SECTIONS = ("model", "pretrain", "compute", "attention", "heads")  # config sections that determine the results of seeds
-NO_MATTER = ("seed", "snapshots", "checkpoint_every", "loading")  # keys of these sections that don't
+IRRELEVANT = ("seed", "snapshots", "checkpoint_every", "loading")  # keys of these sections that don't
 
 
 def recipe(config: Mapping[str, Mapping[str, Any]], manifest: str | Path) -> str:
     """Hashes everything that determines the results of seeds except the seed; `manifest` is the packed tokens'."""
-    kept = {name: {k: v for k, v in config[name].items() if k not in NO_MATTER} for name in SECTIONS}
+    kept = {name: {k: v for k, v in config[name].items() if k not in IRRELEVANT} for name in SECTIONS}
     files = [sha256(manifest), sha256(config["attention"]["sentences"])]
     return hashlib.sha256(json.dumps([kept, files], sort_keys=True).encode()).hexdigest()
 
@@ -58,17 +59,17 @@ def spread(values: Sequence[float] | NDArray) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "least": float(np.min(values)), "most": float(np.max(values))}
 
 
-def told(row: Mapping[str, float], form: str) -> str:
+def spread_text(row: Mapping[str, float], form: str) -> str:
     """Formats a spread as text; `form` is the format of one number."""
     return f"{row['mean']:{form}} ({row['least']:{form}} to {row['most']:{form}})"
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
     """Formats the summary as lines of text."""
-    text = [f"{len(report['seeds'])} seeds: validation loss {told(report['validation_loss'], '.3f')}"]
+    text = [f"{count(len(report['seeds']), 'seed')}: validation loss {spread_text(report['validation_loss'], '.3f')}"]
     for label, row in report["shares"].items():
         if row["most"]:
-            text.append(f"{label:15} {told(row, '.0%')} of the heads")
+            text.append(f"{label:15} {spread_text(row, '.0%')} of the heads")
     if report["agreement"] is not None:
         text.append(
             f"Of two seeds {report['agreement']:.0%} of the heads have the same class; by chance "

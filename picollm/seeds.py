@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from picollm.attention.controls import peaked_models, untrained_models, values_of
-from picollm.attention.extraction import tokenise
+from picollm.attention.controls import sharpened_models, shuffled_kappa, untrained_models, values_of
+from picollm.attention.extraction import attention_maps, tokenise
 from picollm.attention.labels import Thresholds, assign, effective_thresholds, percentiles_99
+from picollm.attention.measures import first_replicate, macro_mean, sentence_sums
 from picollm.attention.sample import sample_of
 from picollm.attention.sentences import load_sentences
 from picollm.data.loading import open_split
@@ -36,8 +37,7 @@ def trainer_of(config: Mapping[str, Any], rows: NDArray, shape: ModelConfig, dev
 
 
 def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.device) -> NDArray[np.int64]:
-    """Labels the model's heads, as indices into LABELS, by the pipeline's rule on the config's sentences; the null is
-    one untrained model of each kind."""
+    """Labels the model's heads, as indices into LABELS, exactly as `classify_heads` does on the config's sentences."""
     tokenizer = gpt2()
     sentences = (
         (c, tokenise(sentence, tokenizer))
@@ -48,18 +48,21 @@ def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.devic
     )
     sample = sample_of((c, tokens.ids, tokens.strings, tokens.gold) for c, tokens in sentences)
     ids, number, section = sample.ids, sample.category, config["heads"]
-    shared = {"keys": sample.keys, "window": section["window"], "device": device}
-    values = {name: value[0] for name, value in values_of([model.eval()], ids, number, **shared).items()}
-    null = values_of(untrained_models(model, models=1, seed=1), ids, number, **shared)
-    as_peaked = peaked_models(model, values["broad"], ids, models=1, seed=1, device=device)
-    peaked = values_of(as_peaked, ids, number, **shared)
+    shared = {"keys": sample.keys, "window": section["window"]}
+    maps = list(attention_maps(model.eval(), ids, device))
+    values = first_replicate(macro_mean(sentence_sums(maps, number, **shared)))
+    untrained = {"models": section["null_models"], "seed": section["seed"]}
+    null = values_of(untrained_models(model, **untrained), ids, number, device=device, **shared)
+    as_sharpened = sharpened_models(model, values["broad"], ids, device=device, **untrained)
+    sharpened = values_of(as_sharpened, ids, number, device=device, **shared)
+    permuted_kappa = shuffled_kappa(maps, number, window=section["window"], seed=section["seed"])
     configured = Thresholds(*(section[name] for name in ("kappa", "content", "broad", "sink")))
-    return assign(values, effective_thresholds(configured, percentiles_99(null), peaked, permuted_kappa=0.0))
+    return assign(values, effective_thresholds(configured, percentiles_99(null), sharpened, permuted_kappa))
 
 
 def variant(config: Mapping[str, Any], manifest: str | Path, checkpoints: Checkpoints | None = None) -> dict:
-    """Trains the config once on packed tokens, in this process: its best validation loss, and its heads' classes as
-    indices into LABELS. Resumes from `checkpoints`, and raises like `train`."""
+    """Trains the config once on packed tokens, in this process. Returns its best validation loss, and the classes of
+    its heads after the last step as indices into LABELS. Resumes from `checkpoints`, and raises like `train`."""
     device = set_up(**config["compute"])
     train_rows, validation = (np.asarray(open_split(manifest, split)) for split in ("train", "validation"))
     context = train_rows.shape[1] - 1

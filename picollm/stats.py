@@ -28,9 +28,9 @@ def number_or_none(value: float) -> float | None:
 
 
 def finite(value: float) -> float:
-    """Like `number_or_none` for a value that is defined for any finite model. Raises PicollmError otherwise."""
+    """Rounds a value that is defined for any finite model. Raises PicollmError for one that is not finite."""
     if not math.isfinite(value):
-        raise PicollmError(f"a statistic is {value}: the model gives numbers that are not finite")
+        raise PicollmError(f"a statistic is {value}: the model gives numbers that are not finite; check its weights")
     return round(float(value), 6)
 
 
@@ -40,7 +40,7 @@ class Interval(TypedDict):
     high: float | None
 
 
-class Known(TypedDict):
+class DefinedInterval(TypedDict):
     """An interval of a statistic that is always defined."""
 
     value: float
@@ -69,7 +69,7 @@ class Accuracy(TypedDict):
     clusters: int
 
 
-def known(*columns: NDArray) -> list[Known]:
+def known(*columns: NDArray) -> list[DefinedInterval]:
     """Turns the columns value, low and high into rows."""
     rows = zip(*columns, strict=True)
     return [{"value": finite(value), "low": finite(low), "high": finite(high)} for value, low, high in rows]
@@ -82,7 +82,7 @@ def cluster_means(values_XI: NDArray, cluster_I: NDArray) -> NDArray[np.float64]
 
 
 def accuracy(right_I: NDArray, cluster_I: NDArray) -> Accuracy:
-    """Returns the mean over clusters of equal size and its 95 % Student-t interval: few are too few to resample."""
+    """Returns the mean over clusters of equal size and its 95 % Student-t interval: they are too few to resample."""
     right_C = cluster_means(right_I, cluster_I)
     half = t.ppf(0.975, len(right_C) - 1) * right_C.std(ddof=1) / np.sqrt(len(right_C))
     low, high = np.clip((right_C.mean() - half, right_C.mean() + half), 0, 1)
@@ -157,37 +157,37 @@ def percentile_99(values: NDArray) -> float:
     return percentile(values, 0.99)
 
 
-def per_head(more_HW: NDArray, names: Sequence[str], *, seed: int) -> list[Effect]:
+def per_head(rise_HW: NDArray, names: Sequence[str], *, seed: int) -> list[Effect]:
     """Computes each head's mean effect over windows (sentences, clusters), 95 % interval, p, and q over the heads."""
-    p_H = sign_flip_p(more_HW, seed)
-    columns = (more_HW.mean(1), *resampled(more_HW, seed), p_H, false_discovery_rate(p_H))
+    p_H = sign_flip_p(rise_HW, seed)
+    columns = (rise_HW.mean(1), *resampled(rise_HW, seed), p_H, false_discovery_rate(p_H))
     return [
         {"name": name, "delta": finite(delta), "low": finite(low), "high": finite(high), "p": finite(p), "q": finite(q)}
         for name, delta, low, high, p, q in zip(names, *columns, strict=True)
     ]
 
 
-def resampled(more_HW: NDArray, seed: int, level: float = 0.95, of_W: NDArray | None = None) -> tuple[NDArray, NDArray]:
+def resampled(rise_HW: NDArray, seed: int, level: float = 0.95, of_W: NDArray | None = None) -> tuple[NDArray, NDArray]:
     """Bootstrap interval of the mean over at least two windows, or of the ratio of sums to those of `of_W`, [H] each.
 
     Percentiles of few windows are too narrow; these are widened as Student's t is relative to the normal distribution
     (the expanded percentile interval, Hesterberg 2015, arXiv 1411.5279).
     """
-    n = more_HW.shape[1]
+    n = rise_HW.shape[1]
     counts_RW = bootstrap_counts(np.zeros(n, dtype=int), replicates=BOOTSTRAPS, seed=seed)
     outside = float(norm.sf(math.sqrt(n / (n - 1)) * t.isf((1 - level) / 2, n - 1)))
     of_R1 = (counts_RW @ (np.ones(n) if of_W is None else of_W))[:, None]
-    drawn_RH = np.divide(counts_RW @ more_HW.T, of_R1, out=np.full((BOOTSTRAPS, len(more_HW)), np.nan), where=of_R1 > 0)
+    drawn_RH = np.divide(counts_RW @ rise_HW.T, of_R1, out=np.full((BOOTSTRAPS, len(rise_HW)), np.nan), where=of_R1 > 0)
     return interval(drawn_RH, 1 - 2 * outside)
 
 
-def sign_flip_p(more_HW: NDArray, seed: int) -> NDArray[np.float64]:
+def sign_flip_p(rise_HW: NDArray, seed: int) -> NDArray[np.float64]:
     """Two-sided p of no effect, [H]: without an effect, each window's difference is equally likely to have either sign.
 
     All patterns of signs are tried if there are at most SIGN_FLIPS; otherwise that many are drawn (Ernst 2004).
     """
     test = permutation_test(
-        (more_HW,), lambda drawn, axis: np.abs(drawn.sum(axis=axis)), permutation_type="samples", alternative="greater",
+        (rise_HW,), lambda drawn, axis: np.abs(drawn.sum(axis=axis)), permutation_type="samples", alternative="greater",
         n_resamples=SIGN_FLIPS, batch=1000, axis=1, vectorized=True, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return test.pvalue

@@ -77,7 +77,7 @@ def stages():
     return stages_of(workflow.rules, ROOT, CONFIG["corpus"])
 
 
-# Shares of a rule's work, each a separate job if the configuration says so.
+# Shares of a rule's work, each a separate job if the configuration requests it.
 SLICES = ".snakemake/picollm/slices/{slice}.ids"
 ABLATED = ".snakemake/picollm/ablated/{slice}.npz"
 EXTRACTED = ".snakemake/picollm/extracted/{category}.npz"
@@ -120,7 +120,7 @@ def variant(wildcards):
 def guard():
     """Takes the run's lock, and runs `picollm sync` unless data, dvc.lock and Snakemake's records agree.
 
-    It does nothing in jobs and in sync's own calls, and no sync inside a DVC stage, where DVC has already decided.
+    It does nothing in jobs or in sync's own calls, and runs no sync inside a DVC stage, where DVC has already decided.
     """
     if not workflow.is_main_process or "PICOLLM_UNGUARDED" in os.environ:
         return

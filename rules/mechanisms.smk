@@ -113,7 +113,7 @@ rule probe_heads:
 
 
 rule full_study:
-    """The target of `make study`: every kind of ablation, groups, categories, pairs."""
+    """The target of `make study`: every kind of ablation, groups, categories, minimal pairs, pairs of heads."""
     input:
         weights="data/model/model.safetensors",
         config="data/model/config.json",

@@ -6,7 +6,7 @@ OUTPUTS: the model and its snapshots under data/model/, the loss curve and its s
 
 
 rule pretrain:
-    """Train the model from a seed; nothing else runs at the same time."""
+    """Trains the model from a seed; nothing else runs at the same time."""
     input:
         tokens="data/tokens/manifest.json",
         checkpoint=MODEL_FILES,

@@ -91,7 +91,7 @@ def chapters(n_layers=2, n_heads=2):
         "labels": {key: {"count": n, "share": n / len(names), "low": 0.0, "high": 0.75} for key, n in labels.items()},
         "null": {"heads": 8, "labels": count | {"global": 6, "sink": 2},
                  "values": {"kappa_max": [0.01, -0.02], "content": [0.0, 0.01]}},
-        "peaked_null": {"heads": 8, "labels": count | {"content-based": 7, "token-specific": 1}},
+        "sharpened_null": {"heads": 8, "labels": count | {"content-based": 7, "token-specific": 1}},
         "raw_agreement": None, "raw_rule": "raw",
         "sensitivity": {
             "thresholds": [{"threshold": name, "value": value, "labels": [1, 0, 0, 0, 2, 1, 0]}
@@ -108,7 +108,7 @@ def chapters(n_layers=2, n_heads=2):
         "sample": {"sentences": 6, "tokens": 88, "bootstraps": 100, "null_models": 2, "categories": {"simple": {}}},
         "rule": ["first kappa"], "definitions": {"broad": "share"},
         "thresholds": {name: {"value": 0.25, "configured": 0.25, "null_percentile_99": None,
-                              "peaked_percentile_99": 0.1, "shuffled_percentile_99": 0.03}
+                              "sharpened_percentile_99": 0.1, "shuffled_percentile_99": 0.03}
                        for name in ("kappa", "content", *SETS)},
     }  # fmt: skip
     cluster = {

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from refusals import refusal
 
 import picollm
+from picollm.attention.analysis import analyse_model
+from picollm.attention.labels import LABELS
 from picollm.data.tokenizer import VOCAB_SIZE
 from picollm.files import write_json
 from picollm.model.huggingface import export
@@ -20,6 +23,7 @@ from picollm.model.transformer import ModelConfig, Transformer
 from picollm.presets import preset
 from picollm.report.sources import Sources, with_seeds
 from picollm.seed_summary import for_report, lines, recipe, summary
+from picollm.seeds import labels_of
 
 ROOT = Path(__file__).parents[1]
 ENDS = ("", "_low", "_high")
@@ -89,7 +93,7 @@ def test_both_kinds_of_models_lose_the_same_without_a_head(folder, tmp_path):
 def test_what_can_not_be_done_gives_a_one_line_error(folder):
     model = picollm.load_model(folder)
     assert "the model's context is 32" in refusal(picollm.maps, model, "word " * 60)
-    assert "has one token" in refusal(picollm.maps, model, "word")
+    assert "has fewer than two tokens" in refusal(picollm.maps, model, "word")
     assert "at least two sentences" in refusal(picollm.ablate, model, TEXTS[:1])
     assert "the model's context is 32" in refusal(picollm.ablate, model, [TEXTS[0], "word " * 60])
     assert "at least one text" in refusal(picollm.label_heads, model, [])
@@ -126,6 +130,28 @@ def test_seeds_are_compared_by_share_and_by_head():
     assert found["agreement_by_chance"] == pytest.approx((0.5 + 0.375 + 0.375) / 3)
     assert lines(found)[0] == "3 seeds: validation loss 6.200 (6.000 to 6.400)"
     assert summary([1], [6.0], labels[:1], "recipe")["agreement"] is None
+
+
+@pytest.mark.heavy
+def test_heads_of_a_seed_are_labelled_as_in_a_report(tmp_path):
+    """One layer is sharp, so that more than one class occurs."""
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(VOCAB_SIZE, 128, 28, 2, 7, 16, 0.0, True, 1e4, 128))
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight.mul_(60)
+    few = yaml.safe_load((ROOT / "picollm/attention/sentences.yaml").read_text())
+    for category in few.values():
+        category["sentences"] = category["sentences"][:3]
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(few))
+    config = preset("smoke")
+    config["attention"] |= {"sentences": str(tmp_path / "few.yaml")}
+    config["heads"] |= {"null_models": 2, "bootstraps": 10}
+    report, _, _ = analyse_model(
+        model.eval(), tmp_path / "few.yaml", config["attention"]["style"], tmp_path, device=torch.device("cpu"),
+        heads=config["heads"], clusters=config["clusters"],
+    )  # fmt: skip
+    labels = [LABELS[k] for k in labels_of(model, config, torch.device("cpu"))]
+    assert labels == [head["label"] for head in report["heads"]] and len(set(labels)) > 1
 
 
 def test_a_spread_over_seeds_belongs_to_its_configuration_and_text(tmp_path):

@@ -309,7 +309,7 @@ def test_a_batch_beyond_the_engine_or_the_split_is_refused(ctx, folder, rows):
         benchmark(ctx, rows, setting([], last=(8,)), folder)
     with pytest.raises(PicollmError, match="the validation split has 2 rows of 16 tokens"):
         benchmark(ctx, rows[:2], setting([], last=(4,)), folder)
-    with pytest.raises(PicollmError, match="the tokens go up to 50000, the model's vocabulary has 500"):
+    with pytest.raises(PicollmError, match="the tokens have ids up to 50000, but the model's vocabulary has 500"):
         benchmark(ctx, np.full_like(rows, 50_000), setting([], last=(1,)), folder)
 
 

@@ -172,7 +172,7 @@ def test_a_single_file_is_a_corpus_of_its_own(tmp_path, name):
         path.write_text(TEXT, encoding="utf-8")
     else:
         path.write_text(TEXT, encoding="utf-8")
-        assert "no validation split: wiki.valid.tokens" in refusal(lambda: source(path=path).articles("validation"))
+        assert "no validation split: add wiki.valid.tokens" in refusal(lambda: source(path=path).articles("validation"))
         return
     found = {split: list(source(path=path).articles(split)) for split in SPLITS}
     assert [found[split][0].title for split in ("validation", "train", "test")] == TITLES
@@ -241,7 +241,7 @@ def broken(tmp_path, kind):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("missing", ["nowhere does not exist", "corpus.path"]),
+        ("missing", ["nowhere does not exist", "name another file or folder"]),
         ("empty folder", ["holds no file that can be read", "wiki.{train,valid,test}"]),
         ("one split", ["no train split", "wiki.train.tokens"]),
         ("two versions", ["several texts for train", "/wiki.train.raw, ", "/wiki.train.tokens)"]),

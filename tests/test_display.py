@@ -49,7 +49,7 @@ def test_a_run_is_reported_in_lines_without_a_terminal(shown, capsys):
     logger.info("Select jobs to execute...")
     event(logger, "job_started", jobs=[1])
     event(logger, "job_info", rule_name="tokenize_pack", jobid=1)
-    (made.folder / "tokenize_pack.7.json").write_text(json.dumps({"found": "595,604 training tokens"}))
+    (made.folder / "tokenize_pack.7.json").write_text(json.dumps({"result": "595,604 training tokens"}))
     event(logger, "job_finished", job_id=1, message="Finished jobid: 1 (Rule: tokenize_pack)")
     event(logger, "progress", done=1, total=3)
     event(logger, "job_info", rule_name="pretrain", jobid=2)
@@ -98,7 +98,7 @@ def test_the_picture_has_each_rule_with_its_bar_or_its_number(shown):
     made, logger = shown
     made.begin(JOBS, {"probe_heads": 20.0}, "a calibration")
     event(logger, "job_info", rule_name="tokenize_pack", jobid=1)
-    (made.folder / "tokenize_pack.7.json").write_text(json.dumps({"found": "595,604 training tokens"}))
+    (made.folder / "tokenize_pack.7.json").write_text(json.dumps({"result": "595,604 training tokens"}))
     event(logger, "job_finished", job_id=1)
     event(logger, "job_info", rule_name="pretrain", jobid=2)
     bar = {"n": 5, "total": 10, "elapsed": 5.0, "initial": 0, "unit": " steps", "prefix": "pretrain", "postfix": ""}
@@ -191,7 +191,7 @@ from pathlib import Path
 import picollm.pipeline.job as j
 j.check_before = lambda rule: None
 with j.job(j.Rule("pretrain", [], [], {{}}, "", 1, None, Path("{tmp_path}/x.log"))) as rule:
-    rule.found("nothing")
+    rule.report_result("nothing")
     raise KeyboardInterrupt
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
@@ -210,9 +210,9 @@ def test_under_a_picture_warnings_go_to_the_status_and_what_was_found_beside_the
         with job(Rule("probe_heads", [], [], {}, "", 1, None, Path("x.log"))) as rule:
             logging.info("a detail")
             logging.warning("odd")
-            rule.found("48 %")
+            rule.report_result("48 %")
     finally:
         root.handlers[:] = before
     status = json.loads((tmp_path / f"probe_heads.{os.getpid()}.json").read_text())
-    assert status == {"said": [["WARNING", "odd"]], "found": "48 %"}
+    assert status == {"said": [["WARNING", "odd"]], "result": "48 %"}
     assert capfd.readouterr() == ("", "") and "a detail" in (tmp_path / "x.log").read_text()

@@ -210,7 +210,7 @@ def test_gold_marks_become_positions(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "changes", "words"),
     [
-        (["fine", "x"], {}, "simple, sentence 2 has one token"),
+        (["fine", "x"], {}, "simple, sentence 2 has fewer than two tokens"),
         (["fine"], {"vocab_size": 256}, "sentence 1 has token 256; the model's vocabulary ends at 255"),
     ],
 )

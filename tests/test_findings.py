@@ -6,20 +6,8 @@ import numpy as np
 import pytest
 
 from picollm.attention.key_sets import SETS
-from picollm.report.findings import (
-    FAILED,
-    HELD,
-    INCOMPARABLE,
-    PROBES,
-    UNTESTABLE,
-    VERDICTS,
-    claim,
-    contrast,
-    decided,
-    metrics,
-    parts_of,
-    state_findings,
-)
+from picollm.report.claims import FAILED, HELD, INCOMPARABLE, UNTESTABLE, VERDICTS, claim, decided
+from picollm.report.findings import PROBES, contrast, metrics, parts_of, state_findings
 
 STATISTICS = ("kappa_self", "kappa_local", "distance", "broad", *(f"kappa_{name}" for name in SETS))
 LABELS = ("diagonal", "local", "token-specific", "content-based", "global", "sink", "mixed")
@@ -53,7 +41,7 @@ def make(*, layered=True, n_layers=8, n_heads=7, four_gram=6.9, p=0.001, cluster
     relation = {"sentences": 24, "head": "L1H1", "effect": 0.1, "low": 0.05, "high": 0.2, "p": p, "strength": 0.8,
                 "null_strength": 0.5}  # fmt: skip
     report = {
-        "heads": heads, "n_layers": n_layers, "n_heads": n_heads, "null": null, "peaked_null": null,
+        "heads": heads, "n_layers": n_layers, "n_heads": n_heads, "null": null, "sharpened_null": null,
         "labels": dict.fromkeys(LABELS, {"share": 0.2, "low": 0.1, "high": 0.3}),
         "raw_labels": dict.fromkeys(LABELS, 8),
         "thresholds": {name: {"value": 0.1} for name in SETS},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import theirs
 
-from picollm.attention.controls import peaked, untrained_models
+from picollm.attention.controls import sharpen, untrained_models
 from picollm.mechanisms import repeats
 from picollm.mechanisms.intervention import baseline, each_head, each_set, mean_outputs
 from picollm.mechanisms.readout import divisor, linear_part
@@ -186,11 +186,11 @@ def test_means_are_over_all_positions(ids):
     assert torch.allclose(mean_outputs(found, [ids[:1], ids[1:]]), expected, atol=1e-6)
 
 
-def test_untrained_models_are_other_models_and_can_be_as_peaked(ids):
+def test_untrained_models_are_other_models_and_can_be_as_sharp(ids):
     found = ForeignModel(theirs("gpt_neox"))
     first, second = untrained_models(found, models=2, seed=1)
     assert not torch.equal(baseline(first, ids), baseline(second, ids))
     sentences = [row.tolist() for row in ids]
     flat = first.attention_maps(ids)[0]
-    sharp = peaked(first, [0.4, 0.4], sentences, CPU).attention_maps(ids)[0]
+    sharp = sharpen(first, [0.4, 0.4], sentences, CPU).attention_maps(ids)[0]
     assert sharp[:, :, :, 5:].max() > 2 * flat[:, :, :, 5:].max()

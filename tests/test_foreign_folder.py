@@ -179,7 +179,7 @@ def test_too_little_memory_is_reported_before_a_weight_is_read(tmp_path, monkeyp
     monkeypatch.setattr(foreign_folder.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * number - 1))
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
     assert re.search(
-        r"billion parameters take 0\.0 GiB in float32.* are free here$", refusal(load_foreign_model, folder)
+        r"billion parameters take 0\.0 GiB in float32.* are free here: free some", refusal(load_foreign_model, folder)
     )
 
 

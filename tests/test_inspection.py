@@ -131,3 +131,9 @@ def test_document_ends_that_are_not_one_for_each_article_are_found(tokens):
     assert manifest["splits"]["train"]["doc_ends"] == {"rows": 2, **describe(path)}
     (tokens / "manifest.json").write_text(json.dumps(manifest))
     assert any("not one document end for each article" in problem for problem in verify(tokens / "manifest.json")[0])
+
+
+def test_a_whole_shard_is_not_called_damaged_by_verify(tokens):
+    shard = tokens / "train-00000.arrow"
+    text = refusal(lambda: verify(shard))
+    assert "is not a manifest: give the folder" in text and "delete" not in text

@@ -155,10 +155,10 @@ def residuals(model, ids):
 
 
 def test_effects_of_windows(model, ids, mean):
-    whole_WT, more_HWT = effects(model, ids.numpy(), "mean", mean, CPU)
+    whole_WT, rise_HWT = effects(model, ids.numpy(), "mean", mean, CPU)
     assert whole_WT == pytest.approx(baseline(model, ids).numpy(), abs=1e-6)
     expected = (each_head(model, ids, "mean", mean) - baseline(model, ids)).numpy()
-    assert more_HWT == pytest.approx(expected, abs=1e-6)
+    assert rise_HWT == pytest.approx(expected, abs=1e-6)
 
 
 def test_sets_of_heads_in_one_go_are_those_alone(model, ids, mean):
@@ -183,8 +183,8 @@ def test_the_circuit_without_its_heads_copies_no_more():
     generator = np.random.default_rng(0)
     copies = np.stack([generator.permutation(31)[:25] for _ in range(16)])
     ids_WT = np.concatenate([np.full((16, 1), 31), copies, copies], 1)
-    whole_WT, more_HWT = effects(model, ids_WT, "mean", mean_outputs(model, batches(ids_WT, CPU)), CPU)
-    report = summary(whole_WT.mean(-1), more_HWT.mean(-1), ["L0H0", "L0H1", "L1H0", "L1H1"], seed=1)
+    whole_WT, rise_HWT = effects(model, ids_WT, "mean", mean_outputs(model, batches(ids_WT, CPU)), CPU)
+    report = summary(whole_WT.mean(-1), rise_HWT.mean(-1), ["L0H0", "L0H1", "L1H0", "L1H1"], seed=1)
     found = {head["name"]: head for head in report["heads"]}
     for name in ("L0H0", "L1H0"):
         assert found[name]["delta"] > 1 and found[name]["low"] > 1 and found[name]["q"] < 0.01

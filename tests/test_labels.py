@@ -15,7 +15,7 @@ from picollm.attention.analysis import analyse_maps
 from picollm.attention.controls import (
     broad_share,
     no_controls,
-    peaked_models,
+    sharpened_models,
     untrained_models,
     without_separator,
 )
@@ -164,8 +164,8 @@ def test_thresholds_are_the_larger_of_configured_and_null():
     assert found == Thresholds(kappa=0.4, content=0.15, broad=0.8, sink=0.1)
     assert effective_thresholds(CONFIGURED, null, none, 0.5).kappa == 0.5
     assert effective_thresholds(CONFIGURED, dict.fromkeys(null, np.nan), none, 0.1) == CONFIGURED
-    peaked = {name: np.full((2, 4), 0.3) for name in NAMES}
-    found = effective_thresholds(CONFIGURED, null, peaked, 0.1)
+    sharpened = {name: np.full((2, 4), 0.3) for name in NAMES}
+    found = effective_thresholds(CONFIGURED, null, sharpened, 0.1)
     assert found.sets == dict.fromkeys(SETS, pytest.approx(0.3)) and found.content == 0.15 and found.kappa == 0.4
 
 
@@ -207,16 +207,16 @@ def test_untrained_heads_are_global_and_leave_the_random_state_alone():
 
 
 @pytest.mark.heavy
-def test_untrained_heads_as_peaked_as_others_are_content_based_and_nothing_more():
+def test_untrained_heads_as_sharp_as_others_are_content_based_and_nothing_more():
     """The layers get the requested broad shares; the resulting heads have content, but no position or set of keys."""
     ids, category, device = some_ids(sentences=40), [0, 1] * 20, torch.device("cpu")
     tokens = [[f"word{i}" if i % 3 else "," for i in sequence] for sequence in ids]
     keys = [key_sets(*pair) for pair in zip(ids, tokens, strict=True)]
     wanted = np.repeat([0.3, 0.7], 7)
-    models = list(peaked_models(Transformer(config()), wanted, ids, models=3, seed=1, device=device))
+    models = list(sharpened_models(Transformer(config()), wanted, ids, models=3, seed=1, device=device))
     values = values_of_models(models, ids, category, keys=keys, window=4, device=device)
     assert values["broad"].reshape(3, 2, 7).mean(-1) == pytest.approx(np.tile([0.3, 0.7], (3, 1)), abs=0.06)
-    others = peaked_models(Transformer(config()), wanted, ids, models=3, seed=2, device=device)
+    others = sharpened_models(Transformer(config()), wanted, ids, models=3, seed=2, device=device)
     again = values_of_models(others, ids, category, keys=keys, window=4, device=device)
     thresholds = effective_thresholds(CONFIGURED, {"kappa_max": 0.0, "content": 0.0}, again, 0.0)
     labels = counts(assign(values, thresholds).ravel())
@@ -284,7 +284,7 @@ def test_census(report):
         "value": 0.25,
         "configured": 0.25,
         "null_percentile_99": report["null"]["percentile_99"]["kappa_max"],
-        "peaked_percentile_99": None,
+        "sharpened_percentile_99": None,
         "shuffled_percentile_99": report["thresholds"]["kappa"]["shuffled_percentile_99"],
         "source": "configured",
     }

@@ -42,8 +42,8 @@ def test_the_order_is_the_seeds():
 
 def test_fewer_rows_than_a_batch_are_refused():
     text = refusal(lambda: Order(3, 4, 1))
-    assert "3 rows" in text and "pretrain.batch_rows = 4" in text
-    assert "on each of 2 processes" in refusal(lambda: Order(7, 4, 1, ranks=2))
+    assert "3 rows" in text and "pretrain.batch_rows = 4:" in text
+    assert "pretrain.batch_rows = 8:" in refusal(lambda: Order(7, 4, 1, ranks=2))
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -295,7 +295,7 @@ def test_a_config_with_other_fields_is_refused_by_name(saved):
     config.write_text(json.dumps(values))
     assert "missing ['d_ff']" in refusal(load_config, config)
     config.write_text("{")
-    assert f"{config} is damaged" in refusal(load_config, config)
+    assert f"{config} is not valid JSON" in refusal(load_config, config)
 
 
 def test_snapshots_are_bfloat16_and_replace_the_run_before(tmp_path):

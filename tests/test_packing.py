@@ -269,6 +269,6 @@ def test_a_foreign_manifest_is_refused(packed, edit):
 
 def test_a_missing_or_damaged_manifest_gives_a_one_line_error(packed):
     packed.write_text(packed.read_text()[:-40])
-    assert "is damaged" in refusal(lambda: open_manifest(packed))
+    assert "is not valid JSON" in refusal(lambda: open_manifest(packed))
     packed.unlink()
     assert "is missing" in refusal(lambda: open_manifest(packed))

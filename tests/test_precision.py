@@ -200,7 +200,7 @@ def test_a_backend_beyond_its_share_of_the_time_says_so_after_two_calls():
     samples, failed = measure(runs, [np.zeros((1, 2))], QUICK, clock)
     assert set(samples) == {"base", "compiles"}
     assert isinstance(failed["slow"], OverBudget) and len(calls) == 2
-    assert "one call takes 9 s, so 81 s in all; its share is 10 s" in str(failed["slow"])
+    assert "one call takes 9 s, so 81 s in all; the limit is 10 s" in str(failed["slow"])
 
 
 def test_a_slow_machine_on_which_all_are_slow_leaves_none_out():

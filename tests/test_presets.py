@@ -64,7 +64,7 @@ def test_a_preset_replaces_another_or_what_git_has_but_no_edits(tmp_path):
     assert "model.d_model: 28 -> 224" in changes and load(path) == presets.preset("cpu-study")
     edited = path.read_text().replace("d_model: 224", "d_model: 448")
     path.write_text(edited)
-    assert "has edits that git does not have" in refusal(presets.write_preset, "smoke", path, force=False)
+    assert "has uncommitted edits" in refusal(presets.write_preset, "smoke", path, force=False)
     assert path.read_text() == edited
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")
@@ -75,7 +75,7 @@ def test_a_preset_replaces_another_or_what_git_has_but_no_edits(tmp_path):
 def test_a_file_that_is_damaged_is_only_replaced_by_force(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("corpus: {\n")
-    assert "has edits" in refusal(presets.write_preset, "smoke", path, force=False)
+    assert "has uncommitted edits" in refusal(presets.write_preset, "smoke", path, force=False)
     assert presets.write_preset("smoke", path, force=True) and load(path) == presets.preset("smoke")
 
 

@@ -73,7 +73,7 @@ def test_the_pronoun_fits_only_its_antecedent():
 def test_rules_without_language_are_at_chance(items):
     right = baselines(items, np.arange(50257), split_clusters(clusters_of(items), 1))
     found = {name: accuracy(right_I, clusters_of(items)) for name, right_I in right.items()}
-    for name in ("the nearer", "the first", "the subject", "the commoner in the training text"):
+    for name in ("the nearer", "the first", "the subject", "the more frequent in the training text"):
         assert found[name]["accuracy"] == 0.5, name
     assert found["uniform attention"]["accuracy"] == pytest.approx(0.5, abs=0.03)
     assert found["the best fixed offset"]["low"] < 0.55

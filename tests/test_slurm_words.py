@@ -2,7 +2,7 @@
 
 import pytest
 
-from picollm.cluster.slurm import words
+from picollm.cluster.slurm import reason_ended
 
 REFUSED = "SLURM sbatch failed. The error message was '{}'.\n    sbatch call:\n        sbatch --parsable ...\n"
 STATE = (
@@ -21,7 +21,7 @@ STATE = (
     ],
 )
 def test_a_refusal(said, ours):
-    found = words(REFUSED.format(said), [])
+    found = reason_ended(REFUSED.format(said), [])
     assert found.startswith(f"Slurm refused the job: {ours}") and "\n" not in found
 
 
@@ -39,5 +39,5 @@ def test_a_refusal(said, ours):
 def test_an_end_by_the_jobs_log_or_its_state(tmp_path, log, state, ours):
     file = tmp_path / "5.log"
     file.write_text(f"rule cluster_heads:\n{log}\n")
-    found = words(STATE.format(state), [str(file), str(tmp_path / "none.log")])
+    found = reason_ended(STATE.format(state), [str(file), str(tmp_path / "none.log")])
     assert found is None if ours is None else found.startswith(ours)

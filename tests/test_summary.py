@@ -49,4 +49,4 @@ def test_five_lines_from_files_and_the_one_that_is_missing(tmp_path, missing):
     (tmp_path / f"{missing}.json").unlink()
     with pytest.raises(PicollmError) as caught:
         five_lines(tmp_path)
-    assert str(caught.value) == f"{tmp_path / missing}.json is missing: run the rule that writes it"
+    assert str(caught.value) == f"{tmp_path / missing}.json is missing: check the path, or run the rule that writes it"

@@ -1,4 +1,4 @@
-"""ablate_heads: the rise in loss without each head, by mean ablation on the validation split.
+"""Computes the rise in loss without each head, by mean ablation on the validation split.
 
 ablate_slice: the same code in several jobs, each for one share of the windows.
 """
@@ -24,11 +24,11 @@ with job() as rule:
     if rule.name == "ablate_slice":
         file = io.BytesIO()
         part = part_of_effects(examined, int(rule.wildcards.slice), cfg["mechanisms"]["slices"])
-        np.savez(file, whole=part["whole"], more=part["more"])
+        np.savez(file, whole=part["whole"], rise=part["rise"])
         write_bytes(rule.outputs.part, file.getvalue())
     else:
         report = ablate_heads(examined, [np.load(path) for path in inputs.slices])
         write_json(rule.outputs.report, report)
         numbers = metrics(report)
         write_json(rule.outputs.metrics, numbers)
-        rule.found(f"the loss rises without {numbers['heads_that_matter']} of the heads, each ablated alone")
+        rule.report_result(f"the loss rises without {numbers['heads_that_matter']} of the heads, each ablated alone")

@@ -17,4 +17,4 @@ with job() as rule:
     write_text(rule.outputs.table, heads_csv(report))
     write_json(rule.outputs.metrics, metrics(report))
     counts = [f"{row['count']} {label}" for label, row in report["labels"].items() if row["count"]]
-    rule.found(f"{', '.join(counts)} heads")
+    rule.report_result(f"{', '.join(counts)} heads")

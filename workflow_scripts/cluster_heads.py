@@ -13,4 +13,4 @@ with job() as rule:
     numbers = metrics(report)
     write_json(rule.outputs.metrics, numbers)
     stable = f"{numbers['clusters']} clusters, {numbers['stable_clusters']} of them stable"
-    rule.found(stable if numbers["clusters"] else "no clusters")
+    rule.report_result(stable if numbers["clusters"] else "no clusters")

@@ -9,4 +9,4 @@ with job() as rule:
     variants = [read_json(path) for path in rule.inputs.variants]
     report = compare(list(range(1, len(variants) + 1)), variants, recipe(rule.cfg, rule.inputs.tokens))
     write_json(rule.outputs.report, report)
-    rule.found(lines(report)[0])
+    rule.report_result(lines(report)[0])

@@ -1,4 +1,4 @@
-"""draw_figures: every chapter's data -> the report's figures, and the manifest that lists them with their captions."""
+"""Draws the report's figures from every chapter's data; writes the manifest that lists them with their captions."""
 
 from pathlib import Path
 
@@ -11,4 +11,4 @@ with job() as rule:
     inputs, cfg = rule.inputs, rule.cfg["report"]
     set_up(cfg["figure_size"], cfg["palette"])
     drawn = draw_figures(Path(rule.outputs.manifest), inputs, load_categories(inputs.maps), cfg["examples"])
-    rule.found(f"{len(drawn)} figures")
+    rule.report_result(f"{len(drawn)} figures")

@@ -25,4 +25,4 @@ with job() as rule:
         model = load_trained(inputs.weights, inputs.config)
         sentences = any_sentences(inputs.sentences, rule.cfg["attention"]["style"])
         extract_attention(model, sentences, paths, device, tokenizer_of(inputs.tokenizer))
-    rule.found(f"{len(paths)} categories of sentences")
+    rule.report_result(f"{len(paths)} categories of sentences")

@@ -1,4 +1,4 @@
-"""final_report: figures and every chapter's summary -> one HTML file."""
+"""Writes one HTML file from the figures and every chapter's report."""
 
 import logging
 from pathlib import Path
@@ -19,4 +19,4 @@ with job() as rule:
     write_text(rule.outputs.report, html)
     what = f"{rule.outputs.report}, {len(html.encode()) / 1e6:.1f} MB"
     logging.info("%s", what)
-    rule.found(what)
+    rule.report_result(what)

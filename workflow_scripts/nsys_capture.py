@@ -1,4 +1,4 @@
-"""nsys_capture: profiles some real training steps; writes the recording and the breakdown of a step's time."""
+"""Profiles some real training steps; writes the recording and the breakdown of a step's time."""
 
 import logging
 from pathlib import Path
@@ -17,4 +17,6 @@ with job() as rule:
     write_json(output.report, report)
     numbers = metrics(report)
     write_json(output.metrics, numbers)
-    rule.found(f"{numbers['step_ms']:.0f} ms per training step" if numbers else "no training of another family's model")
+    rule.report_result(
+        f"{numbers['step_ms']:.0f} ms per training step" if numbers else "no training of another family's model"
+    )

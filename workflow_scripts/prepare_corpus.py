@@ -1,4 +1,4 @@
-"""prepare_corpus: the configured corpus -> one parquet file per split, one row per article."""
+"""Writes the configured corpus as one parquet file per split, one row per article."""
 
 import logging
 
@@ -12,6 +12,6 @@ with job() as rule:
         counts = write_articles(rule.outputs[split], corpus.articles(split))
         logging.info("%s: %s", split, ", ".join(f"{count:,} {unit}" for unit, count in counts.items()))
         if split == "train":
-            rule.found(f"{counts['articles']:,} training articles, {counts['words']:,} words")
+            rule.report_result(f"{counts['articles']:,} training articles, {counts['words']:,} words")
     for remark in corpus.remarks.lines():
         logging.warning("%s", remark)

@@ -1,4 +1,4 @@
-"""pretrain: packed tokens -> the trained model, its snapshots, the loss curve and its summary."""
+"""Trains the model on packed tokens; writes it with its snapshots, the loss curve and its summary."""
 
 import logging
 from pathlib import Path
@@ -41,4 +41,4 @@ with job() as rule:
     run.checkpoints().remove()
     line = "validation loss {validation_loss:.3f} nats (4-gram {four_gram_loss:.3f})".format_map(report)
     logging.info("%s", line)
-    rule.found(line)
+    rule.report_result(line)

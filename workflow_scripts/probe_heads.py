@@ -23,4 +23,4 @@ with job() as rule:
     learnt = [
         kind for kind, entry in {"coreference": report["coreference"], **report["pairs"]}.items() if entry["shows"]
     ]
-    rule.found(f"{', '.join(learnt) or 'nothing'} learnt, of {numbers['testable']} that can be tested")
+    rule.report_result(f"{', '.join(learnt) or 'nothing'} learnt, of {numbers['testable']} that can be tested")

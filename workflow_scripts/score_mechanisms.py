@@ -12,6 +12,7 @@ from picollm.model.device import set_up
 from picollm.model.foreign_folder import load_trained
 from picollm.model.weights import load_snapshots
 from picollm.pipeline.job import job
+from picollm.wording import count
 
 with job() as rule:
     cfg, inputs = rule.cfg, rule.inputs
@@ -34,4 +35,4 @@ with job() as rule:
     write_json(rule.outputs.emergence, over_time)
     numbers = metrics(report)
     write_json(rule.outputs.metrics, numbers)
-    rule.found(f"{numbers['induction_heads']} induction heads")
+    rule.report_result(count(numbers["induction_heads"], "induction head"))

@@ -18,7 +18,7 @@ with job() as rule:
     write_json(rule.outputs.report, report)
     numbers = metrics(report)
     write_json(rule.outputs.metrics, numbers)
-    rule.found(
+    rule.report_result(
         f"of the original's claims about heads {numbers['held']} held, {numbers['did_not_hold']} did not, "
         f"{numbers['cannot_be_tested']} can't be tested"
     )

@@ -15,4 +15,4 @@ with job() as rule:
         row |= {label: variant["labels"].count(k) for k, label in enumerate(LABELS)}
     write_csv(rule.outputs.table, list(rows[0]), rows)
     best = min(rows, key=lambda row: row["validation_loss"])
-    rule.found(f"{len(rows)} trainings, the best {best['validation_loss']:.3f} nats")
+    rule.report_result(f"{len(rows)} trainings, the best {best['validation_loss']:.3f} nats")

@@ -1,4 +1,4 @@
-"""tokenize_pack: articles -> Arrow shards of token rows, and the manifest that verifies them.
+"""Packs the articles' tokens into Arrow shards of rows; writes the manifest that verifies them.
 
 tokenize_slice: the same code in several jobs, each for one share of the training articles -> its ids.
 """
@@ -27,4 +27,4 @@ with job() as rule:
             metrics |= {f"{split}_{unit}": counts[unit] for unit in (*UNITS, "tokens", "rows")}
             logging.info("%s: %s tokens, %s rows", split, f"{counts['tokens']:,}", f"{counts['rows']:,}")
         write_json(output.metrics, metrics)
-        rule.found(f"{metrics['train_tokens']:,} training tokens")
+        rule.report_result(f"{metrics['train_tokens']:,} training tokens")

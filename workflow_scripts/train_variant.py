@@ -13,4 +13,4 @@ with job() as rule:
     report = variant(rule.cfg, tokens, store)
     write_json(rule.outputs.report, report)
     store.remove()
-    rule.found(f"validation loss {report['validation_loss']:.3f} nats")
+    rule.report_result(f"validation loss {report['validation_loss']:.3f} nats")

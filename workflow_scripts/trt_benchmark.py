@@ -1,10 +1,10 @@
-"""trt_benchmark: accuracy and latency of every configured backend, on this machine, with the raw samples."""
+"""Measures accuracy and latency of every configured backend on this machine; writes the raw samples too."""
 
 from pathlib import Path
 
 from picollm.engine.benchmark import COLUMNS, metrics
 from picollm.engine.optimize import measure
-from picollm.engine.table import best_words, log_table
+from picollm.engine.table import best_text, log_table
 from picollm.files import write_csv, write_json
 from picollm.pipeline.job import job
 
@@ -16,4 +16,4 @@ with job() as rule:
     write_csv(output.samples, COLUMNS, samples)
     write_json(output.report, report)
     write_json(output.metrics, metrics(report))
-    rule.found(best_words(report))
+    rule.report_result(best_text(report))

@@ -1,4 +1,4 @@
-"""trt_compile: the trained model -> every configured backend's artefacts, and the manifest that describes them."""
+"""Compiles the trained model for every configured backend; writes the artefacts and a manifest that describes them."""
 
 from pathlib import Path
 
@@ -10,4 +10,4 @@ with job() as rule:
     folder = Path(rule.outputs.manifest).parent
     manifest = compile_engines(Path(inputs.weights).parent, Path(inputs.tokens), folder, rule.cfg)
     built = [name for name, backend in manifest["backends"].items() if backend["files"]]
-    rule.found(", ".join(built) or "no engine")
+    rule.report_result(", ".join(built) or "no engine")

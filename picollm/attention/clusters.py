@@ -1,6 +1,6 @@
 """Builds reports/clusters.json: clusters of heads with similar attention (picollm.attention.distances) and stability.
 
-Shape suffixes: S sentence, H head (layers flattened), D principal coordinate, R replicate.
+Shape suffixes: S sentence, H head (layers flattened), D principal coordinate, R replicate, P pair of heads, K cut.
 """
 
 from __future__ import annotations
@@ -294,8 +294,8 @@ def silhouette(distance_HH: NDArray, clusters_H: NDArray) -> float:
 
 
 def stability(clusters_H: NDArray, resampled_RH: NDArray, *, seed: int) -> dict[int, tuple[float, float]]:
-    """For each cluster, the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig 2007), and
-    the same with the heads of the resampled clusters permuted: near 1 for a cluster of nearly all heads."""
+    """Returns for each cluster the mean over bootstraps of its best Jaccard index with a resampled cluster (Hennig
+    2007), and the same with the heads of the resampled clusters permuted: near 1 for a cluster of nearly all heads."""
     names = np.unique(clusters_H)
     member = clusters_H == names[:, None]
     generator = np.random.default_rng(seed)

@@ -4,7 +4,8 @@ Untrained models attend uniformly because their logits are near 0. A second kind
 each layer is as far from uniform as the trained model's: these sharpened models show what random projections of random
 embeddings give.
 
-Shape suffixes: S sentence, H head of a layer (or layers flattened), Q query, K key, L layer, R permutation.
+Shape suffixes: S sentence, H head of a layer (or layers flattened), Q query, K key, L layer, R permutation, C category,
+N set of keys.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from picollm.attention.measures import NAMES, Sums, first_replicate, local_kappa
 from picollm.attention.relations import effects, marked_sentences
 from picollm.model.foreign import Examined
 from picollm.progress import progress
-from picollm.stats import SIGNIFICANT, false_discovery_rate, finite, number_or_none
+from picollm.stats import SIGNIFICANT, false_discovery_rate, finite, number_or_none, percentile_99
 
 WINDOWS = (2, 4, 8)  # windows of local offsets tried in the sensitivity analysis
 M = TypeVar("M", bound=Examined)
@@ -53,8 +54,8 @@ class Controls:
     rows are the only comparison."""
 
     null: Mapping[str, NDArray]  # each statistic of untrained models, [models, H]
-    peaked: Mapping[str, NDArray]  # the same of sharpened untrained models
-    effects: Sequence[Mapping[str, NDArray]]  # picollm.attention.relations' effects for each of the peaked models
+    sharpened: Mapping[str, NDArray]  # the same of sharpened untrained models
+    effects: Sequence[Mapping[str, NDArray]]  # picollm.attention.relations' effects for each of the sharpened models
     bare: Mapping[str, NDArray] | None  # statistics of the model without the separator, [H]
 
 
@@ -74,18 +75,18 @@ def controls_of(
     untrained = {"models": count, "seed": cfg["seed"]}
     shared = {"keys": keys, "window": cfg["window"], "device": device}
     which, golds = marked_sentences(categories)
-    peaked_effects: list[dict[str, NDArray]] = []
+    sharpened_effects: list[dict[str, NDArray]] = []
 
     def compared() -> Iterator[Examined]:
-        for other in peaked_models(model, broad_H, ids, device=device, **untrained):
+        for other in sharpened_models(model, broad_H, ids, device=device, **untrained):
             yield other  # the consumer computes its statistics before this resumes
             if which:
-                peaked_effects.append(effects(list(attention_maps(other, [ids[k] for k in which], device)), golds))
+                sharpened_effects.append(effects(list(attention_maps(other, [ids[k] for k in which], device)), golds))
 
     return Controls(
         null=values_of(untrained_models(model, **untrained), ids, number, total=count, **shared),
-        peaked=values_of(compared(), ids, number, desc="sharpened untrained models", total=count, **shared),
-        effects=peaked_effects,
+        sharpened=values_of(compared(), ids, number, desc="sharpened untrained models", total=count, **shared),
+        effects=sharpened_effects,
         bare=without_separator(model, ids, number, **shared),
     )
 
@@ -98,6 +99,12 @@ def shuffled(maps: Iterable[NDArray], seed: int) -> Iterator[NDArray]:
         place[..., 0] = -1
         place[..., np.triu(np.ones(weights.shape[-2:], dtype=bool), 1)] = 2
         yield np.take_along_axis(weights, place.argsort(axis=-1), axis=-1)
+
+
+def shuffled_kappa(maps: Iterable[NDArray], category: Sequence[int], *, window: int, seed: int) -> float:
+    """Returns the 99th percentile over heads of the strongest kappa after shuffling each row's keys."""
+    sums = sentence_sums(shuffled(maps, seed), category, window=window)
+    return percentile_99(strongest_kappa(first_replicate(macro_mean(sums))))
 
 
 class OtherThreshold(TypedDict):
@@ -201,7 +208,7 @@ def untrained_models(model: M, *, models: int, seed: int) -> Iterator[M]:
 
 
 @torch.no_grad()
-def peaked(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device) -> Examined:
+def sharpen(model: Examined, broad_L: Sequence[float], ids: Sequence[Sequence[int]], device: torch.device) -> Examined:
     """Scales the model's queries in place so that each layer's heads together have this broad share on `ids`."""
     ids_ST = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)  # right padding does not affect the ids before
     for s, sequence in enumerate(ids):
@@ -256,7 +263,7 @@ def values_of(
     return {name: np.concatenate([row[name] for row in rows]) for name in NAMES}
 
 
-def peaked_models(
+def sharpened_models(
     like: Examined, broad_H: NDArray, ids: Sequence[Sequence[int]], *, models: int, seed: int, device: torch.device
 ) -> Iterator[Examined]:
     """Yields untrained models sharpened, layer by layer, like a model whose heads have these broad shares on `ids`."""
@@ -264,7 +271,7 @@ def peaked_models(
     broad_L = [float(np.nanmean(row)) if np.isfinite(row).any() else 1.0 for row in broad_LH]
     sample = ids[:: max(1, len(ids) // FITTED)]
     for model in untrained_models(like, models=models, seed=seed):
-        yield peaked(model, broad_L, sample, device)
+        yield sharpen(model, broad_L, sample, device)
 
 
 def without_separator(

@@ -123,7 +123,7 @@ def extract_category(
 
 
 def check(model: Examined, category: str, sentences: Sequence[Tokens]) -> None:
-    """Raises PicollmError for a sentence longer than the context, of one token, or with an id the model lacks."""
+    """Raises PicollmError for a sentence longer than the context, of less than two tokens, or with an unknown id."""
     limit, vocabulary = model.config.context, model.config.vocab_size
     for number, tokens in enumerate(sentences, 1):
         place, length = f"category {category}, sentence {number}", len(tokens.ids)
@@ -132,7 +132,10 @@ def check(model: Examined, category: str, sentences: Sequence[Tokens]) -> None:
                 f"{place} has {length} tokens with the separator; the model's context is {limit}: shorten the sentence"
             )
         if length < 3:
-            raise PicollmError(f"{place} has one token, which has nothing before it to attend to: write at least two")
+            raise PicollmError(
+                f"{place} has fewer than two tokens after the separator, so none has another word to attend to: write "
+                "at least two"
+            )
         if max(tokens.ids) >= vocabulary:
             raise PicollmError(
                 f"{place} has token {max(tokens.ids)}; the model's vocabulary ends at {vocabulary - 1}: it was trained "

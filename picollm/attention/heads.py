@@ -30,7 +30,7 @@ from picollm.attention.controls import (
     no_controls,
     null_report,
     separator_report,
-    shuffled,
+    shuffled_kappa,
 )
 from picollm.attention.key_sets import every_key_set
 from picollm.attention.key_tokens import KeyTokens, key_tokens
@@ -50,7 +50,6 @@ from picollm.attention.labels import (
     margins,
     percentiles_99,
     stability,
-    strongest_kappa,
     tags,
     threshold_origins,
 )
@@ -74,7 +73,6 @@ from picollm.stats import (
     interval,
     interval_columns,
     number_or_none,
-    percentile_99,
 )
 
 FORMAT = 3
@@ -143,7 +141,7 @@ class HeadsReport(TypedDict):
     raw_rule: str
     thresholds: dict[str, Threshold]
     null: Null
-    peaked_null: Null
+    sharpened_null: Null
     labels: dict[str, LabelShare]
     raw_labels: dict[str, int]
     raw_agreement: float
@@ -203,11 +201,10 @@ def describe_heads(
 
     Thresholds and positional kernels are fixed across bootstraps: intervals cover only the choice of sentences.
     """
-    permuted = sentence_sums(shuffled(every_map(categories), seed), numbering(categories), window=window)
-    permuted_kappa = percentile_99(strongest_kappa(first_replicate(macro_mean(permuted))))
-    null, peaked = controls.null, controls.peaked
+    permuted_kappa = shuffled_kappa(every_map(categories), numbering(categories), window=window, seed=seed)
+    null, sharpened = controls.null, controls.sharpened
     band = percentiles_99(null)
-    thresholds = effective_thresholds(configured, band, peaked, permuted_kappa)
+    thresholds = effective_thresholds(configured, band, sharpened, permuted_kappa)
     computed = statistics(sums, thresholds, bootstraps=bootstraps, seed=seed)
     n_layers, n_heads = categories[0].maps[0].shape[:2]
     lengths = [len(ids) for category in categories for ids in category.ids]
@@ -226,9 +223,9 @@ def describe_heads(
         "definitions": DEFINITIONS,
         "rule": list(RULE),
         "raw_rule": RAW_RULE,
-        "thresholds": threshold_origins(configured, thresholds, band, peaked, permuted_kappa),
+        "thresholds": threshold_origins(configured, thresholds, band, sharpened, permuted_kappa),
         "null": null_report(null, thresholds),
-        "peaked_null": null_report(peaked, thresholds),
+        "sharpened_null": null_report(sharpened, thresholds),
         "labels": _label_shares(counts(computed.labels_H), counts(computed.labels_RH)),
         "raw_labels": by_label(counts(raw)),
         "raw_agreement": finite((computed.labels_H == raw).mean()),

@@ -1,4 +1,4 @@
-"""Finds the tokens a head looks at beyond what the offset explains: words to go with the statistics' shares.
+"""Finds the tokens a head looks at beyond what the offset explains: examples that illustrate its content share.
 
 Shape suffixes: H head (layers flattened), N set, Q query, K key, I analysed row, D offset, V distinct token.
 """

@@ -29,8 +29,8 @@ RULE = (
     "diagonal: else the largest of kappa_self, kappa_prev, kappa_local >= thresholds.kappa, and it is kappa_self",
     "local: else that kappa >= thresholds.kappa;"
     f" tagged previous-token where kappa_prev >= thresholds.kappa and >= {PREVIOUS_SHARE} kappa_local",
-    "token-specific: else content >= thresholds.content, and the kappa of a set of keys > thresholds.sets of it;"
-    " tagged with the set whose kappa is the most times its threshold",
+    "token-specific: else content >= thresholds.content, and the kappa of a set of keys > the threshold of that set;"
+    " tagged with the set whose kappa exceeds its threshold by the largest factor",
     "content-based: else content >= thresholds.content: neither uniform nor explained by offsets, as random projections"
     " of random embeddings are too where their logits are as large",
     "global: else broad >= thresholds.broad",
@@ -81,28 +81,28 @@ def percentiles_99(values: Mapping[str, NDArray]) -> dict[str, float]:
 
 
 def effective_thresholds(
-    configured: Thresholds, null: Mapping[str, float], peaked: Mapping[str, NDArray], permuted_kappa: float
+    configured: Thresholds, null: Mapping[str, float], sharpened: Mapping[str, NDArray], permuted_kappa: float
 ) -> Thresholds:
-    """Raises each threshold to what chance gives, if that is larger than the configured value.
+    """Returns the thresholds, with those of kappa, content and each set raised to what chance gives if it gives more.
 
     `null` holds 99th percentiles of untrained models, `permuted_kappa` that of the strongest kappa after shuffling each
     row's keys. Shuffling turns all that is not broad into content, so it gives no bound for `content`. `broad` and
-    `sink` stay as configured: they need no evidence against chance, and the null itself is broad. `peaked` holds the
+    `sink` stay as configured: they need no evidence against chance, and the null itself is broad. `sharpened` holds the
     statistics of sharpened untrained heads: their kappas bound those of offsets and of sets of keys,
-    each set at the percentile at which 1 % of heads exceed any of them. Their content is large by construction.
+    each set at the percentile at which at most 1 % of heads exceed any of them. Their content is large by construction.
     """
     family = 1 - 0.01 / len(SETS)  # with few heads, this percentile is the maximum
     return Thresholds(
         kappa=float(
             np.fmax.reduce([
-                configured.kappa, null["kappa_max"], permuted_kappa, percentile(strongest_kappa(peaked), 0.99)
+                configured.kappa, null["kappa_max"], permuted_kappa, percentile(strongest_kappa(sharpened), 0.99)
             ])  # NaN if there is no null
         ),
         content=float(np.fmax(configured.content, null["content"])),
         broad=configured.broad,
         sink=configured.sink,
         sets={
-            name: float(np.fmax(configured.sets[name], percentile(peaked[f"kappa_{name}"], family, method="higher")))
+            name: float(np.fmax(configured.sets[name], percentile(sharpened[f"kappa_{name}"], family, method="higher")))
             for name in SETS
         },
     )  # fmt: skip
@@ -114,7 +114,7 @@ class Threshold(TypedDict):
     value: float
     configured: float
     null_percentile_99: float | None
-    peaked_percentile_99: float | None
+    sharpened_percentile_99: float | None
     shuffled_percentile_99: float | None
     source: Literal["configured", "null"]
 
@@ -123,19 +123,21 @@ def threshold_origins(
     configured: Thresholds,
     used: Thresholds,
     band: Mapping[str, float],
-    peaked: Mapping[str, NDArray],
+    sharpened: Mapping[str, NDArray],
     permuted_kappa: float,
 ) -> dict[str, Threshold]:
     """Returns the origin of each effective threshold."""
     null = {"kappa": band["kappa_max"], "content": band["content"]}
-    as_peaked = {"kappa": strongest_kappa(peaked), **{name: peaked[f"kappa_{name}"] for name in used.sets}}
+    as_sharpened = {"kappa": strongest_kappa(sharpened), **{name: sharpened[f"kappa_{name}"] for name in used.sets}}
 
     def row(name: str, value: float, own: float) -> Threshold:
         return {
             "value": finite(value),
             "configured": own,
             "null_percentile_99": number_or_none(null[name]) if name in null else None,
-            "peaked_percentile_99": number_or_none(percentile_99(as_peaked[name])) if name in as_peaked else None,
+            "sharpened_percentile_99": number_or_none(percentile_99(as_sharpened[name]))
+            if name in as_sharpened
+            else None,
             "shuffled_percentile_99": number_or_none(permuted_kappa) if name == "kappa" else None,
             "source": "configured" if value == own else "null",
         }

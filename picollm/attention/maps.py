@@ -63,8 +63,8 @@ def from_arrays(
     """Wraps user-supplied maps, [L, H, Q, K] per sentence with the sink at position 0, for the analysis.
 
     `tokens` are the words behind `ids`; without them, no token counts as punctuation or a function word. `gold` maps
-    roles to positions [first, end). Raises PicollmError if the lists differ in length, and naming the first array that
-    is not causal attention or has another number of layers and heads.
+    roles to positions [first, end). Raises PicollmError if the lists differ in length, or for the first array
+    that is not causal attention or has another number of layers and heads, which it names.
     """
     words = [[f"token{i}" for i in sequence] for sequence in ids] if tokens is None else tokens
     marks = [{} for _ in ids] if gold is None else gold
@@ -132,7 +132,7 @@ def readable(path: str | Path) -> Iterator[None]:
 
 
 def load_attention(path: str | Path) -> CategoryMaps:
-    """Raises PicollmError naming the file if it is missing, damaged, or holds no causal attention."""
+    """Reads one category. Raises PicollmError if the file is missing, damaged, or holds no causal attention."""
     with readable(path), np.load(path, allow_pickle=False) as file:
         header = json.loads(str(file["sentences"]))
         if header["format"] != FORMAT:

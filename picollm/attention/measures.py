@@ -9,7 +9,7 @@ only one key besides the sink. A[i, j] is the weight of key j for query i, w_i =
 p_i = A[i, 1:] / w_i, d = i - j the offset.
 
 Shape suffixes: S sentence, H head (layers flattened), Q query, K key, I analysed row, D offset, M statistic,
-R replicate.
+N set of keys, R replicate.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Rows are compared on the keys they share: a head that prefers a word gives it le
 
 in the notation of picollm.attention.measures.
 
-Shape suffixes: S sentence, H head (layers flattened), Q query, K key, D offset, R replicate.
+Shape suffixes: S sentence, H head (layers flattened), Q query, K key, I analysed row, D offset, R replicate.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def marked(golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, dict[int, 
 
 
 def effects(maps: Sequence[NDArray], golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, NDArray[np.float64]]:
-    """Computes the effect of each head in each sentence of a kind, [H, S]; kernels are fitted on all the maps."""
+    """Computes {kind: effect of each head in each of its sentences, [H, S]}; kernels are fitted on all the maps."""
     if not maps:
         return {kind: np.empty((0, 0)) for kind in KINDS}
     kernel_HD = kernel(maps)
@@ -138,25 +138,25 @@ def relations(
     *,
     seed: int,
 ) -> dict[str, Relation]:
-    """Returns the best head for each kind and its p by sign flips, corrected over all heads and kinds.
+    """Returns the best head for each kind and its p by sign flips, corrected over all heads (max-T), not over kinds.
 
     `null` holds the `effects` of untrained models on the same sentences; their best head's strength is also reported.
     """
-    return {kind: describe(more_HS, names, [other[kind] for other in null], seed=seed)
-            for kind, more_HS in effects(maps, golds).items()}  # fmt: skip
+    return {kind: describe(effect_HS, names, [other[kind] for other in null], seed=seed)
+            for kind, effect_HS in effects(maps, golds).items()}  # fmt: skip
 
 
-def describe(more_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *, seed: int) -> Relation:
-    sentences = more_HS.shape[1]
+def describe(effect_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *, seed: int) -> Relation:
+    sentences = effect_HS.shape[1]
     if sentences < LEAST_SENTENCES:
         return {"sentences": sentences, "head": None, "p": None}
-    best, strength, p = best_head(more_HS, seed=seed)
-    (low,), (high,) = resampled(more_HS[best : best + 1], seed)
+    best, strength, p = best_head(effect_HS, seed=seed)
+    (low,), (high,) = resampled(effect_HS[best : best + 1], seed)
     others = [best_head(other, seed=seed)[1:] for other in null]
     return {
         "sentences": sentences,
         "head": names[best],
-        "effect": finite(more_HS[best].mean()),
+        "effect": finite(effect_HS[best].mean()),
         "low": number_or_none(low),
         "high": number_or_none(high),
         "strength": finite(strength),
@@ -166,14 +166,14 @@ def describe(more_HS: NDArray, names: Sequence[str], null: Sequence[NDArray], *,
     }
 
 
-def best_head(more_HS: NDArray, *, seed: int) -> tuple[int, float, float]:
+def best_head(effect_HS: NDArray, *, seed: int) -> tuple[int, float, float]:
     """Returns the head with the largest mean in units of its own spread over sentences (the root mean square: 1 is the
     same in all), that strength, and its p under sign flips of each sentence's effects, of all heads together (max-T,
     Westfall & Young 1993)."""
-    spread_H = np.sqrt((more_HS**2).mean(1))
-    unit_HS = np.divide(more_HS, spread_H[:, None], out=np.zeros_like(more_HS), where=spread_H[:, None] > 0)
+    spread_H = np.sqrt((effect_HS**2).mean(1))
+    unit_HS = np.divide(effect_HS, spread_H[:, None], out=np.zeros_like(effect_HS), where=spread_H[:, None] > 0)
     observed = unit_HS.mean(1)
-    signs_RS = np.random.default_rng(seed).choice((-1.0, 1.0), (SIGN_FLIPS, more_HS.shape[1]))
-    drawn_R = (signs_RS @ unit_HS.T / more_HS.shape[1]).max(1)
+    signs_RS = np.random.default_rng(seed).choice((-1.0, 1.0), (SIGN_FLIPS, effect_HS.shape[1]))
+    drawn_R = (signs_RS @ unit_HS.T / effect_HS.shape[1]).max(1)
     best = int(observed.argmax())
     return best, float(observed[best]), float((1 + (drawn_R >= observed[best] - 1e-12).sum()) / (1 + SIGN_FLIPS))

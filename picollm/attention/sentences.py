@@ -157,9 +157,9 @@ def _category(name: str, entry: object, seen: dict[str, str], style: str) -> Cat
         except PicollmError as error:
             raise PicollmError(f"{place} {error}") from None
         if not sentence.text.strip():
-            raise PicollmError(f"{place} is empty")
+            raise PicollmError(f"{place} is empty: write one, or remove the item")
         if sentence.text in seen:
-            raise PicollmError(f"{place} repeats {seen[sentence.text]}: {sentence.text!r}")
+            raise PicollmError(f"{place} repeats {seen[sentence.text]}: remove one of them: {sentence.text!r}")
         seen[sentence.text] = place
         sentences.append(sentence)
     return Category(entry["title"], tuple(sentences))
@@ -190,7 +190,7 @@ def parse(line: str) -> Sentence:
         text, end = text + words, mark.end()
     for role in gold:
         if PARTNERS[role] not in gold:
-            raise PicollmError(f"marks a span as {role} and none as {PARTNERS[role]}")
+            raise PicollmError(f"marks a span as {role} and none as {PARTNERS[role]}: mark that one too")
     text += line[end:]
     remnant = REMNANT.search(text)
     if remnant:

@@ -46,7 +46,7 @@ def structure(
     p = (1 + (drawn_R >= observed - 1e-12).sum()) / (1 + DRAWS)
     large = int((sizes >= LEAST_HEADS).sum())
     reasons = [
-        (p >= LEAST_P, "heads of one cloud without clusters are cut as well"),
+        (p >= LEAST_P, "the best cut is no better than that of heads drawn from one cloud without clusters"),
         (observed < LEAST_SILHOUETTE, f"the silhouette is below {LEAST_SILHOUETTE}"),
         (large < LEAST_CLUSTERS, f"fewer than {LEAST_CLUSTERS} clusters have {LEAST_HEADS} heads or more"),
     ]

@@ -13,14 +13,14 @@ PROFILE = "profiles/slurm/profile.yaml"
 SET = "under set-resources in " + PROFILE
 # {part of Slurm's message: our message}; the first match counts.
 REFUSED = {
-    "Invalid partition name": f"no such partition: `sinfo` lists them; slurm_partition {SET}",
-    "Invalid generic resource": f"no such GPU here: `sinfo -o %G` lists them; gpu_model, gpu or gres {SET}",
+    "Invalid partition name": f"no such partition: `sinfo` lists them; set slurm_partition {SET}",
+    "Invalid generic resource": f"no such GPU here: `sinfo -o %G` lists them; set gpu_model, gpu or gres {SET}",
     "Memory specification": f"more memory than any node has (`sinfo -o %m`, in MB): lower mem_mb {SET}",
     "node configuration is not available": "no node has that many CPUs and GPUs and that much memory: `sinfo -Nel`; "
-    f"lower compute.threads or pretrain.processes in config.yaml, or {SET}",
-    "Invalid account": f"no such account: `sacctmgr show user -s` lists yours; slurm_account {SET}",
-    "Requested time limit is invalid": f"longer than the partition allows (`sinfo -o '%P %l'`): runtime {SET}",
-    "Unable to contact slurm controller": "Slurm does not answer: `scontrol ping`",
+    f"lower compute.threads or pretrain.processes in config.yaml, or set mem_mb or gpu {SET}",
+    "Invalid account": f"no such account: `sacctmgr show user -s` lists yours; set slurm_account {SET}",
+    "Requested time limit is invalid": f"longer than the partition allows (`sinfo -o '%P %l'`): lower runtime {SET}",
+    "Unable to contact slurm controller": "Slurm does not answer: `scontrol ping` says if its controller is up",
 }
 ENDED = {
     "DUE TO TIME LIMIT": f"took longer than its time: raise runtime (minutes) {SET}",
@@ -36,7 +36,7 @@ ENDED = {
 LAST_BYTES = 4000  # of a log that are searched
 
 
-def words(message: str | None, logs: Iterable[str]) -> str | None:
+def reason_ended(message: str | None, logs: Iterable[str]) -> str | None:
     """Returns why the job failed, from the executor's message and the job's logs; None if Slurm did not end it."""
     message = message or ""
     if reason := first_of(REFUSED, message):

@@ -130,8 +130,8 @@ class Display(logging.Handler):
         elif event == "job_finished":
             self.finish(self.rule_of.get(record.job_id, ""))
         elif event == "job_error":
-            words = slurm.words(record.rule_msg, record.log or []) if self.remote else None
-            self.fail(record.rule_name, words)
+            reason = slurm.reason_ended(record.rule_msg, record.log or []) if self.remote else None
+            self.fail(record.rule_name, reason)
         elif self.is_for_a_person(record, event):
             self.say(record.getMessage().strip())
 
@@ -160,18 +160,18 @@ class Display(logging.Handler):
         if row.done == row.jobs:
             self.on_done(rule)
             if not self.live:
-                result = row.status.get("found")
+                result = row.status.get("result")
                 self.say(f"{rule}: done in {duration(row.seconds)}{f': {result}' if result else ''}")
 
-    def fail(self, rule: str, words: str | None = None) -> None:
-        """Marks a rule as failed. `words`: the reason given by the cluster that ended the job."""
+    def fail(self, rule: str, reason: str | None = None) -> None:
+        """Marks a rule as failed. `reason`: given by the cluster that ended the job."""
         row = self.rows.setdefault(rule, Row(rule, jobs=1))
         self.read(row)
         if row.failed:
             return
         row.failed, row.running = True, row.running - 1
-        if words or self.remote and not row.status.get("said"):
-            self.say(f"{rule}: FAILED: {words or 'its process ended without a message: see logs/slurm'}")
+        if reason or self.remote and not row.status.get("said"):
+            self.say(f"{rule}: FAILED: {reason or 'its process ended without a message: see logs/slurm'}")
         elif self.live and not row.status.get("said"):
             self.say(f"{rule}: FAILED: {self.last_words(row)}")
 
@@ -251,7 +251,12 @@ class Display(logging.Handler):
             word, colour = ("stopped", "yellow") if stopped else ("failed", "red")
             return Text("x", f"bold {colour}"), Text(row.rule, colour), "", Text(word, colour)
         if row.done == row.jobs:
-            return Text("+", "green"), row.rule, duration(row.seconds or 0.0), Text(row.status.get("found", ""), "cyan")
+            return (
+                Text("+", "green"),
+                row.rule,
+                duration(row.seconds or 0.0),
+                Text(row.status.get("result", ""), "cyan"),
+            )
         if row.running:
             self.read(row)
             return Text(">", "bold yellow"), Text(row.rule, "bold"), duration(spent), self.bar(row, spent)

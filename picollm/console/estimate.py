@@ -91,7 +91,7 @@ def earlier(root: Path) -> dict[str, tuple[float, float]]:
 
 
 def note(root: Path, rule: str, amount: float | None) -> None:
-    """Records how much work the rule's last run was. A folder that can't be written costs the next estimate, no run."""
+    """Records how much work the rule's last run was. A folder that can't be written costs only the next estimate."""
     try:
         done = json.loads((root / WORK).read_text())
     except (OSError, ValueError):

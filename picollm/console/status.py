@@ -10,6 +10,7 @@ from pathlib import Path
 
 from picollm.errors import PicollmError
 from picollm.report.summary import five_lines
+from picollm.wording import count
 
 JOB = re.compile(r"^(\w+) +\d+$", re.M)  # a row of the table printed by --dry-run
 REPORT = Path("reports/final.html")
@@ -20,7 +21,7 @@ def status() -> str:
     waiting = next_run()
     lines = [f"Report: {REPORT.resolve()}" if made else "No report yet."]
     if waiting:
-        lines.append(f"The next run makes {len(waiting)} rule{'s' * (len(waiting) > 1)}: {', '.join(waiting)}.")
+        lines.append(f"The next run executes {count(len(waiting), 'rule')}: {', '.join(waiting)}.")
     elif made:
         lines.append("Everything is up to date.")
     with suppress(PicollmError):  # some chapters have not run yet

@@ -33,9 +33,10 @@ READERS = (
 
 
 def runs_rules() -> bool:
-    """True if this call of Snakemake runs rules, or lists those it would run.
+    """Returns True if this call of Snakemake runs rules, or lists those it would run.
 
-    Its own parser knows every spelling and reads profiles. True also if this command line did not call Snakemake.
+    Its own parser knows every spelling and reads profiles. Also returns True if this command line did not call
+    Snakemake.
     """
     try:
         with redirect_stderr(io.StringIO()):  # the profile was already reported

@@ -26,14 +26,15 @@ def find_files(path: Path) -> dict[str, Callable[[], BinaryIO]]:
         return zip_members(path)
     files = text_files(path)
     if not files and not path.is_dir():
-        raise PicollmError(f"{path} does not exist: put the text there or change corpus.path")
+        raise PicollmError(f"{path} does not exist: put the text there, or name another file or folder")
     return {file.as_posix(): partial(open, file, "rb") for file in files}
 
 
 def text_files(path: Path) -> list[Path]:
-    """The file itself, or every file below a folder that is not hidden, in order; links are followed, each folder once.
+    """Lists the file itself, or every file below a folder that is not hidden, in order.
 
-    Reading, the records of both tools and messages all use this list. It is empty if there is nothing.
+    Links are followed, each folder once. Reading, the records of both tools and messages all use this list. It is empty
+    if there is nothing.
     """
     if not path.is_dir():
         return [path] if path.is_file() else []
@@ -60,7 +61,7 @@ def walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def hidden(path: PurePath) -> bool:
-    """True for files that an operating system leaves next to the data."""
+    """Returns True for files that an operating system leaves next to the data."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 

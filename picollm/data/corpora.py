@@ -102,12 +102,12 @@ class Corpus:
             return parquet_articles(parts)
         names = sorted(files) if len(files) == 1 else sorted(name for name in files if kind_of(name))
         if not names:
-            raise PicollmError(f"corpus.path = {self.path} holds no file that can be read: {FORMS}")
+            raise PicollmError(f"{self.path} holds no file that can be read: give {FORMS}")
         splits = {name: split_of(PurePosixPath(name).relative_to(PurePosixPath(self.path or ""))) for name in names}
         if len(set(splits.values()) - {None}) > 1:
             names = [name for name in names if splits[name] == split]
             if not names:
-                raise self.no_split(split, f"{split}.txt, or a folder {split},")
+                raise self.no_split(split, f"{split}.txt, or a folder {split}")
             self.remarks.left_out.update(name for name in files if not splits.get(name))
             return self.of_files(files, names)
         self.remarks.left_out.update(files.keys() - set(names))
@@ -118,7 +118,7 @@ class Corpus:
             yield from read_articles(name, files[name], self.remarks)
 
     def no_split(self, split: str, file: str) -> PicollmError:
-        return PicollmError(f"corpus.path = {self.path} has no {split} split: {file} is missing")
+        return PicollmError(f"{self.path} has no {split} split: add {file}")
 
 
 def articles_in(path: Path, split: str) -> Iterator[Article]:

@@ -103,7 +103,7 @@ def raw_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[bytes]:
             raise
         raise PicollmError(f"{name} can't be unpacked ({one_line(error)}): fetch it again") from None
     if empty:
-        raise PicollmError(f"{name} is empty: put the text there or change corpus.path")
+        raise PicollmError(f"{name} is empty: put the text there, or name another file or folder")
 
 
 def text_lines(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[str]:
@@ -178,7 +178,7 @@ def parquet_articles(parts: Files) -> Iterator[Article]:
 
 
 def are_lines(texts: list[object]) -> bool:
-    """True if rows are lines of WikiText: none has a line break inside, some are blank, some are headings."""
+    """Returns True if rows are lines of WikiText: none has a line break inside, some are blank, some are headings."""
     lines = [text.rstrip("\n") for text in texts if isinstance(text, str)]
     return "" in map(str.strip, lines) and any(map(HEADING.match, lines)) and not any("\n" in line for line in lines)
 
@@ -200,7 +200,10 @@ def parquet_rows(name: str, open_file: Callable[[], BinaryIO]) -> Iterator[tuple
             )
             columns = [column for column in ("text", "title") if column in table.schema_arrow.names]
             if "text" not in columns:
-                raise PicollmError(f"{name} has no column text, only {', '.join(table.schema_arrow.names)}: {FORMS}")
+                raise PicollmError(
+                    f"{name} has no column `text`, only {', '.join(table.schema_arrow.names)}: rename the column that "
+                    "holds the text to `text`"
+                )
             refuse_other_types(name, table.schema_arrow.field("text").type)
             for batch in table.iter_batches(columns=columns):
                 values = batch.to_pydict()

@@ -48,7 +48,7 @@ def fetch(repository: str, revision: str, folder: str) -> Path:
             ) from None
     files = sorted(path for path in Path(local, folder).rglob("*") if path.is_file())
     for file in files:
-        prove(file)
+        check_sha256(file)
     if not files:
         raise PicollmError(f"{repository} has no folder {folder} at {revision}: check corpus.hub and corpus.revision")
     return Path(local, folder)
@@ -64,7 +64,7 @@ def refuse_silence(endpoint: str) -> None:
         raise OSError(str(error.reason)) from None
 
 
-def prove(file: Path) -> None:
+def check_sha256(file: Path) -> None:
     """Checks a file against its sha256, the name of the blob it links to. Raises PicollmError if the bytes differ."""
     blob = file.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:

@@ -14,7 +14,7 @@ from picollm.data.packing import Split, TokensManifest
 from picollm.data.tokenizer import FINGERPRINT, encoding
 from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import sha256
-from picollm.manifest import entries, prove
+from picollm.manifest import entries, verified
 
 FORMS = "a manifest.json or its folder, a shard (.arrow), a file of document ends, or a corpus (.parquet)"
 SHOWN = 3  # sample rows or articles
@@ -91,12 +91,14 @@ def verify(path: Path) -> tuple[list[str], str]:
     PicollmError if there is no manifest.
     """
     manifest_path = manifest_of(path)
+    if manifest_path.is_file() and manifest_path.suffix != ".json":
+        raise PicollmError(f"{path} is not a manifest: give the folder of packed tokens, or its manifest.json")
     manifest = open_manifest(manifest_path)
-    problems = foreign(manifest, manifest_path)
+    problems = unlisted_files(manifest, manifest_path)
     damaged = set()
     for entry in entries(manifest):
         try:
-            prove(manifest_path, entry, "tokenize_pack")
+            verified(manifest_path, entry, "tokenize_pack")
         except PicollmError as error:
             problems.append(str(error))
             damaged.add(entry["file"])
@@ -105,7 +107,7 @@ def verify(path: Path) -> tuple[list[str], str]:
         if source.exists() and sha256(source) != packed["source_sha256"]:
             problems.append(f"{split}: {source} is not the corpus that was tokenized: {rerun('tokenize_pack')}")
         if not damaged & {entry["file"] for entry in entries(packed)}:
-            problems += [f"{split}: {what}" for what in inconsistencies(manifest_path.parent, manifest, packed)]
+            problems += [f"{split}: {problem}" for problem in inconsistencies(manifest_path.parent, manifest, packed)]
     splits = manifest["splits"]
     totals = [
         ", ".join(f"{splits[name][unit]:,} {name}" for name in SPLITS if name in splits) for unit in ("tokens", "rows")
@@ -113,7 +115,7 @@ def verify(path: Path) -> tuple[list[str], str]:
     return problems, f"tokens: {totals[0]}; rows: {totals[1]}"
 
 
-def foreign(manifest: TokensManifest, manifest_path: Path) -> list[str]:
+def unlisted_files(manifest: TokensManifest, manifest_path: Path) -> list[str]:
     known = {manifest_path.name, *(entry["file"] for entry in entries(manifest))}
     strange = sorted(path.name for path in manifest_path.parent.iterdir() if path.name not in known)
     return [f"{manifest_path.parent / name}: the manifest does not name it: move it away" for name in strange]

@@ -12,7 +12,7 @@ from picollm.data.packing import FORMAT, TokensManifest
 from picollm.data.tokenizer import FINGERPRINT
 from picollm.errors import PicollmError, rerun
 from picollm.files import read_json
-from picollm.manifest import prove
+from picollm.manifest import verified
 
 
 def open_manifest(path: str | Path) -> TokensManifest:
@@ -70,7 +70,7 @@ def open_split(manifest_path: str | Path, split: str) -> Rows:
     Hashes every shard first (about 1 GB/s): training on a damaged one would be noticed much later, or never.
     """
     manifest = open_manifest(manifest_path)
-    paths = [prove(manifest_path, shard, "tokenize_pack") for shard in manifest["splits"][split]["shards"]]
+    paths = [verified(manifest_path, shard, "tokenize_pack") for shard in manifest["splits"][split]["shards"]]
     return Rows([open_column(path)[0].reshape(-1, manifest["context"] + 1) for path in paths])
 
 
@@ -85,8 +85,8 @@ class Order:
         """Starts at the first epoch. Raises PicollmError if the rows don't fill one step."""
         if n_rows < batch_rows * ranks:
             raise PicollmError(
-                f"the training split has {n_rows} rows, fewer than pretrain.batch_rows = {batch_rows}"
-                f"{f' on each of {ranks} processes' if ranks > 1 else ''}: lower it, or use more text"
+                f"the training split has {n_rows} rows, fewer than one step of pretrain.batch_rows = "
+                f"{batch_rows * ranks}: lower it, or use more text"
             )
         self.n_rows, self.batch_rows, self.seed, self.rank, self.ranks = n_rows, batch_rows, seed, rank, ranks
         self.epoch = self.step = 0  # position of the next batch; steps count within the epoch

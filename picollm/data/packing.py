@@ -8,8 +8,8 @@ data/tokens/SPLIT-NNNNN.arrow      one record batch, one column `input_ids`: Fix
 data/tokens/SPLIT-doc-ends.arrow   one column `doc_ends`: uint64, the stream's length after each article
 data/tokens/manifest.json          written last
 
-All are uncompressed Arrow IPC files. Their bytes depend only on the text, T and the shard size, not on the number of
-workers or slices.
+The shards are uncompressed Arrow IPC files. Their bytes depend only on the text, T and the shard size, not on the
+number of workers or slices.
 """
 
 from __future__ import annotations

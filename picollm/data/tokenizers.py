@@ -74,7 +74,9 @@ def of_folder(folder: Path) -> Tokenizer:
     try:
         fast = Fast.from_file(str(file))
     except Exception as error:  # noqa: BLE001, the package raises plain Exception
-        raise PicollmError(f"{file} can't be read ({one_line(error)})") from None
+        raise PicollmError(
+            f"{file} can't be read ({one_line(error)}): save it again with tokenizer.save_pretrained(FOLDER)"
+        ) from None
     fast.no_truncation()
     fast.no_padding()
     values = read_json(folder / "config.json")

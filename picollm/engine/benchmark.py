@@ -174,11 +174,13 @@ def check_sizes(rows: np.ndarray, grid: Grid, max_batch: int, model: Examined) -
     if rows.shape[1] != context + 1 or len(rows) < grid.largest:
         raise PicollmError(
             f"the validation split has {len(rows)} rows of {rows.shape[1] - 1} tokens; the benchmark needs at least "
-            f"{grid.largest} (the largest of benchmark.batches) of {context} (the model's context)"
+            f"{grid.largest} (the largest of benchmark.batches) of {context} (the model's context): lower "
+            "benchmark.batches, or pack tokens of that context"
         )
     if rows.max() >= vocabulary:
         raise PicollmError(
-            f"the tokens go up to {rows.max()}, the model's vocabulary has {vocabulary}: not its tokenizer"
+            f"the tokens have ids up to {rows.max()}, but the model's vocabulary has {vocabulary}: tokenize the text "
+            "for this model (model.checkpoint)"
         )
 
 

@@ -20,7 +20,7 @@ from picollm.engine.journal import Journal
 from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import read_json, sha256, write_json
 from picollm.hardware import describe_hardware
-from picollm.manifest import Entry, clear, describe, prove
+from picollm.manifest import Entry, clear, describe, verified
 from picollm.model.device import set_up_to_time
 from picollm.model.foreign_folder import open_folder
 
@@ -162,7 +162,7 @@ def read_manifest(path: str | Path, *, weights: str | Path) -> dict:
         again = rerun("trt_compile") if Path(path).parent == OF_PIPELINE else "run `picollm optimize` with that model"
         raise PicollmError(f"{path} was built from other weights than {weights}: {again}")
     for entry in manifest["files"]:
-        prove(path, entry, "trt_compile")
+        verified(path, entry, "trt_compile")
     return manifest
 
 

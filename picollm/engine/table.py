@@ -44,7 +44,7 @@ def latency_lines(report: dict) -> Iterator[str]:
                 yield f"{about} {row['status']}"
             continue
         over = [f"{s['ratio']:.2f}x [{s['low']:.2f}, {s['high']:.2f}] {name}" for name, s in row["speedups"].items()]
-        gpu = device_words(row.get("device_ms")) + gpu_words(row["gpu_ms"])
+        gpu = device_text(row.get("device_ms")) + gpu_text(row["gpu_ms"])
         noisy = "; NOISY: beyond benchmark.noise_limit" if row["noisy"] else ""
         yield f"{about} p50 {row['latency_ms']['p50']:9.2f} ms  {', '.join(over) or 'baseline'}{gpu}{noisy}"
 
@@ -60,7 +60,7 @@ def best_row(report: Mapping) -> dict | None:
     return max(rows, key=lambda row: row["speedups"][REFERENCE]["ratio"], default=None)
 
 
-def best_words(report: Mapping) -> str:
+def best_text(report: Mapping) -> str:
     if row := best_row(report):
         return f"{row['backend']} {row['speedups'][REFERENCE]['ratio']:.2f}x eager fp32"
     return "only eager fp32 ran"
@@ -71,7 +71,7 @@ def on_cpu(name: str, hardware: Mapping) -> str:
     return " (CPU)" if hardware["device"] == "cuda" and runs_on_cpu(name) else ""
 
 
-def device_words(times: dict | None) -> str:
+def device_text(times: dict | None) -> str:
     """Formats the medians on the device, L2 cache warm and flushed, with the ratio to eager fp32 there."""
     if times is None:
         return ""
@@ -79,7 +79,7 @@ def device_words(times: dict | None) -> str:
     return f"; on the device: {', '.join(words)}"
 
 
-def gpu_words(parts: dict | None) -> str:
+def gpu_text(parts: dict | None) -> str:
     if parts is None:
         return ""
     return f"; GPU {parts['kernels']:.3f} ms, copies {parts['to_device']:.3f} to it and {parts['to_host']:.3f} back"

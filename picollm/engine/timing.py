@@ -22,7 +22,7 @@ from picollm.errors import PicollmError
 BOOTSTRAPS = 1000
 RESAMPLED_CALLS = 200  # per round at most, evenly spaced: on a GPU a round has thousands, and a cell 50 ratios
 ENOUGH_FOR_P99 = 1000
-SLACK, SECONDS = 4.0, 10.0  # a backend may take this multiple of its share, and at least these seconds
+SLACK, SECONDS = 4.0, 10.0  # a backend may take this multiple of the baseline's time, and at least these seconds
 WARMUP_CALLS = 3  # at least; the first of a compiled model compiles
 
 Call = Callable[[np.ndarray], object]  # ids [B, T] int64 on the host; when it returns, the answer is on the host
@@ -44,10 +44,10 @@ class Protocol:
 
 
 class OverBudget(PicollmError):
-    """Signals that, judging by one call, a backend would take far more than its share of the benchmark's time."""
+    """Signals that, judging by one call, a backend would take far longer than the baseline."""
 
     def __init__(self, call: float, takes: float, budget: float) -> None:
-        super().__init__(f"one call takes {call:.2g} s, so {takes:.0f} s in all; its share is {budget:.2g} s")
+        super().__init__(f"one call takes {call:.2g} s, so {takes:.0f} s in all; the limit is {budget:.2g} s")
 
 
 class WarmUp:
@@ -87,7 +87,7 @@ def measure(
     timer: Timer | None = None,
     twice: bool = False,
 ) -> tuple[dict[str, Rounds], dict[str, Exception]]:
-    """Returns milliseconds of every timed call, by backend and round; and exceptions by backend, which has no numbers.
+    """Returns milliseconds of every timed call, by backend and round; and the exception of each backend that failed.
 
     The first of `runs` is the baseline. Another one that would take too much time is not timed (OverBudget).
     `advance` is called after each block. timer: milliseconds of a call, by default from the host's clock around it.

@@ -112,9 +112,9 @@ def part_of_effects(s: ModelAndText, number: int, parts: int) -> dict[str, NDArr
     windows = s.windows[of_batches[0] * rows : (of_batches[-1] + 1) * rows] if len(of_batches) else s.windows[:0]
     if not len(windows):
         heads, targets = len(s.names), s.windows.shape[1] - 1
-        return {"whole": np.empty((0, targets)), "more": np.empty((heads, 0, targets))}
-    whole_WT, more_HWT = effects(s.model, windows, "mean", s.means, s.device)
-    return {"whole": whole_WT, "more": more_HWT}
+        return {"whole": np.empty((0, targets)), "rise": np.empty((heads, 0, targets))}
+    whole_WT, rise_HWT = effects(s.model, windows, "mean", s.means, s.device)
+    return {"whole": whole_WT, "rise": rise_HWT}
 
 
 def ablate_heads(s: ModelAndText, parts: Sequence[Mapping[str, NDArray]] = ()) -> AblationReport:
@@ -124,11 +124,11 @@ def ablate_heads(s: ModelAndText, parts: Sequence[Mapping[str, NDArray]] = ()) -
     """
     parts = parts or [part_of_effects(s, 0, 1)]
     whole_WT = np.concatenate([part["whole"] for part in parts])
-    more_HWT = np.concatenate([part["more"] for part in parts], 1)
-    seed, more_HW = s.cfg["seed"], more_HWT.mean(-1)
-    strongest = np.argsort(-np.abs(more_HW.mean(1)), kind="stable")[:STRONGEST]
-    effects_report = summary(whole_WT.mean(-1), more_HW, s.names, seed=seed)
-    kinds, by_head = by_kind(whole_WT, more_HWT, target_kinds(s.windows, s.counts), seed=seed)
+    rise_HWT = np.concatenate([part["rise"] for part in parts], 1)
+    seed, rise_HW = s.cfg["seed"], rise_HWT.mean(-1)
+    strongest = np.argsort(-np.abs(rise_HW.mean(1)), kind="stable")[:STRONGEST]
+    effects_report = summary(whole_WT.mean(-1), rise_HW, s.names, seed=seed)
+    kinds, by_head = by_kind(whole_WT, rise_HWT, target_kinds(s.windows, s.counts), seed=seed)
     return {
         "format": FORMAT,
         "kind": "mean",
@@ -144,7 +144,7 @@ def ablate_heads(s: ModelAndText, parts: Sequence[Mapping[str, NDArray]] = ()) -
 
 
 def by_kind(
-    whole_WT: NDArray, more_HWT: NDArray, kinds: Mapping[str, NDArray], *, seed: int
+    whole_WT: NDArray, rise_HWT: NDArray, kinds: Mapping[str, NDArray], *, seed: int
 ) -> tuple[dict[str, TargetKind], list[dict[str, KindEffect]]]:
     """Returns the share and loss of each kind of target, and for each head the rise on targets of each kind."""
     about: dict[str, TargetKind] = {}
@@ -157,17 +157,17 @@ def by_kind(
             "loss": finite(whole_WT[there_WT].mean()) if number_W.any() else None,
         }
         if number_W.any():
-            lost_HW = (more_HWT * there_WT).sum(-1)
+            lost_HW = (rise_HWT * there_WT).sum(-1)
             low_H, high_H = resampled(lost_HW, seed, of_W=number_W)
             rows = zip(lost_HW.sum(-1) / number_W.sum(), low_H, high_H, strict=True)
             columns[kind] = [{"delta": finite(x), "low": finite(low), "high": finite(high)} for x, low, high in rows]
-    return about, [{kind: column[h] for kind, column in columns.items()} for h in range(len(more_HWT))]
+    return about, [{kind: column[h] for kind, column in columns.items()} for h in range(len(rise_HWT))]
 
 
-def summary(whole_W: NDArray, more_HW: NDArray, names: Sequence[str], *, seed: int) -> Ablated:
+def summary(whole_W: NDArray, rise_HW: NDArray, names: Sequence[str], *, seed: int) -> Ablated:
     """Summarises the effects of one kind of ablation as JSON."""
-    heads = per_head(more_HW, names, seed=seed)
-    positive = np.maximum(more_HW.mean(1), 0)
+    heads = per_head(rise_HW, names, seed=seed)
+    positive = np.maximum(rise_HW.mean(1), 0)
     share_H = positive / positive.sum() if positive.any() else positive
     return {
         "windows": len(whole_W),
@@ -232,18 +232,18 @@ def group_effect(loss_without: Callable[[NDArray], NDArray], heads_LH: NDArray, 
     one, that cost as much, and `least_p` the smallest p that so many sets can give: 1 without other sets.
     """
     whole_W = loss_without(np.zeros_like(heads_LH))
-    more_W = loss_without(heads_LH) - whole_W
+    rise_W = loss_without(heads_LH) - whole_W
     others = np.array([(loss_without(mask) - whole_W).mean() for mask in other_sets(heads_LH, sets=sets, seed=seed)])
-    (low,), (high,) = resampled(more_W[None], seed)
+    (low,), (high,) = resampled(rise_W[None], seed)
     return {
         "heads": int(heads_LH.sum()),
-        "delta": finite(more_W.mean()),
+        "delta": finite(rise_W.mean()),
         "low": finite(low),
         "high": finite(high),
         "sets": len(others),
         "random_median": finite(np.median(others)) if len(others) else None,
         "random_95": finite(np.quantile(others, 0.95)) if len(others) else None,
-        "p": finite((1 + (others >= more_W.mean() - 1e-9).sum()) / (1 + len(others))),
+        "p": finite((1 + (others >= rise_W.mean() - 1e-9).sum()) / (1 + len(others))),
         "least_p": finite(1 / (1 + len(others))),
     }
 

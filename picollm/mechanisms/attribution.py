@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from picollm.mechanisms.intervention import after, batches, head_output, losses
 from picollm.mechanisms.model_and_text import ModelAndText
 from picollm.mechanisms.readout import divisor, linear_part
-from picollm.stats import Known, known, resampled
+from picollm.stats import DefinedInterval, known, resampled
 
 EVERY = 4  # every 4th target is read after each layer: the vocabulary head is the expensive part
 
 
 @torch.no_grad()
-def attribution(s: ModelAndText) -> tuple[list[Known], NDArray[np.float64]]:
+def attribution(s: ModelAndText) -> tuple[list[DefinedInterval], NDArray[np.float64]]:
     """Returns the loss after the embedding and each layer, with intervals over windows, and direct parts [L x H, W]."""
     after_layer, direct = [], []
     mean_D = s.model.head.weight[: s.model.config.vocab_size].mean(0)

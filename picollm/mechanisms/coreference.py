@@ -132,7 +132,7 @@ def baselines(items: Sequence[Item], counts_V: NDArray, first_I: NDArray) -> dic
         "the nearer": centre_IC,
         "the first": -centre_IC,
         "the subject": subject_IC.astype(float),
-        "the commoner in the training text": count_IC.astype(float),
+        "the more frequent in the training text": count_IC.astype(float),
         "uniform attention": length_IC.astype(float),
     }
     right = {name: prefers_gold(choice, gold_I) for name, choice in rules.items()}
@@ -159,7 +159,7 @@ class Coreference(TypedDict):
     items: int
     chosen_on_one_half: ChosenHeads
     best_of_all: BestOfAll
-    mean_of_all_heads: Accuracy  # no rival: it contains the head, and what others know
+    mean_of_all_heads: Accuracy  # not a rival: this mean includes the chosen heads
     baselines: dict[str, Accuracy]
     p_against_rivals: float
     heads: dict[str, float]

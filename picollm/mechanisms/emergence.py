@@ -3,7 +3,7 @@
 An effect is larger than the minimum size that the labels require and than 99 % of untrained heads. An onset is the
 first snapshot from which a head's complete interval stays above that.
 
-Shape suffixes: N snapshot, H head (layers flattened), R replicate.
+Shape suffixes: N snapshot, S sequence, T position, H head (layers flattened), R replicate.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from picollm.mechanisms.attribution import attribution
 from picollm.mechanisms.context import ContextCurve, context_curve
 from picollm.mechanisms.intervention import baseline, batches, each_head, without
 from picollm.mechanisms.model_and_text import ModelAndText, spread
-from picollm.stats import Known, finite, known, percentile_99, resampled
+from picollm.stats import DefinedInterval, finite, known, percentile_99, resampled
 
 FORMAT = 4
 OTHER_SETS = 60  # sets that the induction heads together are compared with
@@ -45,17 +45,17 @@ class Evidence(TypedDict):
 
 class ScoredHead(TypedDict):
     name: str
-    scores: dict[str, dict[str, Known]]  # score -> length -> mean over sequences
+    scores: dict[str, dict[str, DefinedInterval]]  # score -> length -> mean over sequences
     by_frequency: dict[str, float]
-    copying: Known
+    copying: DefinedInterval
     anti_copying: bool
-    second_copy_harm: Known
-    direct: Known
+    second_copy_harm: DefinedInterval
+    direct: DefinedInterval
     evidence: Evidence
     induction_head: bool
 
 
-class BestHead(Known):
+class BestHead(DefinedInterval):
     head: str
 
 
@@ -63,7 +63,7 @@ class Copies(TypedDict):
     sequences: int
     first_loss: float
     second_loss: float
-    gain: Known
+    gain: DefinedInterval
 
 
 class MechanismsReport(TypedDict):
@@ -81,7 +81,7 @@ class MechanismsReport(TypedDict):
     ablated_sequences: int
     together: GroupEffect | None
     context: ContextCurve
-    after_layer: list[Known]
+    after_layer: list[DefinedInterval]
     best: dict[str, BestHead]
     heads: list[ScoredHead]
 
@@ -116,7 +116,11 @@ def score_mechanisms(s: ModelAndText) -> MechanismsReport:
 
 
 def head_rows(
-    s: ModelAndText, score_sets: Mapping, null: Mapping[str, float], ids_ST: NDArray, direct_H: Sequence[Known]
+    s: ModelAndText,
+    score_sets: Mapping,
+    null: Mapping[str, float],
+    ids_ST: NDArray,
+    direct_H: Sequence[DefinedInterval],
 ) -> list[ScoredHead]:
     """Scores, copying, harm and evidence of each head; `score_sets`: {length: `score_set`}, `direct_H`: direct part."""
     seed, longest = s.cfg["seed"], max(score_sets)
@@ -225,7 +229,7 @@ def copies(s: ModelAndText, ids_ST: NDArray) -> Copies:
     }
 
 
-def intervals(values_SH: NDArray, seed: int, level: float = 0.95) -> list[Known]:
+def intervals(values_SH: NDArray, seed: int, level: float = 0.95) -> list[DefinedInterval]:
     """Returns each head's mean and its interval over sequences."""
     return known(values_SH.mean(0), *resampled(values_SH.T, seed, level))
 

@@ -24,7 +24,7 @@ LEAST_WINDOWS = 2
 
 @dataclass(frozen=True)
 class ModelAndText:
-    """`train` and `validation` are rows of ids, at most the model's context plus one target, encoded by `tokenizer`."""
+    """Holds a model, its tokenizer and rows of ids, each at most the model's context plus one target."""
 
     model: Examined
     train: NDArray[np.uint16]
@@ -71,7 +71,8 @@ def open_model_and_text(
     padded = isinstance(model, ForeignModel) and model.config.vocab_size > packed["vocab_size"]  # many models pad it
     if model.config.vocab_size != packed["vocab_size"] and not padded:
         raise PicollmError(
-            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, {manifest} has {packed['vocab_size']:,}"
+            f"the model has a vocabulary of {model.config.vocab_size:,} tokens, {manifest} has "
+            f"{packed['vocab_size']:,}: {rerun('tokenize_pack')} for this model"
         )
     width = min(model.config.context, packed["context"]) + 1
     train, validation = (np.asarray(open_split(manifest, split))[:, :width] for split in ("train", "validation"))

@@ -117,8 +117,8 @@ def untestable(clusters: int, of: int) -> Untestable:
     """Report entry of a probe for which the training text has too few words."""
     return {
         "testable": False,
-        "because": f"of {of} groups of words the training text has {clusters}, each word {LEAST_COUNT} times or more; "
-        f"{LEAST_CLUSTERS} are needed",
+        "because": f"the training text has only {clusters} of {of} groups of words in which each word occurs "
+        f"{LEAST_COUNT} times or more; {LEAST_CLUSTERS} are needed",
         "clusters": clusters,
         "of_clusters": of,
     }

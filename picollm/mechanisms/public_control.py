@@ -20,7 +20,7 @@ SEED = 1
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownHeads:
     """Known heads, the score that should find them, and the source that reports them."""
 
     score: str
@@ -31,9 +31,9 @@ class Known:
 WANG = "Wang et al. 2022, arXiv 2211.00593, figure 2 and appendix"
 KNOWN = {
     "gpt2": (
-        Known("induction", ("L5H1", "L5H5", "L6H9", "L7H2", "L7H10"), WANG),
-        Known("previous", ("L4H11",), WANG),
-        Known("duplicate", ("L0H1", "L0H5", "L3H0"), WANG),
+        KnownHeads("induction", ("L5H1", "L5H5", "L6H9", "L7H2", "L7H10"), WANG),
+        KnownHeads("previous", ("L4H11",), WANG),
+        KnownHeads("duplicate", ("L0H1", "L0H5", "L3H0"), WANG),
     ),
     "pythia": (),  # no list of heads, but dated snapshots: Olsson et al. 2022 and Biderman et al. 2023
 }

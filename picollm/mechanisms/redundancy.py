@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from picollm.mechanisms.intervention import batches, each_set
 from picollm.mechanisms.model_and_text import ModelAndText, spread
 from picollm.progress import progress
-from picollm.stats import SIGNIFICANT, Effect, Known, finite, per_head, resampled, sign_flip_p
+from picollm.stats import SIGNIFICANT, DefinedInterval, Effect, finite, per_head, resampled, sign_flip_p
 
 WINDOWS = 16  # windows of the validation split
 EVERY = 8  # one target in 8 is scored: the vocabulary head is the expensive part
 
 
-class MeanInteraction(Known):
+class MeanInteraction(DefinedInterval):
     p: float
 
 
@@ -45,8 +45,8 @@ def interactions(s: ModelAndText, heads: Sequence[int]) -> Interactions:
     over windows; `redundant` and `serial` count pairs above and below 0 at a false discovery rate of SIGNIFICANT."""
     chosen = list(combinations(heads, 2))
     windows = spread(s.validation, WINDOWS)
-    more_W = {tuple(members): row for members, row in cost_of(s, windows, [*((h,) for h in heads), *chosen])}
-    both_PW = np.stack([more_W[pair] - more_W[pair[:1]] - more_W[pair[1:]] for pair in chosen])
+    rise_W = {tuple(members): row for members, row in cost_of(s, windows, [*((h,) for h in heads), *chosen])}
+    both_PW = np.stack([rise_W[pair] - rise_W[pair[:1]] - rise_W[pair[1:]] for pair in chosen])
     rows = per_head(both_PW, [f"{s.names[a]} {s.names[b]}" for a, b in chosen], seed=s.cfg["seed"])
     (low,), (high,) = resampled(both_PW.mean(0, keepdims=True), s.cfg["seed"])
     certain = [row for row in rows if row["q"] < SIGNIFICANT]

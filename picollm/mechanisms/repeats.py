@@ -32,9 +32,8 @@ SCORES = {
     "induction": "weight of the token that followed that occurrence, second copy",
 }
 LEAST = 0.3  # minimum score that counts as an effect
-COPYING = (
-    0.6  # share of the other tokens above which a head's output copies; below 1 - this it writes against the token
-)
+# A head copies if it favours a token over more than this share of the others; below 1 - this it writes against it.
+COPYING = 0.6
 LENGTHS = (25, 50, 100, 150)  # tokens of one copy; those that fit the context and its vocabulary are used
 SEQUENCES = 64
 SEEDS = 3
@@ -56,7 +55,7 @@ def lengths(context: int, counts_V: NDArray, start: int = END_OF_TEXT) -> list[i
 
 
 def common(counts_V: NDArray, start: int = END_OF_TEXT) -> NDArray[np.int64]:
-    """Returns ids that occur COMMON times in the training text, at least the most frequent 2 x the longest copy."""
+    """Returns ids that occur COMMON times or more in the training text, or the most frequent 2 x the longest copy."""
     order = np.argsort(-counts_V, kind="stable")
     order = order[(counts_V[order] > 0) & (order != start)]
     return np.sort(order[: max((counts_V[order] >= COMMON).sum(), 2 * LENGTHS[-1])])
@@ -66,10 +65,10 @@ def sequences(
     counts_V: NDArray, length: int, *, seed: int, matched: bool = False, start: int = END_OF_TEXT
 ) -> NDArray[np.int64]:
     """Draws [SEQUENCES, 2 length + 1]. With `matched`, tokens are drawn in proportion to their counts in the text."""
-    words = common(counts_V, start)
+    usable = common(counts_V, start)
     generator = np.random.default_rng([seed, length])
-    share = counts_V[words] / counts_V[words].sum() if matched else None
-    copies = [generator.choice(words, length, replace=False, p=share) for _ in range(SEQUENCES)]
+    share = counts_V[usable] / counts_V[usable].sum() if matched else None
+    copies = [generator.choice(usable, length, replace=False, p=share) for _ in range(SEQUENCES)]
     return np.concatenate([np.full((SEQUENCES, 1), start), copies, copies], axis=1)
 
 

@@ -99,8 +99,9 @@ def full_study(
 ) -> Study:
     """Returns the contents of study.json; `heads` and `clusters` are those of heads.json and clusters.json.
 
-    It covers every kind of ablation on the validation windows, whole classes and clusters, categories of sentences, and
-    the effect on each kind of minimal pair. `code` identifies the code that parts of an earlier run must come from.
+    It covers every kind of ablation on the validation windows, whole classes and clusters, categories of sentences,
+    each kind of minimal pair, interactions of pairs of heads, and effects by length of context. `code` identifies the
+    code that parts of an earlier run must come from.
     """
     groups = groups_of(s, heads, clusters)
     members = {name: mask.tolist() for name, mask in groups.items()}
@@ -160,8 +161,8 @@ def by_context(s: ModelAndText) -> HeadsByContext:
     return {
         "windows": len(windows),
         "tokens": {
-            "all" if k is None else str(k): per_head(more_HW, s.names, seed=s.cfg["seed"])
-            for k, more_HW in nats.items()
+            "all" if k is None else str(k): per_head(rise_HW, s.names, seed=s.cfg["seed"])
+            for k, rise_HW in nats.items()
         },
     }
 
@@ -186,8 +187,8 @@ def key_of(s: ModelAndText, rest: object) -> str:
 
 
 def ablated(s: ModelAndText, kind: str) -> Ablated:
-    whole_WT, more_HWT = effects(s.model, s.windows, kind, s.means, s.device)
-    return summary(whole_WT.mean(-1), more_HWT.mean(-1), s.names, seed=s.cfg["seed"])
+    whole_WT, rise_HWT = effects(s.model, s.windows, kind, s.means, s.device)
+    return summary(whole_WT.mean(-1), rise_HWT.mean(-1), s.names, seed=s.cfg["seed"])
 
 
 def groups_of(s: ModelAndText, heads: HeadsReport, clusters: ClustersReport) -> dict[str, NDArray[np.bool_]]:

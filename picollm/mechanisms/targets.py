@@ -18,8 +18,8 @@ KINDS = {
     "inside a word": "a token that continues a word",
     "number": "another token with a digit",
     "content word": "any other token: a word, or its beginning",
-    "repeated": "a token that stands before in its row",
-    "rare": f"a token with less than {RARE} occurrences in the training text",
+    "repeated": "a token that already occurred in its row",
+    "rare": f"a token with fewer than {RARE} occurrences in the training text",
 }
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from picollm.errors import PicollmError, one_line
 from picollm.files import read_json, write_bytes, write_json
-from picollm.manifest import describe, prove
+from picollm.manifest import describe, verified
 from picollm.model.transformer import Transformer
 from picollm.model.weights import weights
 
@@ -111,7 +111,7 @@ class Checkpoints:
         for mark in self.marks():
             try:
                 content = read_json(mark)
-                tensors = load(prove(mark, content["tensors"], "pretrain").read_bytes())
+                tensors = load(verified(mark, content["tensors"], "pretrain").read_bytes())
                 content["state"]["curve"] = rows(tensors, content["state"]["curve"])
             except (PicollmError, SafetensorError, KeyError) as error:
                 log.warning("checkpoint %s is damaged and skipped: %s", mark, one_line(error))

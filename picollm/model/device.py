@@ -40,7 +40,7 @@ def set_up(device: str, threads: int) -> torch.device:
 
 
 def set_up_to_train(device: str, threads: int) -> torch.device:
-    """Like `set_up`, but on a GPU an operation without a fixed order raises an error.
+    """Does what `set_up` does, but on a GPU an operation without a fixed order raises an error.
 
     The other mode, a warning, leaves attention's backward unchanged: it adds in a different order each time.
     """
@@ -51,7 +51,7 @@ def set_up_to_train(device: str, threads: int) -> torch.device:
 
 
 def set_up_to_time(device: str, threads: int) -> torch.device:
-    """Like `set_up`, but in torch's default mode: deterministic operations may be slower."""
+    """Does what `set_up` does, but in torch's default mode: deterministic operations may be slower."""
     chosen = set_up(device, threads)
     torch.set_deterministic_debug_mode("default")
     return chosen

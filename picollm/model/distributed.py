@@ -31,7 +31,7 @@ class World:
         return DistributedDataParallel(module, device_ids=own, broadcast_buffers=False)  # rotary tables are constants
 
     def mean(self, values: Tensor) -> Tensor:
-        """Computes the mean over the processes, in each of them."""
+        """Replaces the values, in place, by their mean over the processes; returns them."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size

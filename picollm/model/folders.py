@@ -12,7 +12,7 @@ PROOF = "weights_sha256"  # in the config.json that the pipeline writes
 
 
 def is_foreign_folder(folder: Path) -> bool:
-    """Tests if a name that is no folder, or a folder's contents, means a transformers model to examine unchanged.
+    """Returns True if the path means a transformers model to examine unchanged: its folder, or a name on the hub.
 
     False for what this project writes: its own layout, and StableLM's without a tokenizer (`picollm export`).
     """
@@ -48,4 +48,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: its weights are in {old[0]}, a pickle, which is never read: convert them "
             "(AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True))"
         )
-    raise PicollmError(f"{folder} has no model.safetensors and no index of a sharded one")
+    raise PicollmError(
+        f"{folder} has no model.safetensors and no index of a sharded one: save the model with "
+        "save_pretrained(FOLDER, safe_serialization=True)"
+    )

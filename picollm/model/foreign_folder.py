@@ -70,7 +70,7 @@ def load_foreign_model(folder: str | Path) -> ForeignModel:
         raise PicollmError("models of other families need transformers: pip install -e '.[models]'") from None
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     if values is None:
-        raise PicollmError(f"{folder} has no config.json: it is not a model's folder")
+        raise PicollmError(f"{folder} has no config.json: name the folder of a model")
     if "auto_map" in values and values.get("model_type") not in FAMILIES:
         raise PicollmError(f"{folder} needs its own code, which is never run; supported: {', '.join(FAMILIES)}")
     here = {"trust_remote_code": False, "local_files_only": True}
@@ -121,7 +121,8 @@ def check_memory(folder: Path) -> None:
     if needed > free:
         raise PicollmError(
             f"{folder}: {parameters / 1e9:.1f} billion parameters take {needed / 2**30:.1f} GiB in float32, for the "
-            f"model and an untrained one to compare with; {free / 2**30:.1f} GiB are free here"
+            f"model and an untrained one to compare with; {free / 2**30:.1f} GiB are free here: free some, or take a "
+            "smaller model"
         )
 
 

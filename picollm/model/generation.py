@@ -28,7 +28,8 @@ def generate(
         raise PicollmError(f"temperature = {temperature}: must be 0 or more, and finite")
     if len(ids) + tokens > model.config.rope_cache:
         raise PicollmError(
-            f"{len(ids)} tokens of prompt and {tokens} to generate: the model accepts {model.config.rope_cache} in all"
+            f"{len(ids)} tokens of prompt and {tokens} to generate: the model accepts {model.config.rope_cache} in "
+            "all: shorten the prompt, or lower --tokens"
         )
     random, cache, new = torch.Generator().manual_seed(seed), Cache(len(model.blocks)), torch.tensor([ids])
     for _ in range(tokens):

@@ -105,7 +105,10 @@ def load_folder(folder: Path) -> Transformer:
     shape |= {name: values.get(name) for name in DECISIVE}
     missing = [name for name, value in shape.items() if value is None]
     if missing:
-        raise PicollmError(f"{config} is not StableLM's: it lacks {', '.join(missing)}")
+        raise PicollmError(
+            f"{config} lacks {', '.join(missing)} (StableLM's layout, our names): give a model of picollm or one of "
+            "`picollm export`; only `picollm analyze` takes other families"
+        )
     return load_foreign(folder, ModelConfig(**shape))
 
 
@@ -116,7 +119,7 @@ def load_foreign(folder: Path, wanted: ModelConfig) -> Transformer:
     foreign = is_foreign(values)
     mismatches = sorted(disagreements(theirs(values) if foreign else values, MEANING if foreign else {}, wanted))
     if mismatches:
-        raise PicollmError(f"{folder} does not fit the config: {'; '.join(mismatches)}")
+        raise PicollmError(f"{folder} can't be used as this model: {'; '.join(mismatches)}")
     if not foreign:
         model = Transformer(wanted)
         model.load_state_dict(load_model(weights, config).state_dict())
@@ -124,7 +127,7 @@ def load_foreign(folder: Path, wanted: ModelConfig) -> Transformer:
     try:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
-        raise PicollmError(f"{weights} can't be read ({error})") from None
+        raise PicollmError(f"{weights} can't be read ({error}): copy the folder again") from None
     return assemble(tensors, wanted, weights)
 
 
@@ -150,10 +153,10 @@ def disagreements(values: dict, meaning: dict, wanted: ModelConfig) -> list[str]
     """Lists the fields of `meaning` and DECISIVE that differ from the config."""
     expected = meaning | {name: getattr(wanted, name) for name in DECISIVE}
     heads = values.get("num_key_value_heads", wanted.n_heads)
-    wrong = [] if heads == wanted.n_heads else [f"num_key_value_heads is {heads}, the config asks for {wanted.n_heads}"]
+    wrong = [] if heads == wanted.n_heads else [f"num_key_value_heads is {heads}, not {wanted.n_heads}"]
     for name, value in expected.items():
         if values.get(name) != value:
-            wrong.append(f"{name} is {values.get(name)}, the config asks for {value}")
+            wrong.append(f"{name} is {values.get(name)}, not {value}")
     return wrong
 
 
@@ -165,7 +168,7 @@ def assemble(tensors: dict[str, Tensor], config: ModelConfig, source: Path) -> T
         for ours, others in names(config.n_layers, config.tied).items():
             missing = [name for name in others if name not in tensors]
             if missing:
-                raise PicollmError(f"{source} has no {missing[0]}")
+                raise PicollmError(f"{source} has no {missing[0]}: copy the folder again")
             tensor = torch.cat([tensors[name].float() for name in others])
             room = state[ours][: config.vocab_size] if ours in ("embedding.weight", "head.weight") else state[ours]
             if tensor.shape != room.shape:

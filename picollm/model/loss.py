@@ -57,7 +57,7 @@ class SampledSoftmax:
 
 
 class Objective(nn.Module):
-    """(ids [B, T], targets [B, T]) -> mean training loss in nats per token; `how` describes its computation.
+    """Mean training loss in nats per token of ids [B, T] and targets [B, T]; `how` describes its computation.
 
     On a CPU, a float32 body with a bf16 head is best for a narrow model: the casts of a narrow body cost more than bf16
     gains.
@@ -66,7 +66,7 @@ class Objective(nn.Module):
     def __init__(
         self, model: Transformer, precision: str, compile: str, sampled: SampledSoftmax | None, device: torch.device
     ) -> None:
-        """`precision` and `compile` are values of the config: all | head | none."""
+        """Selects the path; `precision` and `compile` are values of the config: all | head | none."""
         super().__init__()
         self.model, self.precision, self.sampled, self.device = model, precision, sampled, device
         self.compiled: Compiled | None = None

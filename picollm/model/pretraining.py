@@ -104,7 +104,10 @@ def work(run: Run) -> None:
     """Trains this process's share: everything, without torchrun."""
     with world(set_up_to_train(**run.compute)) as (own, device):
         if own.size != run.pretrain["processes"]:
-            raise PicollmError(f"{own.size} processes were started, pretrain.processes is {run.pretrain['processes']}")
+            raise PicollmError(
+                f"{own.size} processes were started, but pretrain.processes is {run.pretrain['processes']}: make them "
+                "equal"
+            )
         rows, validation_rows = (open_split(run.tokens, split) for split in ("train", "validation"))
         try:
             trainer = Trainer(run.shape(), TrainingConfig(**run.pretrain), rows, device, own)
@@ -185,7 +188,7 @@ def launcher(processes: int) -> list[str]:
 
 
 def launch(run: Run) -> None:
-    """Starts the processes under torchrun, which gets none of our signals: it would kill each 30 s after the first.
+    """Starts the processes under torchrun, without passing signals on: it would kill them 30 s after the first signal.
 
     A file asks the processes to stop instead.
     """

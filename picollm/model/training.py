@@ -119,7 +119,7 @@ class Trainer:
         device: torch.device,
         world: World = ALONE,
     ) -> None:
-        """`rows` are [n, context + 1] uint16. Raises PicollmError if they don't fill a step."""
+        """Starts at step 0 on rows [n, context + 1] uint16. Raises PicollmError if they don't fill a step."""
         if config.batch_rows % (world.size * config.accumulate):
             raise PicollmError(
                 f"pretrain.batch_rows = {config.batch_rows} can't be shared by {world.size} processes in "

@@ -96,7 +96,10 @@ class Attention(nn.Module):
         return self.out(z_BHTK.transpose(1, 2).reshape(B, T, H * K))
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, past: list[Tensor] | None = None) -> Tensor:
-        """`past` holds keys and values [B, H, T', K] of earlier tokens, and those of these are added; see `Cache`."""
+        """Attends to these tokens and, if `past` has their keys and values [B, H, T', K], to earlier ones; see `Cache`.
+
+        Keys and values of these tokens are added to `past`.
+        """
         q, k, v = self.heads(x_BTD, cos, sin)
         if past is not None:
             if past:

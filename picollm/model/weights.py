@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from picollm.errors import PicollmError, rerun
 from picollm.files import read_json, sha256, write_bytes, write_json
-from picollm.manifest import clear, describe, prove
+from picollm.manifest import clear, describe, verified
 from picollm.model.folders import PROOF
 from picollm.model.transformer import ModelConfig, Transformer
 
@@ -53,7 +53,7 @@ def save_snapshots(files: dict[int, Path], manifest_path: Path) -> None:
 def load_snapshots(manifest_path: str | Path, config_path: str | Path) -> Iterator[tuple[int, Transformer]]:
     """Yields (step, model) of every snapshot in order of steps, each verified against the manifest."""
     for entry in sorted(read_json(manifest_path)["snapshots"], key=lambda entry: entry["step"]):
-        yield entry["step"], load_unproven(prove(Path(manifest_path), entry, "pretrain"), config_path)
+        yield entry["step"], load_unproven(verified(Path(manifest_path), entry, "pretrain"), config_path)
 
 
 def load_config(path: str | Path) -> ModelConfig:
@@ -62,7 +62,10 @@ def load_config(path: str | Path) -> ModelConfig:
     values.pop(PROOF, None)
     names = {field.name for field in fields(ModelConfig)}
     if names != set(values):
-        raise PicollmError(f"{path}: missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}")
+        raise PicollmError(
+            f"{path}: missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}: it is not of a "
+            "model of this version: name another folder"
+        )
     return ModelConfig(**values)
 
 
@@ -76,7 +79,7 @@ def load_model(weights_path: str | Path, config_path: str | Path) -> Transformer
 
 
 def load_unproven(weights_path: str | Path, config_path: str | Path) -> Transformer:
-    """Like `load_model`, for a file whose hash is verified elsewhere than in the config."""
+    """Does what `load_model` does, for a file whose hash is verified elsewhere than in the config."""
     model = Transformer(load_config(config_path))
     try:
         state = load_file(weights_path)
@@ -92,7 +95,7 @@ def load_unproven(weights_path: str | Path, config_path: str | Path) -> Transfor
         name = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))[0]
         raise PicollmError(
             f"{weights_path} does not fit {config_path}: {name} has shape {stored.get(name, 'none')}, "
-            f"the config asks for {expected.get(name, 'none')}"
+            f"the config asks for {expected.get(name, 'none')}: copy both files from the same model"
         )
     model.load_state_dict(state, strict=False)  # a tied head is stored once; every other name was compared above
     return model.eval()

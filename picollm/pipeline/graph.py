@@ -17,7 +17,9 @@ import networkx as nx
 from picollm.errors import PicollmError
 from picollm.yaml12 import parse_yaml
 
-MEND_LOCK = "take one whole side (`git checkout HEAD -- dvc.lock`), then `picollm sync`: what differs runs again"
+MEND_LOCK = (
+    "restore it (`git checkout HEAD -- dvc.lock`), then run `picollm sync`; rules whose results differ run again"
+)
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "all"]
 
 

@@ -2,7 +2,7 @@
 
     with job() as rule:
         write_json(rule.outputs.report, compute(rule.inputs.weights, rule.cfg["model"]))
-        rule.found("validation loss 6.39 nats")      # the main result, for the run's display
+        rule.report_result("validation loss 6.39 nats")      # the main result, for the run's display
 
 All log messages and warnings go to the rule's log. Messages from INFO up also go to the console or, if the run draws a
 picture, warnings and errors go into the picture. A traceback goes only to the log.
@@ -59,9 +59,9 @@ class Rule:
     wildcards: Any
     log: Path
 
-    def found(self, text: str) -> None:
+    def report_result(self, text: str) -> None:
         """Reports the main result, for the run's display."""
-        progress.report(found=text)
+        progress.report(result=text)
 
 
 def given() -> Rule:
@@ -153,7 +153,7 @@ def stop(reason: str, code: int) -> None:
 def requeue() -> None:
     """Puts the job back into Slurm's queue if Slurm ended it (preemption or a time limit).
 
-    Otherwise a job that ends by itself during its grace time counts as failed. Slurm refuses to requeue a job that a
+    Otherwise a job that exits during its grace time counts as failed. Slurm refuses to requeue a job that a
     user cancelled.
     """
     if "SLURM_JOB_ID" in os.environ and (scontrol := shutil.which("scontrol")):

@@ -1,7 +1,7 @@
 """Brings the data, dvc.lock and Snakemake's records to one state: `picollm track` and `picollm sync`.
 
 DVC decides: what `dvc status` calls unchanged is current, and what it calls changed is stale, with everything that
-depends on it. Before that, runs that DVC has not seen and receipts prove are recorded; Snakemake's records follow last.
+depends on it. Before that, runs that receipts prove and DVC has not seen are recorded; Snakemake's records follow last.
 
     record      a receipt matches the files, but dvc.lock has no such run          -> dvc commit
     restore     only files differ from dvc.lock, and DVC's cache has them          -> dvc checkout
@@ -97,7 +97,7 @@ def opened(root: Path, action: Callable[[State], list[str]]) -> list[str]:
         with dvc_repo(root) as repo:
             return action(State(root, repo))
     except OSError as error:
-        raise PicollmError(f"{error}: fix that and run `picollm sync`; no file was changed halfway") from None
+        raise PicollmError(f"{error}: fix that and run `picollm sync`; no file was left half-written") from None
 
 
 # --- Runs are recorded in DVC
@@ -287,7 +287,7 @@ def check(root: Path) -> None:
         if odd := [stage for stage in odd if stage in state.graph.outs]:
             raise PicollmError(
                 f"data, dvc.lock and Snakemake's records don't agree about {', '.join(odd)}: run `picollm sync` "
-                "(a run without -n does it by itself)"
+                "(a run without -n does this automatically)"
             )
         seal_if_settled(state)
         return []
@@ -302,14 +302,14 @@ def sync(root: Path) -> None:
         recorded, restored = record(state), restore(state)
         done = {
             "recorded in DVC:": recorded + (record(state) if restored else []),
-            "restored from DVC's cache": restored,
+            "restored from DVC's cache:": restored,
             "updated in Snakemake:": tell_snakemake(state, bool(restored) or not (root / METADATA).exists()),
         }
         if state.changed:
             state.look()
         seal_if_settled(state)
         done["stale, to be made by the next run:"] = sorted(state.graph.downstream(state.changed))
-        return [f"{what} {', '.join(stages)}" for what, stages in done.items() if stages]
+        return [f"{heading} {', '.join(stages)}" for heading, stages in done.items() if stages]
 
     for line in opened(root, action) or ["data, dvc.lock and Snakemake's records agree"]:
         say(line)

@@ -66,7 +66,7 @@ class Audit:
         self.problems += [("Settings", *setting) for setting in bad]
         warnings = verify_machine.warnings(self.root, self.state.cache, size)
         self.notes += [("Settings", f"warning: {text}") for text in warnings]
-        self.notes += [("Machine", text) for text in verify_machine.offers()]
+        self.notes += [("Machine", text) for text in verify_machine.machine_facts()]
 
     def link_types(self) -> list[str]:
         return self.state.repo.config["cache"].get("type") or []
@@ -226,7 +226,7 @@ class Audit:
                 self.damage(f"DVC's cache lacks {owner}")
 
     def foreign(self) -> None:
-        """Reports files beside the outputs: they break nothing, but nothing accounts for them either."""
+        """Reports files next to the outputs: they break nothing, but nothing accounts for them either."""
         known = {path for paths in (*self.present.values(), *self.graph.deps.values()) for path in paths}
         known |= git_files(self.root, *FOLDERS) | set(self.aside)
         folders = {".", *FOLDERS} | {str(parent) for path in known for parent in Path(path).parents}

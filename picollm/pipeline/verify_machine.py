@@ -63,7 +63,7 @@ def warnings(root: Path, cache: Path, data_bytes: int) -> list[str]:
     return lines
 
 
-def offers() -> list[str]:
+def machine_facts() -> list[str]:
     """Describes what decides which parts of the pipeline can run here, and how fast."""
     versions = [f"{name} {installed(name) or 'is missing'}" for name in ("snakemake", "dvc", "torch")]
     engines = [f"{name} {installed(name)}" for name in TENSORRT if installed(name)]

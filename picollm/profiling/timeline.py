@@ -80,7 +80,7 @@ def read_kineto(path: str | Path) -> Timeline:
         elif event.get("cat") in KINETO_GPU:
             gpu.append(span)
     if not named:
-        raise PicollmError(f"{path}: torch.profiler recorded no ranges")
+        raise PicollmError(f"{path}: torch.profiler recorded no ranges: run it again, or set profile.tool to nsys")
     return Timeline({name: spans(pairs) for name, pairs in named.items()}, spans(gpu))
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from picollm.attention.clusters import ClustersReport
     from picollm.attention.heads import Head, HeadsReport, LabelShare, Sensitivity
     from picollm.mechanisms.ablation import AblationReport
-    from picollm.stats import Interval, Known
+    from picollm.stats import DefinedInterval, Interval
 
 
 def class_pie(labels: dict[str, LabelShare]) -> Figure:
@@ -112,7 +112,7 @@ def plane_figure(report: HeadsReport, ablation: AblationReport | None) -> Figure
 def evidence_figure(report: HeadsReport) -> Figure:
     """Draws the evidence for the labels: each head's strongest kappa and content share, with those of untrained heads.
 
-    Dashed: the thresholds in force. Dotted: 99th percentiles of the nulls, untrained heads and shuffled rows.
+    Dashed: the current thresholds. Dotted: 99th percentiles of the nulls, untrained heads and shuffled rows.
     """
     figure, axis = plt.subplots(figsize=scaled(7.2, 4.2))
     null = report["null"]["values"]
@@ -135,25 +135,25 @@ def evidence_figure(report: HeadsReport) -> Figure:
     for name, line in (("content", axis.axvline), ("kappa", axis.axhline)):
         row = report["thresholds"][name]
         line(row["value"], color=ACCENT, linestyle="--", linewidth=1)
-        for null in (row["null_percentile_99"], row["shuffled_percentile_99"]):
-            if null is not None:
-                line(null, color=MUTED, linestyle=":", linewidth=1)
+        for percentile in (row["null_percentile_99"], row["shuffled_percentile_99"]):
+            if percentile is not None:
+                line(percentile, color=MUTED, linestyle=":", linewidth=1)
     axis.set(xlabel="content share", ylabel="strongest kappa (self, previous, local)")
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def evidence(statistics: dict[str, Interval]) -> list[tuple[Known, Known]]:
+def evidence(statistics: dict[str, Interval]) -> list[tuple[DefinedInterval, DefinedInterval]]:
     """Returns a head's content share and its strongest kappa; empty if either is undefined."""
     content = statistics["content"]
     kappas = [statistics[f"kappa_{name}"] for name in ("self", "prev", "local")]
-    known = cast("list[Known]", [row for row in kappas if row["low"] is not None])
+    known = cast("list[DefinedInterval]", [row for row in kappas if row["low"] is not None])
     if not known or content["low"] is None:
         return []
-    return [(cast("Known", content), max(known, key=lambda row: row["value"]))]
+    return [(cast("DefinedInterval", content), max(known, key=lambda row: row["value"]))]
 
 
-def reach(rows: Sequence[Known]) -> list[list[float]]:
+def reach(rows: Sequence[DefinedInterval]) -> list[list[float]]:
     """Returns the arms of error bars; at least 0, as a percentile interval need not contain the value itself."""
     return [[max(0, row["value"] - row["low"]) for row in rows], [max(0, row["high"] - row["value"]) for row in rows]]
 
@@ -200,7 +200,8 @@ def head_figures(
     gallery.add(
         "plane.svg",
         plane_figure(report, ablation),
-        "Heads by what explains their attention; a larger disc costs more to remove, the colour is the class",
+        "Heads by what explains their attention; the larger the disc, the more its head costs to remove; the colour is "
+        "the class",
         data=table,
     )
     shares = pd.DataFrame([{"class": label, **row} for label, row in report["labels"].items()])
@@ -238,9 +239,11 @@ def head_figures(
         data=pd.DataFrame(1 - arrays["distance"], columns=names).assign(head=names),
     )
     members = [head["cluster"] for head in clusters["heads"]]
-    scaled = map_of_heads(arrays["coordinates"], heads, members, clusters["coordinates_show"])
+    distance_map = map_of_heads(arrays["coordinates"], heads, members, clusters["coordinates_show"])
     points = pd.DataFrame(arrays["coordinates"], columns=["x", "y"]).assign(head=names, cluster=members)
-    gallery.add("map.svg", scaled, "Heads in two dimensions by their distances; the number is the cluster", data=points)
+    gallery.add(
+        "map.svg", distance_map, "Heads in two dimensions by their distances; the number is the cluster", data=points
+    )
 
 
 def head_table(heads: list[Head]) -> pd.DataFrame:

@@ -75,7 +75,7 @@ def stage_rows(old: dict[str, dict], new: dict[str, dict]) -> list[dict]:
     rows = []
     for stage in in_order(old | new):
         left, right = facets(old.get(stage, {})), facets(new.get(stage, {}))
-        row = {what: [change["name"] for change in changes(left[what], right[what])] for what in FACETS}
+        row = {facet: [change["name"] for change in changes(left[facet], right[facet])] for facet in FACETS}
         status = "only in the old one" if stage not in new else "only in the new one" if stage not in old else ""
         if not status and row["outputs"] and not (row["params"] or row["code"] or row["inputs"]):
             status = "only the outputs differ: measured again, or not reproducible"
@@ -148,7 +148,7 @@ def chapter_of(old: Revision, new: Revision, name: str) -> dict:
     """Returns one chapter's metrics side by side, and the machines on which they were measured."""
     paths = [METRICS.format(name), f"reports/{name}.json"]
     sides = []
-    known = paths[1] in old.outs | new.outs  # not every chapter has a report beside its metrics
+    known = paths[1] in old.outs | new.outs  # not every chapter has a report next to its metrics
     for side in (old, new):
         report = side.part(paths[1], partial(measured, chapter=name)) if known else {}
         sides.append((side.part(paths[0], scalars), report.get("sure", {}), report))
@@ -248,7 +248,7 @@ def overview(page: dict) -> list[str]:
     rows = [row for chapter in chapters for row in chapter["rows"]]
     differ = sum(row["old"]["value"] != row["new"]["value"] for row in rows)
     verdicts = Counter(row["verdict"] for row in rows)
-    counts = ", ".join(f"{what} of {sum(bool(row[what]) for row in stages)}" for what in FACETS)
+    counts = ", ".join(f"{facet} of {sum(bool(row[facet]) for row in stages)}" for facet in FACETS)
     apart = [chapter["name"] for chapter in chapters if chapter["differs"]]
     lines = [
         (page["parameters"] is not None, f"Parameters: {len(page['parameters'] or ())} differ."),

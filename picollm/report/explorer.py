@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from picollm.mechanisms.ablation import AblationReport
     from picollm.mechanisms.emergence import EmergenceReport
     from picollm.mechanisms.mechanisms import MechanismsReport
-    from picollm.stats import Interval, Known
+    from picollm.stats import DefinedInterval, Interval
 
 BUDGET = 5_000_000  # bytes of base64 for all maps; fewer if the page has less room (page.py)
 KAPPAS = ("self", "prev", "local", "sink", *SETS)
@@ -113,7 +113,7 @@ def facts(
     return rows
 
 
-def triple(row: Interval | Known) -> list[float | None]:
+def triple(row: Interval | DefinedInterval) -> list[float | None]:
     return [row["value"], row["low"], row["high"]]
 
 

@@ -1,10 +1,7 @@
 """Compares each claim that the original made about its heads with this run's numbers: a verdict, never a sentence.
 
-There are four verdicts. *held*: there is evidence, at q < .05. *did not hold*: there is none, although the test could
-have found it. *can't be tested here*: the test could not, for example because the text has too few of the words. *not
-comparable*: the number depends on something the claim does not state, such as the training recipe. A 4-gram sees the
-last three tokens; nothing can be tested with a model that predicts no better than one, because attention to anything
-further back did not pay. The claims that a p alone decides share one false discovery rate.
+picollm.report.claims explains the verdicts. A 4-gram sees the last three tokens; nothing can be tested with a model
+that predicts no better than one, because attention to anything further back did not pay.
 
 The original counts layers and heads from 1, this project from 0.
 """
@@ -12,16 +9,29 @@ The original counts layers and heads from 1, this project from 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from picollm.attention.key_sets import SETS
+from picollm.attention.relations import LEAST_SENTENCES
 from picollm.attention.structure import LEAST_HEADS
+from picollm.report.claims import (
+    ALPHA,
+    FAILED,
+    HELD,
+    INCOMPARABLE,
+    UNTESTABLE,
+    Claim,
+    DecidedClaim,
+    claim,
+    decided,
+    untestable,
+)
 from picollm.report.tested_probes import tested_probes
-from picollm.stats import false_discovery_rate, finite, number_or_none
+from picollm.stats import finite, number_or_none
+from picollm.wording import count
 
 if TYPE_CHECKING:
     from picollm.attention.clusters import ClustersReport
@@ -32,11 +42,8 @@ if TYPE_CHECKING:
     from picollm.model.training_report import TrainingReport
 
 FORMAT = 2
-HELD, FAILED, UNTESTABLE, INCOMPARABLE = "held", "did not hold", "can't be tested here", "not comparable"
-VERDICTS = (HELD, FAILED, UNTESTABLE, INCOMPARABLE)
 ORIGINAL_SHARES = {"global": 48 / 56, "diagonal": 5 / 56, "local": 2 / 56, "token-specific": 1 / 56}
 ORIGINAL_HEADS = {"diagonal": (5, 2), "local": (4, 2), "token-specific": (7, 2)}  # its L6H3, L5H3, L8H3
-ALPHA = 0.05
 ALIKE = 0.1  # a ratio of distances within and between layers this close to 1 counts as no difference
 FEW_LAYERS = 2  # a contrast of this many layers or fewer also lists the mean of each: one layer may make the whole
 EMERGED = 0.05  # share of heads with an effect at which it counts as having emerged in training
@@ -74,20 +81,6 @@ def state_findings(
     }
 
 
-class Claim(TypedDict):
-    section: str
-    claim: str
-    test: str
-    verdict: str | None  # one of VERDICTS, once it is decided
-    because: str
-    p: float | None
-    numbers: Mapping[str, float | str | None]
-
-
-class DecidedClaim(Claim):
-    q: float | None
-
-
 class FindingsReport(TypedDict):
     """Contents of findings.json."""
 
@@ -99,43 +92,8 @@ class FindingsReport(TypedDict):
     claims: list[DecidedClaim]
 
 
-def claim(
-    section: str,
-    text: str,
-    test: str,
-    *,
-    p: float | None = None,
-    verdict: str | None = None,
-    because: str = "",
-    **numbers: float | str | None,
-) -> Claim:
-    """Builds a claim. Without a `verdict`, `p` decides, after correction for the number of claims."""
-    return {
-        "section": section, "claim": text, "test": test, "verdict": verdict, "because": because,
-        "p": None if p is None else number_or_none(p), "numbers": numbers,
-    }  # fmt: skip
-
-
-def untestable(row: Claim) -> Claim:
-    """Marks a claim as untestable, unless it is not comparable, for a model that predicts no better than a 4-gram."""
-    if row["verdict"] == INCOMPARABLE:
-        return row
-    return {**row, "verdict": UNTESTABLE, "because": "the model predicts no better than a 4-gram"}
-
-
-def decided(claims: Sequence[Claim]) -> list[DecidedClaim]:
-    """Adds q to the claims, and the verdicts that follow from q."""
-    open_claims = [row["verdict"] is None for row in claims]
-    p = [row["p"] if is_open else math.nan for row, is_open in zip(claims, open_claims, strict=True)]
-    rows: list[DecidedClaim] = []
-    for row, q, is_open in zip(claims, false_discovery_rate(np.array(p, dtype=float)), open_claims, strict=True):
-        verdict = (HELD if q < ALPHA else FAILED) if is_open else row["verdict"]
-        rows.append({**row, "q": number_or_none(q), "verdict": verdict})
-    return rows
-
-
 def overall_shares(heads: HeadsReport) -> list[Claim]:
-    null, peaked, by_name = heads["null"], heads["peaked_null"], {head["name"]: head for head in heads["heads"]}
+    null, sharpened, by_name = heads["null"], heads["sharpened_null"], {head["name"]: head for head in heads["heads"]}
     why = "the share depends on the recipe of training more than on anything else: see docs/training.md"
     claims = [
         claim(
@@ -149,7 +107,9 @@ def overall_shares(heads: HeadsReport) -> list[Claim]:
             high=heads["labels"][label]["high"],
             raw_rule=number_or_none(heads["raw_labels"][label] / len(heads["heads"])),
             untrained_models=number_or_none(null["labels"][label] / null["heads"]) if null["heads"] else None,
-            untrained_as_peaked=number_or_none(peaked["labels"][label] / peaked["heads"]) if peaked["heads"] else None,
+            sharpened_untrained_models=number_or_none(sharpened["labels"][label] / sharpened["heads"])
+            if sharpened["heads"]
+            else None,
         )
         for label, share in ORIGINAL_SHARES.items()
     ]
@@ -255,11 +215,11 @@ def by_category(heads: HeadsReport, probes: ProbesReport) -> list[Claim]:
         text, test = (
             f"a head connects {kind}",
             "the later word attends to the earlier one more than its offset explains, and more than other positions do:"
-            f" the best of all heads, largest of sign-flipped sentences, p < {ALPHA}, and stronger than any"
-            " sharpened untrained head",
+            f" the best of all heads, by flipping the signs of sentences (the best head in each draw), p < {ALPHA}, and"
+            " stronger than every sharpened untrained head",
         )
         if row["p"] is None:
-            why = f"{row['sentences']} sentences have these marks"
+            why = f"only {count(row['sentences'], 'sentence')} with these marks; {LEAST_SENTENCES} are needed"
             claims.append(claim("C", text, test, verdict=UNTESTABLE, because=why, sentences=row["sentences"]))
             continue
         numbers: dict[str, Any] = {name: value for name, value in row.items() if name not in ("p", "null_p")}
@@ -333,8 +293,8 @@ def redundancy(clusters: ClustersReport, ablation: AblationReport) -> list[Claim
         claims.append(claim("D", text, test, p=p, mean=mean["value"], low=mean["low"], high=mean["high"], **numbers))
     text, test = (
         "similarity is not tied to the layer",
-        f"distances within layers are those between layers: the interval of their ratio is within {ALIKE} of 1; it did"
-        f" not hold where heads shuffled over layers give no such ratio, p < {ALPHA}",
+        f"distances within layers are those between layers: the interval of their ratio is within {ALIKE} of 1; it"
+        f" fails if heads shuffled over layers rarely give such a ratio, p < {ALPHA}",
     )
     if layers is None:
         claims.append(claim("D", text, test, verdict=UNTESTABLE, because="it takes two layers of two heads or more"))
@@ -367,11 +327,11 @@ def conclusions(heads: HeadsReport, ablation: AblationReport, over_time: Emergen
 def emerged(over_time: EmergenceReport) -> list[Claim]:
     """Tests if training makes heads with effects that were rarer at the first snapshot."""
     snapshots, claims = over_time["snapshots"], []
-    for name, what in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
-        text = f"{what} heads emerge in training"
+    for name, kind in (("kappa_max", "positional"), ("kappa_set", "token-specific"), ("induction", "induction")):
+        text = f"{kind} heads emerge in training"
         test = (
-            f"at the last snapshot {100 * EMERGED:.0f} % of the heads or more have the effect, whatever their class, "
-            "at the first fewer"
+            f"at the last snapshot at least {100 * EMERGED:.0f} % of the heads have the effect, whatever their class; "
+            "at the first snapshot fewer do"
         )
         if len(snapshots) < 2:
             claims.append(

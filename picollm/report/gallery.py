@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from picollm.files import atomic_path, read_json, write_json, write_text
-from picollm.manifest import clear, describe, prove
+from picollm.manifest import clear, describe, verified
 from picollm.report.style import save
 
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -45,10 +45,10 @@ def embedded(manifest_path: str | Path) -> dict[str, dict]:
     """
     figures = {}
     for entry in read_json(manifest_path)["figures"]:
-        file = prove(manifest_path, entry, "draw_figures")
+        file = verified(manifest_path, entry, "draw_figures")
         figure = entry | {"uri": uri(file, MIME[file.suffix]), "csv": None}
         if "data" in entry:
-            figure["csv"] = uri(prove(manifest_path, entry["data"], "draw_figures"), "text/csv")
+            figure["csv"] = uri(verified(manifest_path, entry["data"], "draw_figures"), "text/csv")
         figures[entry["file"]] = figure
     return figures
 

@@ -36,12 +36,18 @@ TERMS = {
         "picollm/attention/measures.py",
         in_report=True,
     ),
+    "cell": Term(
+        "One output at one batch size of the benchmark.",
+        "picollm/engine/grid.py",
+    ),
     "chapter": Term(
         "A part of the page `reports/final.html`.",
         "picollm/report/page.py",
     ),
     "class": Term(
-        "The label of a head: sink, diagonal, local, token-specific, content-based, global or mixed.",
+        "The label of a head, by the first rule that applies: sink (less than 10 % of its attention is off the first "
+        "position), diagonal (its own position), local (the last few positions), token-specific (a named set of keys), "
+        "content-based (neither uniform nor explained by distance), global (nearly uniform), mixed (none of these).",
         "picollm/attention/labels.py",
     ),
     "cluster": Term(
@@ -62,8 +68,8 @@ TERMS = {
         in_report=True,
     ),
     "4-gram with a cache": Term(
-        "Kneser-Ney counts of four tokens in a row, mixed with the tokens that have already appeared in the row: what "
-        "counting alone achieves.",
+        "A Kneser-Ney model of four consecutive tokens, mixed with the frequencies of earlier tokens of the same row: "
+        "what counting alone achieves.",
         "picollm/data/kneser_ney.py",
         in_report=True,
     ),
@@ -113,13 +119,18 @@ TERMS = {
         in_report=True,
     ),
     "noise band": Term(
-        "How much the baseline differs from a second copy of itself in the same run; a speed-up inside it is no "
-        "difference.",
+        "How much the baseline or the fastest backend, whichever is more, differs from a second copy of itself in the "
+        "same run; a speed-up inside it is no difference.",
         "docs/engines.md",
     ),
     "onset": Term(
         "The first snapshot from which a head's complete interval stays above the threshold of an effect.",
         "picollm/mechanisms/emergence.py",
+    ),
+    "original, the": Term(
+        "The notebook whose claims the project checks: a model of 35.3 M parameters, 8 layers of 7 heads, trained on a "
+        "fifth of WikiText-103.",
+        "picollm/report/findings.py",
     ),
     "positional share": Term(
         "What the distance to the key explains of a head's attention, fitted on the other half of the sentences.",
@@ -168,8 +179,8 @@ TERMS = {
         in_report=True,
     ),
     "sink": Term(
-        "The first position, which takes the attention that has nowhere else to go. It is removed before anything else "
-        "is measured.",
+        "The first position, where many models put attention that has nowhere else to go. It is removed before "
+        "anything else is measured, whether or not it is used so.",
         "Xiao et al. 2024",
         in_report=True,
     ),
@@ -183,8 +194,8 @@ TERMS = {
         "docs/training.md",
     ),
     "stability": Term(
-        "The share of resampled sentences in which a head gets the same class. It says nothing about another training "
-        "run.",
+        "The share of bootstraps of the sentences that give a head the same class. It says nothing about another "
+        "training run.",
         "picollm/attention/labels.py",
         in_report=True,
     ),

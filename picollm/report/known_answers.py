@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picollm.files import read_json, write_json
-from picollm.report.findings import FAILED, HELD, FindingsReport
+from picollm.report.claims import FAILED, HELD
+from picollm.report.findings import FindingsReport
 from picollm.report.tested_probes import tested_probes
 
 if TYPE_CHECKING:

@@ -93,7 +93,7 @@ def loading_ladder(rungs: pd.DataFrame, step_ms: float) -> Figure:
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default formatter writes formulas
     axis.xaxis.set_minor_formatter(lambda *_: "")
-    axis.set(xlabel="milliseconds a batch: median, to the 90th percentile", ylim=(len(rungs) - 0.5, -0.5))
+    axis.set(xlabel="milliseconds per batch: median, to the 90th percentile", ylim=(len(rungs) - 0.5, -0.5))
     return figure
 
 

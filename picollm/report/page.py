@@ -62,7 +62,7 @@ CHAPTERS = (
             lambda c: story.probes_sentence(c["probes"], c["training"])),
     Chapter("claims", "Claims", ("findings", "heads"), lambda c: story.claims_sentence(every_claim(c))),
     Chapter("attention", "Attention", ("figures",), lambda c: (
-        "One sentence per category: all heads at once, and where the layers move its words.")),
+        "Examples from each category: all heads at once, and where the layers move the words.")),
     Chapter("engines", "Engines", ("engine", "benchmark"), lambda c: story.engines_sentence(c["engine"])),
     Chapter("speed", "Speed", ("benchmark",), lambda c: story.speed_sentence(c["benchmark"])),
     Chapter("profile", "Profile", ("profile",), lambda c: story.profile_sentence(c["profile"])),

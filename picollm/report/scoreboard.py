@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from picollm.report.findings import (
+from picollm.report.claims import (
     FAILED,
     HELD,
     INCOMPARABLE,
@@ -14,7 +14,7 @@ from picollm.report.findings import (
     DecidedClaim,
     claim,
 )
-from picollm.report.summary import tensorrt_words
+from picollm.report.summary import tensorrt_status
 
 if TYPE_CHECKING:
     from picollm.engine.shapes import BenchmarkReport
@@ -62,7 +62,7 @@ def tensorrt(benchmark: BenchmarkReport) -> DecidedClaim:
             verdict = HELD if speedup["low"] >= ORIGINAL_SPEEDUP else below
             ratio, low, high = speedup["ratio"], speedup["low"], speedup["high"]
             return row_of("speed", text, test, verdict, ratio=ratio, low=low, high=high)
-    why = tensorrt_words(benchmark)
+    why = tensorrt_status(benchmark)
     return row_of("speed", text, test, UNTESTABLE, because="batch 1 was not timed" if why == "measured" else why)
 
 

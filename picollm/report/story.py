@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from picollm.attention.labels import LABELS
 from picollm.attention.structure import LEAST_HEADS
 from picollm.engine.table import best_row
-from picollm.report.findings import VERDICTS, DecidedClaim
+from picollm.report.claims import VERDICTS, DecidedClaim
 from picollm.report.summary import on_test, rank, speed_line
 from picollm.report.tested_probes import tested_probes
 from picollm.stats import SIGNIFICANT
+from picollm.wording import count, listed
 
 if TYPE_CHECKING:
     from picollm.attention.clusters import ClustersReport
@@ -40,20 +41,11 @@ LOOKS = {
     "diagonal": "at the token itself",
     "local": "nearby",
     "token-specific": "for particular tokens",
-    "content-based": "by content without a known set of keys",
+    "content-based": "at tokens chosen by their content, from no known set",
     "global": "everywhere equally",
     "sink": "at the first position",
     "mixed": "at nothing in particular",
 }
-
-
-def count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Joins words as "a, b and c"."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def headline(c: Mapping[str, Any], source: str) -> str:
@@ -116,7 +108,7 @@ def costliest(ablation: AblationReport) -> dict:
 
 
 def near_by(heads: HeadsReport) -> dict:
-    local, null = heads["labels"]["local"], heads["peaked_null"]
+    local, null = heads["labels"]["local"], heads["sharpened_null"]
     shares = {end: 100 * local[end] for end in ("low", "high")}
     untrained = 100 * null["labels"]["local"] / max(1, null["heads"])
     what = "of the heads attend to nearby tokens"
@@ -205,7 +197,7 @@ def heads_sentence(heads: HeadsReport) -> str:
     total = len(heads["heads"])
     counts = {label: heads["labels"][label]["count"] for label in LABELS}
     parts = [f"{n} look{'s' if n == 1 else ''} {LOOKS[label]}" for label, n in counts.items() if n]
-    untrained = heads["peaked_null"]
+    untrained = heads["sharpened_null"]
     usual = max(LABELS, key=lambda label: untrained["labels"][label])
     chance = ""
     if counts[usual] and untrained["labels"][usual] > untrained["heads"] / 2:
@@ -213,7 +205,7 @@ def heads_sentence(heads: HeadsReport) -> str:
             f" {usual.capitalize()} is what chance gives: so are {untrained['labels'][usual]} of {untrained['heads']} "
             "sharpened untrained heads."
         )
-    return f"Of {total} heads {listed(parts)}.{chance}"
+    return f"Of {total} heads, {listed(parts)}.{chance}"
 
 
 def families_sentence(clusters: ClustersReport) -> str:
@@ -233,7 +225,7 @@ def causes_sentence(ablation: AblationReport) -> str:
     heads = ablation["heads"]
     needed = [head for head in heads if head["q"] < SIGNIFICANT and head["delta"] > 0]
     in_the_way = sum(head["q"] < SIGNIFICANT and head["delta"] < 0 for head in heads)
-    way = f"{in_the_way or 'none'} {'is' if in_the_way == 1 else 'are'} harmful"
+    way = f"{in_the_way or 'none'} {'are' if in_the_way > 1 else 'is'} harmful"
     if not needed:
         return f"No single head is certainly needed; {way}."
     top = max(needed, key=lambda head: head["delta"])

@@ -39,16 +39,17 @@ def lines(metrics: dict[str, dict], heads: HeadsReport, benchmark: BenchmarkRepo
 
 def rank(loss: float, losses: Mapping[str, float]) -> str:
     """Compares a loss with those of n-gram counts: a bigram, a 4-gram, and a 4-gram with a cache of the row."""
-    near = [words for name, words in COUNTED.items() if abs(losses[name] - loss) <= ALIKE]
+    near = [title for name, title in COUNTED.items() if abs(losses[name] - loss) <= ALIKE]
     if near:
         return f"about as well as {near[-1]}"
-    beaten = [words for name, words in COUNTED.items() if losses[name] > loss]
-    unbeaten = [words for name, words in COUNTED.items() if losses[name] < loss]
+    beaten = [title for name, title in COUNTED.items() if losses[name] > loss]
+    unbeaten = [title for name, title in COUNTED.items() if losses[name] < loss]
     if not beaten:
         return f"worse than {unbeaten[0]}"
-    return f"better than {beaten[-1]}" + (
-        f", worse than {unbeaten[0].replace('a 4-gram that', 'one that')}" if unbeaten else ""
-    )
+    if not unbeaten:
+        return f"better than {beaten[-1]}"
+    rival = unbeaten[0].replace("a 4-gram with", "one with") if beaten[-1] == "a 4-gram" else unbeaten[0]
+    return f"better than {beaten[-1]}, worse than {rival}"
 
 
 def on_test(training: Mapping[str, float] | TrainingReport) -> tuple[float, dict[str, float]]:
@@ -83,15 +84,15 @@ def heads_line(heads: HeadsReport) -> str:
     labels = {label: row for label, row in heads["labels"].items() if row["count"]}
     shares = ", ".join(f"{row['count']} {label}" for label, row in labels.items())
     null = heads["null"]["labels"]["global"] / heads["null"]["heads"]
-    peaked = heads["peaked_null"]["labels"]["token-specific"] / heads["peaked_null"]["heads"]
+    sharpened = heads["sharpened_null"]["labels"]["token-specific"] / heads["sharpened_null"]["heads"]
     return (
         f"Heads: of {len(heads['heads'])}, {shares}; in untrained models {null:.0%} come out as global, in "
-        f"sharpened untrained ones {peaked:.0%} as token-specific."
+        f"sharpened untrained ones {sharpened:.0%} as token-specific."
     )
 
 
 def speed_line(benchmark: BenchmarkReport) -> str:
-    best, tensorrt = best_row(benchmark), tensorrt_words(benchmark)
+    best, tensorrt = best_row(benchmark), tensorrt_status(benchmark)
     if best is None:
         return f"Speed: no backend other than eager fp32 ran; TensorRT: {tensorrt}."
     name, ratio = best["backend"], best["speedups"]["eager-fp32"]
@@ -104,7 +105,7 @@ def speed_line(benchmark: BenchmarkReport) -> str:
     )
 
 
-def tensorrt_words(benchmark: BenchmarkReport) -> str:
+def tensorrt_status(benchmark: BenchmarkReport) -> str:
     """Returns "measured" if TensorRT has a latency, else the first reason why not."""
     rows = [row for row in benchmark["results"] if row["backend"].startswith("tensorrt")]
     if any("latency_ms" in row for row in rows):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from picollm.engine.backends.backend import Backend, BuildContext, DeviceRun, LoadContext, no_gpu
 from picollm.engine.export import GRAPHS, compilable, export_program, in_precision, quiet
-from picollm.errors import PicollmError, one_line
+from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import atomic_path
 from picollm.hardware import cxx_compiler, describe_cpu, describe_gpu, no_compiler
 
@@ -171,7 +171,9 @@ class AotInductor(Backend):
         try:
             package = torch._inductor.aoti_load_package(str(path))
         except RuntimeError as error:
-            raise PicollmError(f"AOTInductor can't load {path}: {one_line(error)[:300]}") from None
+            raise PicollmError(
+                f"AOTInductor can't load {path} ({one_line(error)[:300]}): {rerun('trt_compile')}"
+            ) from None
         return DeviceRun(package, ctx.device)
 
 

@@ -39,7 +39,7 @@ class Loaded:
     load_seconds: float | None = None
 
     def run(self, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """ids [B, T] -> logits [B, P, V] float32."""
+        """Computes logits [B, P, V] float32 of ids [B, T] at the positions [P]."""
         return self.runs["logits"](ids, positions)
 
 
@@ -68,7 +68,7 @@ def load_backend(name: str, ctx: LoadContext, graphs: tuple[str, ...] = ("logits
 def why_skipped(backend: Backend, wanted: Grid, device: torch.device) -> str | None:
     """Returns why a backend that could run is left out; None if it is not."""
     reason = None if wanted.emulated else backend.emulated(device)
-    return reason and f"{reason}; engine.emulated: true builds and times it all the same"
+    return reason and f"{reason}; engine.emulated: true builds and times it nevertheless"
 
 
 def why_not(backend: Backend, ctx: LoadContext, graphs: tuple[str, ...]) -> str | None:

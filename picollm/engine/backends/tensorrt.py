@@ -173,7 +173,10 @@ def build_torch_tensorrt(
     compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=inputs, **FLAGS)
     engines = [name for name, _ in compiled.named_children() if name.startswith("_run_on_acc")]
     if len(engines) != 1:
-        raise PicollmError(f"torch-tensorrt built {len(engines)} engines from the graph, not one")
+        raise PicollmError(
+            f"torch-tensorrt built {len(engines)} engines from the graph, not one: leave tensorrt out of "
+            "engine.backends"
+        )
     with atomic_path(path) as temporary:
         program = temporary.with_suffix(".pt2")  # the suffix that torch.export requires
         torch_tensorrt.save(compiled, str(program), output_format="exported_program", arg_inputs=inputs)

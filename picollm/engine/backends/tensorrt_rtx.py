@@ -30,7 +30,8 @@ def build_plan(onnx: Path, plan_path: Path, capabilities: list[str], profile: Ma
     parser = trt.OnnxParser(network, messages)
     if not parser.parse(onnx.read_bytes()):
         reasons = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
-        raise PicollmError(f"TensorRT-RTX can't read {onnx}: {' '.join('; '.join(reasons).split())[:300]}")
+        reason = " ".join("; ".join(reasons).split())[:300]
+        raise PicollmError(f"TensorRT-RTX can't read {onnx} ({reason}): leave tensorrt out of engine.backends")
 
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(capabilities)

@@ -87,7 +87,8 @@ function about(number) {
   kind.append(chip, ` in ${Math.round(100 * head.stability)} % of resampled sentences${head.tag ? `; ${head.tag}` : ""}${head.sink ? "; much on the first position" : ""}`);
   box.append(title, kind);
   const seen = head.seen.length ? head.seen : head.looks_at.slice(0, 4).map(([token]) => token);
-  if (seen.length) box.append(element("p", `Looks most, beyond what the offset explains, at: ${seen.map((token) => `“${token.trim() || "·"}”`).join(", ")}`));
+  const where = head.seen.length ? "within its set of tokens" : "beyond what the offset explains";
+  if (seen.length) box.append(element("p", `Looks most, ${where}, at: ${seen.map((token) => `“${token.trim() || "·"}”`).join(", ")}`));
   box.append(element("h2", "Attention beyond chance (kappa), 95 %; dashed: what counts as an effect"));
   box.append(rows(Object.entries(KAPPAS).map(([name, words]) => [words, [strip(head.kappas[name], -0.4, 1, DATA.thresholds[name], colour), ` ${signed(head.kappas[name][0], 2)}`]])));
   box.append(element("h2", "What explains it"));
