@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_named_field_by_field(tmp_path):
     assert "d_ff" not in text
     del values["hidden_size"]
     config.write_text(json.dumps(values))
-    assert "it lacks d_model" in refusal(load_folder, tmp_path)
+    assert "it lacks hidden_size" in refusal(load_folder, tmp_path)
     config.write_text(json.dumps(values | {"model_type": "llama"}))
     assert "model_type is llama, the config asks for stablelm" in refusal(load_foreign, tmp_path, model.config)
     save_model(model, tmp_path / "model.safetensors", config)

@@ -34,6 +34,13 @@ MEANING = {
 
 # Fields that determine the function the weights compute; dropout and context matter only in training.
 DECISIVE = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "tied", "rope_theta")
+THEIR_NAMES = {
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "tied": "tie_word_embeddings",
+}
 
 
 def names(layers: int, tied: bool) -> dict[str, tuple[str, ...]]:
@@ -106,8 +113,8 @@ def load_folder(folder: Path) -> Transformer:
     missing = [name for name, value in shape.items() if value is None]
     if missing:
         raise PicollmError(
-            f"{config} lacks {', '.join(missing)} (StableLM's layout, our names): give a model of picollm or one of "
-            "`picollm export`; only `picollm analyze` takes other families"
+            f"{config} is not of a StableLM model, it lacks {', '.join(THEIR_NAMES.get(n, n) for n in missing)}: name a "
+            "model of picollm, or one that `picollm export` wrote; only `picollm analyze` takes other families"
         )
     return load_foreign(folder, ModelConfig(**shape))
 
@@ -139,11 +146,7 @@ def theirs(values: dict) -> dict:
     """Returns their fields under our names; those of MEANING keep theirs."""
     rope = values.get("rope_parameters") or {}
     return values | {
-        "d_model": values.get("hidden_size"),
-        "d_ff": values.get("intermediate_size"),
-        "n_layers": values.get("num_hidden_layers"),
-        "n_heads": values.get("num_attention_heads"),
-        "tied": values.get("tie_word_embeddings"),
+        **{ours: values.get(name) for ours, name in THEIR_NAMES.items()},
         "rope_theta": rope.get("rope_theta", values.get("rope_theta")),
         "partial_rotary_factor": rope.get("partial_rotary_factor", values.get("partial_rotary_factor")),
     }
