@@ -110,10 +110,10 @@ def load_folder(folder: Path) -> Transformer:
     context = values.get("training_context", length)
     shape: dict[str, Any] = {"context": context, "rope_cache": length, "dropout": 0.0}
     shape |= {name: values.get(name) for name in DECISIVE}
-    missing = [name for name, value in shape.items() if value is None]
+    missing = [THEIR_NAMES.get(name, name) for name, value in shape.items() if value is None]
     if missing:
         raise PicollmError(
-            f"{config} is not of a StableLM model, it lacks {', '.join(THEIR_NAMES.get(n, n) for n in missing)}: name a "
+            f"{config} is not of a StableLM model, it lacks {', '.join(missing)}: name a "
             "model of picollm, or one that `picollm export` wrote; only `picollm analyze` takes other families"
         )
     return load_foreign(folder, ModelConfig(**shape))
