@@ -113,7 +113,7 @@ def test_sentences_share_the_budget_and_each_category_has_its_first():
 def test_the_page_says_what_the_chapters_say(figures):
     html = re.sub(r"<script.*?</script>|<style.*?</style>", "", page_of(figures), flags=re.S)
     page = re.sub(r"\s+", " ", html_entities.unescape(re.sub(r"<[^>]*>", "", html)))
-    words = ["Of 4 heads 1 looks at the token itself, 2 look everywhere equally and 1 looks at the first position.",
+    words = ["Of 4 heads, 1 looks at the token itself, 2 look everywhere equally and 1 looks at the first position.",
              "not run: no NVIDIA GPU", "+25.000 %", "35,318,080", "CPU & Co <9>", "It gives not defined of the heads",
              "75.0 % of the heads keep their class", "L0H1 on complex syntax (-0.12)",
              "0.15 nats better per token than a Kneser-Ney 4-gram", "heads are <global>", "untrained models –",

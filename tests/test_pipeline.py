@@ -225,7 +225,7 @@ def test_a_shard_that_was_changed_is_restored_before_the_run(project):
     good = shard.read_bytes()
     shard.write_bytes(good[:2000])
     text = project.snakemake("--quiet", "all")
-    assert "restored from DVC's cache tokenize_pack" in text
+    assert "restored from DVC's cache: tokenize_pack" in text
     assert shard.read_bytes() == good
 
 
@@ -234,7 +234,7 @@ def test_without_a_command_it_says_where_things_stand(project):
     assert "Everything is up to date." in text and "picollm open" in text and "Data: " in text
     project.set("report", title="Another")
     text = project.picollm("status")
-    assert "The next run makes" in text and "final_report" in text and "make report" in text
+    assert "The next run executes" in text and "final_report" in text and "make report" in text
     project.run("git", "checkout", "-q", "config.yaml")
     for name in ("Report", "Pipeline", "Model", "Data", "Measure"):
         assert re.search(rf"^{name} +\(e\.g\. picollm", project.picollm("--help"), re.M), name

@@ -129,7 +129,7 @@ def test_two_machines_train_like_one(run, tmp_path, monkeypatch):
 
 def test_a_launcher_that_starts_another_number_is_refused(run, monkeypatch):
     monkeypatch.setenv(LAUNCHER, f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 1")
-    with pytest.raises(PicollmError, match="1 processes were started, pretrain.processes is 2"):
+    with pytest.raises(PicollmError, match="1 processes were started, but pretrain.processes is 2"):
         pretrain(run(processes=2))
 
 

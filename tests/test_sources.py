@@ -76,7 +76,7 @@ def test_another_format_and_a_damaged_file_are_reported(files, figures, tmp_path
         f"{files['clusters']} has format 99, but this page reads format 3: run `snakemake --cores all --force -- "
         f"{files['clusters']}`"
     )
-    assert "is damaged" in sources.absent["profile"] and "nowhere.npz is missing" in sources.absent["maps"]
+    assert "is not valid JSON" in sources.absent["profile"] and "nowhere.npz is missing" in sources.absent["maps"]
     page = page_of(figures, sources.reports, sources.categories, absent=sources.absent)
     assert "has format 99" in section(page, "families") and "No figures: no/manifest.json" in section(page, "causes")
     assert "nowhere.npz" in section(page, "explorer") and json.loads(data_of(page))["categories"] == []
