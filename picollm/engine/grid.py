@@ -26,7 +26,7 @@ BASELINES = (REFERENCE, "eager-bf16")  # always measured: a speed-up over float3
 # Maps each output to the graph of picollm.engine.export that computes it. last: logits of the last position; full: of
 # all positions; loss: nats of each next token.
 OUTPUTS = {"last": "logits", "full": "logits", "loss": "nats"}
-# Not in the full grid: max-autotune at one row took 554 s for one package on a CPU, and its gain is unproven.
+# Not in the full grid: max-autotune takes minutes for one package and gains a tenth at most (docs/benchmarks.md).
 FULL_BACKENDS = tuple(name for name in BACKENDS if not name.startswith("aoti-b1-"))
 SWEEP = (1, 2, 4, 8, 16, 32)
 FULL_BATCHES = {"last": SWEEP, "full": (1, 8), "loss": (1, 8)}  # all logits of 32 rows: 2.5 GB at the original's size
