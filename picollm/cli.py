@@ -15,9 +15,9 @@ from picollm.errors import PicollmError, one_line
 TRACEBACK = "PICOLLM_TRACEBACK"  # an environment variable
 
 
-def option(*names: str, **how: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Describes an argument for argparse; each has a `help`."""
-    return names, how
+    return names, settings
 
 
 def output(default: str | None, meaning: str) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -31,8 +31,9 @@ def several(kind: type) -> Callable[[str], list]:
 
 TRAINED = option("--model", default="data/model",
                  help="the folder of a picollm model, or one that `picollm export` wrote (%(default)s)")  # fmt: skip
-MODEL = option("--model", default="data/model",
-               help="a folder of picollm or of transformers, or a name on the hub (%(default)s)")  # fmt: skip
+MODEL = option("--model", default="data/model", help="a folder of picollm or of transformers (%(default)s)")
+ANY = option("--model", default="data/model",
+             help="a folder of picollm or of transformers, or a name on the hub (%(default)s)")  # fmt: skip
 FOLDER = "the folder to write into"
 # The arguments of each command; its function has the same name in picollm.commands.
 COMMANDS = {
@@ -77,7 +78,7 @@ COMMANDS = {
     ],
     "export": [TRAINED, output("exported", "the folder to write model.safetensors and config.json into")],
     "analyze": [
-        MODEL,
+        ANY,
         option("--sentences", help="YAML like attention.sentences, or .txt (one sentence per line), .csv, .json"),
         output("analysis", FOLDER),
         option("--ablate", action="store_true",
@@ -163,8 +164,8 @@ def parser() -> argparse.ArgumentParser:
         within = families.get(family, verbs)
         one = within.add_parser(name, description=function_of(command).__doc__, formatter_class=as_written)
         one.set_defaults(command=command)
-        for names, how in options:
-            one.add_argument(*names, **how)
+        for names, settings in options:
+            one.add_argument(*names, **settings)
     return top
 
 

@@ -73,8 +73,8 @@ def commands() -> str:
 
 def command(name: str) -> str:
     options = argparse.ArgumentParser(add_help=False)
-    for names, how in cli.COMMANDS[name]:
-        options.add_argument(*names, **how)
+    for names, settings in cli.COMMANDS[name]:
+        options.add_argument(*names, **settings)
     first, *more = inspect.cleandoc(cli.function_of(name).__doc__ or "").split("\n\n")
     paragraphs = [" ".join(text.split()) for text in (first, *more)]
     rows = [

@@ -33,10 +33,10 @@ def recipe(config: Mapping[str, Mapping[str, Any]], manifest: str | Path) -> str
     return hashlib.sha256(json.dumps([kept, files], sort_keys=True).encode()).hexdigest()
 
 
-def summary(seeds: Sequence[int], losses: Sequence[float], labels_SH: NDArray[np.int64], of: str) -> dict:
+def summary(seeds: Sequence[int], losses: Sequence[float], labels_SH: NDArray[np.int64], recipe_hash: str) -> dict:
     """Mean and extremes of the loss and of each class's share; over pairs of seeds, the share of heads with one label.
 
-    `of` is the hash from `recipe`.
+    `recipe_hash` is the one from `recipe`.
     """
     from picollm.attention.labels import LABELS  # imported here: SciPy takes seconds, and the Snakefile needs SECTIONS
 
@@ -46,7 +46,7 @@ def summary(seeds: Sequence[int], losses: Sequence[float], labels_SH: NDArray[np
     chance = [float(shares_SL[a] @ shares_SL[b]) for a, b in pairs]
     return {
         "format": FORMAT,
-        "recipe": of,
+        "recipe": recipe_hash,
         "seeds": list(seeds),
         "validation_loss": spread(losses),
         "shares": {label: spread(shares_SL[:, k]) for k, label in enumerate(LABELS)},

@@ -86,7 +86,7 @@ def run_seeds(config: Mapping[str, Any], manifest: str | Path, seeds: Sequence[i
     return compare(list(seeds), variants, recipe(config, manifest))
 
 
-def compare(seeds: Sequence[int], variants: Sequence[Mapping[str, Any]], of: str) -> dict:
+def compare(seeds: Sequence[int], variants: Sequence[Mapping[str, Any]], recipe_hash: str) -> dict:
     """Summarises the results of `variant` for each seed; `of` is the hash from `recipe`."""
     losses = [one["validation_loss"] for one in variants]
-    return summary(seeds, losses, np.array([one["labels"] for one in variants]), of)
+    return summary(seeds, losses, np.array([one["labels"] for one in variants]), recipe_hash)

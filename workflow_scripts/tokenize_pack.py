@@ -14,14 +14,16 @@ from picollm.pipeline.job import job
 
 with job() as rule:
     cfg, inputs, output = dict(rule.cfg["tokens"]), rule.inputs, rule.outputs
-    slices, by = cfg.pop("slices"), tokenizer_of(inputs.tokenizer)
+    slices, tokenizer = cfg.pop("slices"), tokenizer_of(inputs.tokenizer)
     if rule.name == "tokenize_slice":
         number = int(rule.wildcards.slice)
-        write_slice(Path(inputs.train), Path(output.ids), number, slices, rule.threads, by)
+        write_slice(Path(inputs.train), Path(output.ids), number, slices, rule.threads, tokenizer)
     else:
         sources = {split: Path(inputs[split]) for split in SPLITS}
         paths = [Path(path) for path in inputs.slices]
-        manifest = tokenize_pack(sources, Path(output.manifest), **cfg, workers=rule.threads, slices=paths, by=by)
+        manifest = tokenize_pack(
+            sources, Path(output.manifest), **cfg, workers=rule.threads, slices=paths, tokenizer=tokenizer
+        )
         metrics = {}
         for split, counts in manifest["splits"].items():
             metrics |= {f"{split}_{unit}": counts[unit] for unit in (*UNITS, "tokens", "rows")}

@@ -239,10 +239,10 @@ def _cluster(
 
 def metrics(report: ClustersReport) -> dict[str, float]:
     """Returns flat scalars with stable names for `dvc metrics diff`; an undefined one (null in clusters.json) is 0."""
-    agreement, there, layers = report["agreement"], report["structure"]["found"], report["by_layer"]
+    agreement, has_structure, layers = report["agreement"], report["structure"]["found"], report["by_layer"]
     stabilities = [c["stability"] for c in report["clusters"]]
     return {
-        "clusters": report["k"] if there else 0,
+        "clusters": report["k"] if has_structure else 0,
         "structure_p": report["structure"]["p"],
         "distance_within_layers": layers["ratio"] if layers else 0.0,
         "silhouette": report["silhouette"],
@@ -250,8 +250,8 @@ def metrics(report: ClustersReport) -> dict[str, float]:
         "mean_distance": report["mean_distance"],
         "noise": report["noise"]["mean_absolute_difference"],
         "split_half_correlation": report["noise"]["correlation"] or 0.0,
-        "mean_stability": round(sum(stabilities) / len(stabilities), 6) if there else 0.0,
-        "stable_clusters": sum(c["stable"] for c in report["clusters"]) if there else 0,
+        "mean_stability": round(sum(stabilities) / len(stabilities), 6) if has_structure else 0.0,
+        "stable_clusters": sum(c["stable"] for c in report["clusters"]) if has_structure else 0,
         "rand_labels": agreement["labels"]["adjusted_rand"],
         "rand_labels_p": agreement["labels"]["p"],
         "rand_layers": agreement["layers"]["adjusted_rand"],

@@ -74,14 +74,16 @@ def controls_of(
     count = cfg["null_models"]
     untrained = {"models": count, "seed": cfg["seed"]}
     shared = {"keys": keys, "window": cfg["window"], "device": device}
-    which, golds = marked_sentences(categories)
+    marked_numbers, golds = marked_sentences(categories)
     sharpened_effects: list[dict[str, NDArray]] = []
 
     def compared() -> Iterator[Examined]:
         for other in sharpened_models(model, broad_H, ids, device=device, **untrained):
             yield other  # the consumer computes its statistics before this resumes
-            if which:
-                sharpened_effects.append(effects(list(attention_maps(other, [ids[k] for k in which], device)), golds))
+            if marked_numbers:
+                sharpened_effects.append(
+                    effects(list(attention_maps(other, [ids[k] for k in marked_numbers], device)), golds)
+                )
 
     return Controls(
         null=values_of(untrained_models(model, **untrained), ids, number, total=count, **shared),

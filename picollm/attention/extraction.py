@@ -53,11 +53,11 @@ def extract_attention(
 
     Writes nothing if any sentence of any category does not fit the model. Raises PicollmError; see `check`.
     """
-    tokenizer, there = tokenizer or gpt2(), model.config.vocab_size
+    tokenizer, model_size = tokenizer or gpt2(), model.config.vocab_size
     own = not isinstance(model, ForeignModel)
-    if there < tokenizer.size or (own and there != tokenizer.size):  # others pad their vocabulary
+    if model_size < tokenizer.size or (own and model_size != tokenizer.size):  # others pad their vocabulary
         raise PicollmError(
-            f"the model has a vocabulary of {there:,} tokens, {'GPT-2' if own else 'its tokenizer'}'s has "
+            f"the model has a vocabulary of {model_size:,} tokens, {'GPT-2' if own else 'its tokenizer'}'s has "
             f"{tokenizer.size:,}: sentences can't be encoded for it; docs/heads.md shows how to analyse your own maps"
         )
     tokens = {name: [tokenise(sentence, tokenizer) for sentence in c.sentences] for name, c in categories.items()}

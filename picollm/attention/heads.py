@@ -266,8 +266,8 @@ def by_category(sums: Sums, counts_RS: NDArray) -> list[dict[str, NDArray]]:
 def _relations(
     categories: Sequence[CategoryMaps], n_heads: int, null_effects: Sequence[Mapping[str, NDArray]], seed: int
 ) -> dict[str, Relation]:
-    which, golds = marked_sentences(categories)
-    maps = [weights for k, weights in enumerate(every_map(categories)) if k in set(which)]
+    marked_numbers, golds = marked_sentences(categories)
+    maps = [weights for k, weights in enumerate(every_map(categories)) if k in set(marked_numbers)]
     names = [name_of(h, n_heads) for h in range(len(flat(categories[0].maps[0])))]
     return relations(maps, golds, names, null_effects, seed=seed)
 

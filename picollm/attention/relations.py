@@ -41,8 +41,8 @@ SIGN_FLIPS = 9999
 def marked_sentences(categories: Sequence[CategoryMaps]) -> tuple[list[int], list[Mapping[str, Sequence[int]]]]:
     """Returns the sentences with a gold mark, numbered across all categories, and their marks."""
     golds = [gold for category in categories for gold in category.gold]
-    which = [number for number, gold in enumerate(golds) if gold]
-    return which, [golds[number] for number in which]
+    marked_numbers = [number for number, gold in enumerate(golds) if gold]
+    return marked_numbers, [golds[number] for number in marked_numbers]
 
 
 def marked(golds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, dict[int, tuple[range, range]]]:

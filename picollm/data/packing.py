@@ -89,48 +89,48 @@ def encode_one(text: str, tokenizer: Tokenizer) -> np.ndarray:
         raise PicollmError(f"a run of {longest:,} white-space characters can't be tokenized: shorten it") from None
 
 
-def token_stream(path: Path, workers: int, groups: range, by: Tokenizer) -> Iterator[np.ndarray]:
+def token_stream(path: Path, workers: int, groups: range, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Yields uint16 ids of a corpus file's row groups, in order.
 
     It uses processes: two threads of tiktoken slow each other down, although they release the interpreter's lock.
     """
     bar = partial(progress, total=len(groups), desc=f"tokenize {path.stem}", unit=" MB")
     if workers == 1 or len(groups) < 2:
-        open_source(path, by)
+        open_source(path, tokenizer)
         yield from bar(map(encode_group, groups))
         return
     # Forked, because a new interpreter would run the rule's script again.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent, (path, by))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent, (path, tokenizer))
     try:
         yield from bar(pool.map(encode_group, groups))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-source: ArticleFile  # set in each process that encodes
-tokenizer: Tokenizer
+own_source: ArticleFile  # set in each process that encodes
+own_tokenizer: Tokenizer
 
 
-def open_source(path: Path, by: Tokenizer) -> None:
+def open_source(path: Path, tokenizer: Tokenizer) -> None:
     """Opens the corpus once in a process that encodes, because an open file can't be pickled with each task."""
-    global source, tokenizer
-    source, tokenizer = ArticleFile(path), by
+    global own_source, own_tokenizer
+    own_source, own_tokenizer = ArticleFile(path), tokenizer
 
 
 def encode_group(group: int) -> np.ndarray:
-    texts = source.texts(group)
+    texts = own_source.texts(group)
     try:
-        return encode(texts, tokenizer)
+        return encode(texts, own_tokenizer)
     except PicollmError:
-        for title, text in zip(source.column(group, "title"), texts, strict=True):
+        for title, text in zip(own_source.column(group, "title"), texts, strict=True):
             try:
-                encode_one(text, tokenizer)
+                encode_one(text, own_tokenizer)
             except PicollmError as error:
-                raise PicollmError(f"article {title!r} of {source.path}: {error}") from None
+                raise PicollmError(f"article {title!r} of {own_source.path}: {error}") from None
         raise
 
 
-def end_with_parent(path: Path, by: Tokenizer) -> None:
+def end_with_parent(path: Path, tokenizer: Tokenizer) -> None:
     """Exits when the parent dies; otherwise a worker would wait for work forever and keep the run's lock."""
 
     def watch() -> None:
@@ -140,7 +140,7 @@ def end_with_parent(path: Path, by: Tokenizer) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    open_source(path, by)
+    open_source(path, tokenizer)
 
 
 def rows(stream: Iterable[np.ndarray], context: int, shard_rows: int) -> Iterator[np.ndarray]:
@@ -179,7 +179,7 @@ def write_column(path: Path, name: str, column: pa.Array, about: Mapping[str, ob
 
 
 def write_split(
-    stream: Iterable[np.ndarray], folder: Path, split: str, context: int, shard_rows: int, by: Tokenizer
+    stream: Iterable[np.ndarray], folder: Path, split: str, context: int, shard_rows: int, tokenizer: Tokenizer
 ) -> Packed:
     """Writes the shards and document ends of one split; returns their entry for the manifest."""
     doc_ends, tokens = [], 0
@@ -187,7 +187,7 @@ def write_split(
     def watched() -> Iterator[np.ndarray]:
         nonlocal tokens
         for ids in stream:
-            doc_ends.append(np.flatnonzero(ids == by.start).astype(np.uint64) + np.uint64(tokens + 1))
+            doc_ends.append(np.flatnonzero(ids == tokenizer.start).astype(np.uint64) + np.uint64(tokens + 1))
             tokens += len(ids)
             yield ids
 
@@ -195,7 +195,7 @@ def write_split(
     for number, block in enumerate(rows(watched(), context, shard_rows)):
         column = pa.FixedSizeListArray.from_arrays(arrow(np.ascontiguousarray(block).reshape(-1)), context + 1)
         about = {
-            "tokenizer": by.fingerprint, "split": split, "context": context, "first_row": number * shard_rows,
+            "tokenizer": tokenizer.fingerprint, "split": split, "context": context, "first_row": number * shard_rows,
         }  # fmt: skip
         shards.append(write_column(folder / f"{split}-{number:05d}.arrow", "input_ids", column, about))
     n_rows = sum(shard["rows"] for shard in shards)
@@ -211,7 +211,7 @@ def write_split(
         "dropped_tokens": tokens - (n_rows * context + 1),
         "shards": shards,
         "doc_ends": write_column(
-            folder / f"{split}-doc-ends.arrow", "doc_ends", ends, {"tokenizer": by.fingerprint, "split": split}
+            folder / f"{split}-doc-ends.arrow", "doc_ends", ends, {"tokenizer": tokenizer.fingerprint, "split": split}
         ),
     }
 
@@ -224,7 +224,7 @@ def tokenize_pack(
     shard_rows: int,
     workers: int = 1,
     slices: list[Path] | None = None,
-    by: Tokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> TokensManifest:
     """Packs every split next to `manifest_path` and writes the manifest last. Removes other shards there first.
 
@@ -232,23 +232,23 @@ def tokenize_pack(
     Raises PicollmError if a source is missing or damaged, a split is shorter than a row, or the tokenizer has more
     ids than 16 bits hold.
     """
-    by = fitting(by)
+    tokenizer = fitting(tokenizer)
     clear(manifest_path, "*.arrow")
     splits: dict[str, Split] = {}
     for split, path in sources.items():
         articles = ArticleFile(path)
         sliced = slices if split == "train" else None
-        stream = read_slices(sliced) if sliced else token_stream(path, workers, range(articles.groups), by)
-        packed = write_split(stream, manifest_path.parent, split, context, shard_rows, by)
+        stream = read_slices(sliced) if sliced else token_stream(path, workers, range(articles.groups), tokenizer)
+        packed = write_split(stream, manifest_path.parent, split, context, shard_rows, tokenizer)
         if packed["doc_ends"]["rows"] != articles.counts["articles"]:
             raise PicollmError(f"the slices are of another corpus than {path}: remove them and run again")
         splits[split] = cast(Split, {"source_sha256": sha256(path), **articles.counts, **packed})
     manifest: TokensManifest = {
         "format": FORMAT,
-        "tokenizer": by.name,
-        "tokenizer_sha256": by.fingerprint,
-        "vocab_size": by.size,
-        "end": by.start,
+        "tokenizer": tokenizer.name,
+        "tokenizer_sha256": tokenizer.fingerprint,
+        "vocab_size": tokenizer.size,
+        "end": tokenizer.start,
         "context": context,
         "shard_rows": shard_rows,
         "splits": splits,
@@ -257,26 +257,28 @@ def tokenize_pack(
     return manifest
 
 
-def fitting(by: Tokenizer | None) -> Tokenizer:
+def fitting(tokenizer: Tokenizer | None) -> Tokenizer:
     """Returns the tokenizer, GPT-2's by default. Raises PicollmError if its ids don't fit into 16 bits."""
-    by = by or gpt2()
-    if by.size > 1 << 16:
+    tokenizer = tokenizer or gpt2()
+    if tokenizer.size > 1 << 16:
         raise PicollmError(
-            f"the checkpoint's tokenizer has {by.size:,} ids, tokens are packed in 16 bits (65,536): `picollm analyze "
-            "--model FOLDER` accepts the model as it is"
+            f"the checkpoint's tokenizer has {tokenizer.size:,} ids, tokens are packed in 16 bits (65,536): `picollm "
+            "analyze --model FOLDER` accepts the model as it is"
         )
-    return by
+    return tokenizer
 
 
 # --- Slices: the training split in several jobs
 
 
-def write_slice(path: Path, target: Path, number: int, of: int, workers: int = 1, by: Tokenizer | None = None) -> None:
-    """Tokenizes slice `number` of `of`, a contiguous share of the row groups, and writes its ids without a header."""
+def write_slice(
+    path: Path, target: Path, number: int, total: int, workers: int = 1, tokenizer: Tokenizer | None = None
+) -> None:
+    """Writes the ids of slice `number` of `total`, a contiguous share of the row groups, without a header."""
     count = ArticleFile(path).groups
-    groups = range(number * count // of, (number + 1) * count // of)
+    groups = range(number * count // total, (number + 1) * count // total)
     with atomic_path(target) as temporary, open(temporary, "wb") as file:
-        for ids in token_stream(path, workers, groups, fitting(by)):
+        for ids in token_stream(path, workers, groups, fitting(tokenizer)):
             file.write(ids.astype(np.uint16).tobytes())
 
 

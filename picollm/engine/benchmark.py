@@ -69,7 +69,7 @@ def setting(engine: Mapping, benchmark: Mapping) -> Setting:
 
 
 def benchmark(
-    ctx: LoadContext, rows: np.ndarray, how: Setting, model_folder: Path, journal: Journal | None = None
+    ctx: LoadContext, rows: np.ndarray, setting: Setting, model_folder: Path, journal: Journal | None = None
 ) -> tuple[dict, list[dict]]:
     """Returns the report, and one row per timed call: backend, output, batch, round, ms. rows: validation [n, T + 1].
 
@@ -77,20 +77,20 @@ def benchmark(
     Raises PicollmError if sizes don't fit, or if the checkpoint itself returns no numbers.
     """
     journal = journal or Journal()
-    check_sizes(rows, how.grid, ctx.manifest["max_batch"], ctx.model)
-    names = tuple(dict.fromkeys([*BASELINES, *how.grid.backends]))
-    gate = journal.get("gate", lambda: pass_gate(names, ctx, rows[: how.gate_rows], how.grid, journal))
+    check_sizes(rows, setting.grid, ctx.manifest["max_batch"], ctx.model)
+    names = tuple(dict.fromkeys([*BASELINES, *setting.grid.backends]))
+    gate = journal.get("gate", lambda: pass_gate(names, ctx, rows[: setting.gate_rows], setting.grid, journal))
     accuracy, status = gate["accuracy"], gate["status"]
     if status[REFERENCE] != "ok":
         raise PicollmError(f"{model_folder}: the checkpoint itself can't serve as the reference: {status[REFERENCE]}")
     runnable = [name for name in names if status[name] == "ok"]
-    cold = {name: cold_start_once(name, ctx, model_folder, journal) for name in runnable if how.cold}
+    cold = {name: cold_start_once(name, ctx, model_folder, journal) for name in runnable if setting.cold}
     meter, before = CpuMeter(), os.getloadavg()[0]
-    results, samples, clocks = time_all(runnable, status, ctx, rows, how, journal)
+    results, samples, clocks = time_all(runnable, status, ctx, rows, setting, journal)
     others = meter.others()
     if others and sum(others.values()) > DISTURBED * (os.cpu_count() or 1):
         log.warning("other processes used %.1f cores: measure again on an idle machine", sum(others.values()))
-    report = describe(ctx, how, len(rows[: how.gate_rows])) | {
+    report = describe(ctx, setting, len(rows[: setting.gate_rows])) | {
         "other_processes": others,
         "load_average": [before, os.getloadavg()[0]],
         "backends": {
@@ -143,7 +143,7 @@ def cold_start_once(name: str, ctx: LoadContext, model_folder: Path, journal: Jo
     return journal.get(f"cold {name}", start)
 
 
-def describe(ctx: LoadContext, how: Setting, gate_rows: int) -> dict:
+def describe(ctx: LoadContext, setting: Setting, gate_rows: int) -> dict:
     """Returns everything in the report that is not a result: model, hardware, protocol, limits."""
     model, manifest = ctx.model, ctx.manifest
     return {
@@ -152,10 +152,10 @@ def describe(ctx: LoadContext, how: Setting, gate_rows: int) -> dict:
         "model": {"config": model.config.to_dict(), "parameters": model.parameter_counts(),
                   "checkpoint_sha256": manifest["checkpoint_sha256"]},
         "hardware": describe_hardware(device=ctx.device.type, threads=ctx.threads),
-        "protocol": asdict(how.protocol) | {
+        "protocol": asdict(setting.protocol) | {
             "timed": "ids [B, T] on the host to the float32 output on the host",
             "interleaved": True,
-            "noise_limit": how.noise_limit,
+            "noise_limit": setting.noise_limit,
             "gate_rows": gate_rows,
             "gate_tokens": gate_rows * model.config.context,
         },
@@ -200,7 +200,7 @@ def check_accuracy(
     if REFERENCE not in answers:
         return {}, status
     graphs = {name: path for name in loaded if (path := source_graph(name, loaded[name], ctx))}
-    of = {name: name for name in answers} | {name: path.name for name, path in graphs.items()}
+    answers_of = {name: name for name in answers} | {name: path.name for name, path in graphs.items()}
     answers |= {path.name: load_onnx(path, ctx.threads) for path in set(graphs.values())}
     max_batch = ctx.manifest["max_batch"]
     batch = rows_at_once(rows, ctx.model.config.vocab_size, max_batch)
@@ -210,7 +210,7 @@ def check_accuracy(
         return {}, status | {REFERENCE: f"failed: {one_line(error)[:300]}"}
     texts = {name: greedy(answers[name], rows[:GREEDY_ROWS][:max_batch]) for name in compared}
     accuracy = {}
-    for name, answered in of.items():
+    for name, answered in answers_of.items():
         if answered in raised:
             log.debug("%s", name, exc_info=raised[answered])
             status[name] = failure(raised[answered])

@@ -51,16 +51,16 @@ def time_all(
     status: Mapping[str, str],
     ctx: LoadContext,
     rows: np.ndarray,
-    how: Setting,
+    setting: Setting,
     journal: Journal,
 ) -> tuple[list[dict], list[dict], list[dict] | None]:
     """Times all cells; returns the table's rows, the raw samples, and the GPU's clocks (None without a GPU)."""
     results, samples, clocks, inputs = [], [], [], {}
-    on_gpu, draw = ctx.device.type == "cuda", np.random.default_rng(how.protocol.seed)
-    cells = [(output, batch) for output, batches in how.grid.batches.items() for batch in batches]
+    on_gpu, draw = ctx.device.type == "cuda", np.random.default_rng(setting.protocol.seed)
+    cells = [(output, batch) for output, batches in setting.grid.batches.items() for batch in batches]
     passes = 3 if on_gpu else 1
-    with progress(total=len(cells) * passes * how.protocol.rounds * (len(names) + 2), desc="benchmark") as bar:
-        for output, batches in how.grid.batches.items():
+    with progress(total=len(cells) * passes * setting.protocol.rounds * (len(names) + 2), desc="benchmark") as bar:
+        for output, batches in setting.grid.batches.items():
             loaded: dict[str, Loaded] = {}
             for batch in batches:
                 given = [rows[draw.integers(len(rows), size=batch), :-1].astype(np.int64) for _ in range(INPUTS)]
@@ -68,10 +68,14 @@ def time_all(
                 key = f"cell {output} {batch}"
                 if key not in journal.entries:
                     loaded = loaded or load_all(names, ctx, output, journal)
-                    journal.add(key, time_cell(loaded, output, given, how.protocol, ctx.device, bar.update, journal))
+                    journal.add(
+                        key, time_cell(loaded, output, given, setting.protocol, ctx.device, bar.update, journal)
+                    )
                 cell = journal.entries[key]
                 about = {"output": output, "batch": batch}
-                results += summarise(cell, status, about, ctx.model.config.context, how.protocol.seed, how.noise_limit)
+                results += summarise(
+                    cell, status, about, ctx.model.config.context, setting.protocol.seed, setting.noise_limit
+                )
                 clocks.append(about | cell["clocks"])
                 samples += [
                     {"backend": name, **about, "round": number, "ms": ms}

@@ -114,11 +114,13 @@ def trace_emergence(
             for n, (step, nats_WT, (values, _)) in enumerate(zip(steps, nats, measurements, strict=True))
         ],
         "onset": onset,
-        "median_onset": {name: median(known(onset[name])) if known(onset[name]) else None for name in STATISTICS},
+        "median_onset": {
+            name: median(without_none(onset[name])) if without_none(onset[name]) else None for name in STATISTICS
+        },
     }
 
 
-def known(values: Sequence[int | None]) -> list[int]:
+def without_none(values: Sequence[int | None]) -> list[int]:
     return [value for value in values if value is not None]
 
 
