@@ -123,15 +123,16 @@ def artefacts(project: Workspace) -> dict[str, str]:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("resource", "line"),
+    ("resources", "line"),
     [
-        ("slurm_partition=nowhere", "Slurm refused the job: no such partition: `sinfo` lists them"),
-        ("gpu_model=h900", "Slurm refused the job: no such GPU here: `sinfo -o %G` lists them"),
-        ("mem_mb=900000", "Slurm refused the job: more memory than any node has"),
+        (["slurm_partition=nowhere"], "Slurm refused the job: no such partition: `sinfo` lists them"),
+        (["gpu=1", "gpu_model=h900"], "Slurm refused the job: no such GPU here: `sinfo -o %G` lists them"),
+        (["mem_mb=900000"], "Slurm refused the job: more memory than any node has"),
     ],
 )
-def test_what_slurm_refuses_gives_a_one_line_error_with_the_knob(edited, resource, line):
-    said = edited.run(*RUN, "--retries", "0", "--set-resources", f"cluster_heads:{resource}", ok=False)
+def test_what_slurm_refuses_gives_a_one_line_error_with_the_knob(edited, resources, line):
+    asked = [f"cluster_heads:{resource}" for resource in resources]
+    said = edited.run(*RUN, "--retries", "0", "--set-resources", *asked, ok=False)
     assert f"cluster_heads: FAILED: {line}" in said and "set-resources in profiles/slurm/profile.yaml" in said
     assert "Traceback" not in said and "sbatch call" not in said, said
 
