@@ -24,9 +24,21 @@ def output(default: str | None, meaning: str) -> tuple[tuple[str, ...], dict[str
     return option("-o", "--output", default=default, help=meaning + " (%(default)s)" * (default is not None))
 
 
-def several(kind: type) -> Callable[[str], list]:
-    """Returns a parser of comma-separated values."""
-    return lambda text: [kind(part) for part in text.split(",")]
+def names(text: str) -> list[str]:
+    """Parses names separated by commas."""
+    return text.split(",")
+
+
+def positive(text: str) -> int:
+    """Parses a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def sizes(text: str) -> list[int]:
+    """Parses whole numbers separated by commas."""
+    return [positive(part) for part in text.split(",")]
 
 
 TRAINED = option("--model", default="data/model",
@@ -90,7 +102,7 @@ COMMANDS = {
         option("--revision", nargs="+", help="snapshots on the hub, such as step512; prints one line each"),
     ],
     "seeds": [
-        option("number", type=int, help="number of seeds, counted from 1; each takes as long as pretrain"),
+        option("number", type=positive, help="number of seeds, counted from 1; each takes as long as pretrain"),
         output("seeds.json", "the file to write"),
     ],
     "data inspect": [option("path", nargs="?", default="data/tokens",
@@ -105,16 +117,16 @@ COMMANDS = {
     ],
     "bench": [
         MODEL,
-        option("--backends", type=several(str), help="comma-separated list of RUNTIME-PRECISION"),
-        option("--outputs", type=several(str), help="comma-separated list of last, full, loss"),
-        option("--batches", type=several(int), help="comma-separated list of batch sizes"),
-        option("--rounds", type=int, help="number of interleaved rounds"),
+        option("--backends", type=names, help="comma-separated list of RUNTIME-PRECISION"),
+        option("--outputs", type=names, help="comma-separated list of last, full, loss"),
+        option("--batches", type=sizes, help="comma-separated list of batch sizes"),
+        option("--rounds", type=positive, help="number of interleaved rounds"),
         option("--engine", default="data/engine", help="the folder of the engines (%(default)s)"),
         output(None, "a JSON file to write"),
     ],
     "profile": [
         option("--tool", choices=("auto", "nsys", "torch.profiler"), help="overrides profile.tool"),
-        option("--steps", type=int, help="overrides profile.steps"),
+        option("--steps", type=positive, help="overrides profile.steps"),
         output("profile", FOLDER),
     ],
 }  # fmt: skip
@@ -169,11 +181,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def refuse_empty(arguments: argparse.Namespace) -> None:
+    """Raises PicollmError for an empty argument, such as an unset variable of the shell; a prompt may be empty."""
+    for name, value in vars(arguments).items():
+        if value == "" and name != "prompt":
+            raise PicollmError(f"{name} is empty: name one, or leave it out")
+
+
 def main() -> None:
     arguments = parser().parse_args()
     try:
         if not Path("Snakefile").exists():
             raise PicollmError(f"{Path.cwd()} has no Snakefile: run picollm in the repository's top folder")
+        refuse_empty(arguments)
         function_of(arguments.command or "status")(arguments)
         sys.stdout.flush()
     except PicollmError as error:

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, reason_of
+from picollm.outputs import new_file, new_folder
 from picollm.wording import count
 
 TOKENS = "data/tokens/manifest.json"
@@ -29,7 +30,7 @@ def write_dvc_yaml() -> None:
     command = [sys.executable, "-m", "snakemake", "--list-rules"]
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise PicollmError(done.stderr.strip().splitlines()[-1].removeprefix("picollm: "))
+        raise PicollmError(reason_of(done.stderr))
 
 
 def preset(arguments: argparse.Namespace) -> None:
@@ -109,7 +110,7 @@ def compare(arguments: argparse.Namespace) -> None:
     """Compare two commits on one HTML page: metrics with intervals, parameters, changed head labels, figures."""
     from picollm.report.compare import compare
 
-    print(compare(Path.cwd(), arguments.old, arguments.new, Path(arguments.output)))
+    print(compare(Path.cwd(), arguments.old, arguments.new, new_file(arguments.output)))
 
 
 def data_inspect(arguments: argparse.Namespace) -> None:
@@ -156,28 +157,25 @@ def evaluate(arguments: argparse.Namespace) -> None:
         return
     print(", ".join(f"{result[unit]:,} {unit}" for unit in ("articles", "tokens", "words", "bytes")))
     print(f"loss             {result['loss']:.4f} nats per token")
-    print(f"perplexity       {result['perplexity']:,.1f} per token, {result['word_perplexity']:,.1f} per word")
+    print(
+        f"perplexity       {readable(result['perplexity'])} per token, {readable(result['word_perplexity'])} per word"
+    )
     print(f"bits per byte    {result['bits_per_byte']:.4f}")
+
+
+def readable(value: float | None) -> str:
+    """Formats a perplexity, which is None if it is too large for a number."""
+    if value is None:
+        return "too large a number"
+    return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same layers)."""
     from picollm.model.huggingface import export
 
-    writable(Path(arguments.output))
-    export(trained(arguments.model), Path(arguments.output))
+    export(trained(arguments.model), new_folder(arguments.output))
     print(f"AutoModelForCausalLM.from_pretrained({arguments.output!r})")
-
-
-def writable(folder: Path) -> None:
-    """Creates the folder. Raises PicollmError if it can't be written: better before hours of work than after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError
-    except OSError as error:
-        reason = error.strerror or "no permission to write"
-        raise PicollmError(f"{folder} can't be written ({reason}): choose another folder") from None
 
 
 def trained(folder: str):
@@ -204,8 +202,7 @@ def analyze(arguments: argparse.Namespace) -> None:
     from picollm.report.style import set_up as set_up_figures
     from picollm.report.summary import clusters_line, heads_line
 
-    config, folder = load("config.yaml"), Path(arguments.output)
-    writable(folder)
+    config, folder = load("config.yaml"), new_folder(arguments.output)
     sentences, style = arguments.sentences or config["attention"]["sentences"], config["attention"]["style"]
     sections = {name: config[name] for name in ("heads", "clusters")}
     model, tokenizer = open_any(arguments.model)
@@ -229,10 +226,10 @@ def seeds(arguments: argparse.Namespace) -> None:
     from picollm.seeds import run_seeds
 
     config = load("config.yaml")
-    writable(Path(arguments.output).parent)
+    output = new_file(arguments.output)
     report = run_seeds(config, TOKENS, range(1, arguments.number + 1))
-    write_json(arguments.output, report)
-    print(*lines(report), f"Written: {arguments.output}", sep="\n")
+    write_json(output, report)
+    print(*lines(report), f"Written: {output}", sep="\n")
 
 
 def control(arguments: argparse.Namespace) -> None:
@@ -261,8 +258,7 @@ def optimize(arguments: argparse.Namespace) -> None:
     from picollm.engine.optimize import optimize
     from picollm.engine.table import lines
 
-    config, folder = load("config.yaml"), Path(arguments.output)
-    writable(folder)
+    config, folder = load("config.yaml"), new_folder(arguments.output)
     if arguments.full:
         config["engine"]["grid"] = "full"
     report = optimize(Path(arguments.model), Path(TOKENS), folder, config)
@@ -284,12 +280,12 @@ def bench(arguments: argparse.Namespace) -> None:
     config["engine"]["grid"] = "listed"
     for section, values in asked.items():
         config[section] |= {name: value for name, value in values.items() if value is not None}
-    config = check(config, "picollm bench")
-    writable(Path(arguments.output or ".").parent)
+    config = check(config, "the options")
+    output = new_file(arguments.output) if arguments.output else None
     report, _ = measure(Path(arguments.model), Path(TOKENS), Path(arguments.engine), config)
     print(*lines(report), sep="\n")
-    if arguments.output:
-        write_json(arguments.output, report)
+    if output:
+        write_json(output, report)
 
 
 def profile(arguments: argparse.Namespace) -> None:
@@ -298,10 +294,10 @@ def profile(arguments: argparse.Namespace) -> None:
     from picollm.profiling.profile import lines, profile_training
 
     config = load("config.yaml")
-    writable(Path(arguments.output))
+    folder = new_folder(arguments.output)
     config["profile"] |= {key: value for key in ("tool", "steps") if (value := getattr(arguments, key)) is not None}
-    report = profile_training(Path("data/model/config.json"), Path(TOKENS), Path(arguments.output), config)
-    print(*lines(report), f"Written: {arguments.output}/", sep="\n")
+    report = profile_training(Path("data/model/config.json"), Path(TOKENS), folder, config)
+    print(*lines(report), f"Written: {folder}/", sep="\n")
 
 
 def open_report(arguments: argparse.Namespace) -> None:
@@ -320,8 +316,7 @@ def page(arguments: argparse.Namespace) -> None:
     from picollm.config import load
     from picollm.report.now import page_of_now
 
-    output = Path(arguments.output)
-    writable(output.parent)
+    output = new_file(arguments.output)
     lacking = page_of_now(output, load("config.yaml"))
     print(*lacking, f"Written: {output}", sep="\n")
 
@@ -330,8 +325,7 @@ def bundle(arguments: argparse.Namespace) -> None:
     """Pack one zip to share: report, figures, numbers, model and their origin."""
     from picollm.report.bundle import bundle
 
-    output = Path(arguments.output)
-    writable(output.parent)
+    output = new_file(arguments.output)
     number = bundle(Path.cwd(), output)
     print(f"{output}: {number} files, {output.stat().st_size / 1e6:.1f} MB")
 

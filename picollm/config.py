@@ -20,6 +20,7 @@ from picollm.errors import PicollmError
 from picollm.yaml12 import parse_yaml, read_yaml
 
 OUTPUTS = tuple(GRAPH_OF_OUTPUT)
+SEEDS = 1 << 31  # seeds are below this: every generator accepts them
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 if TYPE_CHECKING:  # type checkers don't follow a computed list of names
     BackendName = OutputName = Capability = str
@@ -132,7 +133,7 @@ class Pretrain(Section):
     checkpoint_every: int = key("steps between the checkpoints that an interrupted run resumes from", gt=0)
     checkpoint_minutes: float = key("minimum minutes between two checkpoints; 0: no minimum", ge=0)
     snapshots: bool = key("keep weights at steps 0, 1, 2, 4, ... for the emergence analysis")
-    seed: int = key("seed of weights, batches and dropout", ge=0)
+    seed: int = key("seed of weights, batches and dropout", ge=0, lt=SEEDS)
 
 
 class Attention(Section):
@@ -155,7 +156,7 @@ class Heads(Section):
     window: int = key("offsets 1 to window count as local", ge=1, le=64)
     bootstraps: int = key("resamplings of sentences, within categories", ge=100, le=100_000)
     null_models: int = key("untrained models that get the same analysis", ge=3, le=100)
-    seed: int = key("seed of resampling and untrained models", ge=0)
+    seed: int = key("seed of resampling and untrained models", ge=0, lt=SEEDS)
 
 
 class Clusters(Section):
@@ -163,7 +164,7 @@ class Clusters(Section):
 
     max_k: int = key("largest number of clusters to try", ge=2, le=50)
     bootstraps: int = key("resamplings that measure a cluster's stability", ge=1, le=100_000)
-    seed: int = key("seed of resampling and permutations", ge=0)
+    seed: int = key("seed of resampling and permutations", ge=0, lt=SEEDS)
 
 
 class Mechanisms(Section):
@@ -173,7 +174,7 @@ class Mechanisms(Section):
     mean_windows: int = key("training windows on which a head's mean output is computed", gt=0)
     slices: int = key("cluster jobs that ablate heads; the bytes do not depend on it", ge=1, le=1000)
     null_models: int = key("untrained models that get the same scores and probes", ge=1, le=100)
-    seed: int = key("seed of sequences, resampling and untrained models", ge=0)
+    seed: int = key("seed of sequences, resampling and untrained models", ge=0, lt=SEEDS)
 
 
 class Engine(Section):
@@ -190,7 +191,7 @@ class Engine(Section):
     )
     max_batch: int = key("largest batch that engines accept", gt=0)
     calibration_rows: int = key("training rows that calibrate int8 and fp8", gt=0)
-    seed: int = key("seed of the calibration rows", ge=0)
+    seed: int = key("seed of the calibration rows", ge=0, lt=SEEDS)
 
 
 class Benchmark(Section):
@@ -205,7 +206,7 @@ class Benchmark(Section):
         "a result is noisy if the baseline or the fastest backend differs from its second copy by more", gt=0, le=1
     )
     cold_start: bool = key("also start each backend in a new process")
-    seed: int = key("seed of the order and the inputs", ge=0)
+    seed: int = key("seed of the order and the inputs", ge=0, lt=SEEDS)
 
 
 class Profile(Section):

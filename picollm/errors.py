@@ -15,3 +15,9 @@ def one_line(error: object) -> str:
 def rerun(rule: str) -> str:
     """Returns the end of a message: the command that makes a rule's outputs again."""
     return f"run `snakemake --cores all -R {rule}`"
+
+
+def reason_of(output: str) -> str:
+    """Returns why a command failed, from what it printed: picollm's own line, or the last one."""
+    lines = output.strip().splitlines() or ["no message"]
+    return next((line for line in lines if line.startswith("picollm: ")), lines[-1]).removeprefix("picollm: ")

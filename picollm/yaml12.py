@@ -57,5 +57,9 @@ def read_yaml(path: str | Path) -> Any:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise PicollmError(f"{path} is not YAML: it is not UTF-8 at byte {error.start}") from None
+        raise PicollmError(
+            f"{path} is not YAML: it is not UTF-8 at byte {error.start}: restore or rewrite it"
+        ) from None
+    except IsADirectoryError:
+        raise PicollmError(f"{path} is a folder, not a YAML file: name a file") from None
     return parse_yaml(text, str(path))

@@ -44,6 +44,8 @@ try:
         load_sentences(CONFIG["attention"]["sentences"])
 except PicollmError as error:
     stop(error)
+except OSError as error:
+    stop(f"{error.filename}: {error.strerror}: check the paths in config.yaml")
 
 
 SIZE = scheduled.size_of(CONFIG, CORPUS_FILES)

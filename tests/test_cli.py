@@ -53,6 +53,33 @@ def test_values_with_commas_are_lists():
     assert found.batches == [1, 8] and found.backends == ["eager-fp32", "openvino-fp32"] and found.output is None
 
 
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["bench", "--batches", "1,a"], "'a' is not a whole number of 1 or more"),
+        (["bench", "--rounds", "0"], "'0' is not a whole number of 1 or more"),
+        (["profile", "--steps", "-1"], "'-1' is not a whole number of 1 or more"),
+        (["seeds", "0"], "'0' is not a whole number of 1 or more"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_before_any_work(capsys, words, fault):
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(words)
+    assert ended.value.code == 2 and fault in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["page", "-o", ""], ["evaluate", ""], ["analyze", "--sentences", ""], ["export", "-o", ""]]
+)
+def test_an_empty_argument_such_as_an_unset_variable_is_refused(tmp_path, monkeypatch, words):
+    (tmp_path / "Snakefile").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["picollm", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert "is empty: name one, or leave it out" in str(ended.value.code) and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_fault_that_nobody_thought_of_gives_a_one_line_error_too(tmp_path, monkeypatch):
     """Metrics that lack keys of this version."""
     (tmp_path / "Snakefile").touch()

@@ -73,6 +73,7 @@ def test_the_default_lists_every_key():
         ({"tokens__context": 4}, ["tokens.context = 4", "greater than or equal to 8"]),
         ({"pretrain__lr": float("nan")}, ["pretrain.lr = nan", "finite"]),
         ({"pretrain__seed": -1}, ["pretrain.seed = -1", "greater than or equal to 0"]),
+        ({"pretrain__seed": 1 << 31}, ["pretrain.seed = 2147483648", "less than 2147483648"]),
         ({"benchmark__batches": [1, 0]}, ["benchmark.batches.1 = 0", "greater than 0"]),
         ({"benchmark__batches": []}, ["benchmark.batches = []", "at least 1"]),
         ({"pretrain__unit": "hours"}, ["pretrain.unit = 'hours'", "'steps' or 'epochs'"]),
@@ -200,7 +201,7 @@ def keywords(function):
     ("section", "consumed"),
     [
         ("corpus", {field.name for field in fields(Corpus) if field.init}),
-        ("tokens", keywords(tokenize_pack) - {"sources", "manifest_path", "workers", "by"}),
+        ("tokens", keywords(tokenize_pack) - {"sources", "manifest_path", "workers", "tokenizer"}),
         ("compute", keywords(set_up)),
         ("model", {field.name for field in fields(ModelConfig)} - {"vocab_size", "context"} | {"checkpoint"}),
         ("pretrain", {field.name for field in fields(TrainingConfig)}),

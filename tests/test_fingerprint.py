@@ -138,6 +138,17 @@ def test_stages_of_dvc():
     assert "metrics" not in stages["prepare"]
 
 
+def test_a_path_in_the_configuration_that_makes_a_cycle_is_refused_instead_of_written(tmp_path):
+    """model.checkpoint: data/model, which pretrain writes."""
+    own = Stage("pretrain", ["data/model/config.json"], ["data/model/config.json"], ["model"])
+    first, second = Stage("a", ["reports/b"], ["reports/a"], ["x"]), Stage("b", ["reports/a"], ["reports/b"], ["x"])
+    for stages, names in (([own], "pretrain -> pretrain"), ([first, second], "a -> b -> a")):
+        with pytest.raises(PicollmError, match="must not name files that rules write") as caught:
+            check_dvc_yaml(stages, tmp_path / "dvc.yaml", write=True)
+        assert names in str(caught.value) or "b -> a -> b" in str(caught.value)
+    assert not (tmp_path / "dvc.yaml").exists()
+
+
 def test_dvc_yaml_is_written_when_asked_and_refused_when_it_drifts(tmp_path):
     path = tmp_path / "dvc.yaml"
     with pytest.raises(PicollmError, match="run `picollm dvc-yaml`"):

@@ -12,7 +12,7 @@ from picollm.data.articles import Article, write_articles
 from picollm.data.corpora import articles_in
 from picollm.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, encoding
 from picollm.model.generation import continuation, generate
-from picollm.model.perplexity import perplexity
+from picollm.model.perplexity import per_word_and_byte, perplexity
 from picollm.model.transformer import Cache
 
 CPU = torch.device("cpu")
@@ -128,3 +128,13 @@ def test_no_limit_of_k_is_the_whole_vocabulary_and_a_tiny_temperature_the_likeli
 def test_a_number_out_of_its_range_gives_a_one_line_error(model, edit, words):
     how = {"tokens": 3, "temperature": 1.0, "top_k": 5, "seed": 1} | edit
     assert words in refusal(lambda: list(generate(model, [5], **how)))
+
+
+def test_text_without_spaces_has_no_perplexity_per_word_but_the_rest():
+    """One word of 900 tokens: exp(2,000 x 0.9) is no float64."""
+    measures = per_word_and_byte(2.0, {"tokens": 900, "words": 1, "bytes": 2700})
+    assert measures["word_perplexity"] is None
+    assert measures["bits_per_byte"] == pytest.approx(2.0 / 3 / np.log(2))
+    assert per_word_and_byte(2.0, {"tokens": 900, "words": 900, "bytes": 1})["word_perplexity"] == pytest.approx(
+        np.exp(2)
+    )

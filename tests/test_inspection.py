@@ -137,3 +137,9 @@ def test_a_whole_shard_is_not_called_damaged_by_verify(tokens):
     shard = tokens / "train-00000.arrow"
     text = refusal(lambda: verify(shard))
     assert "is not a manifest: give the folder" in text and "delete" not in text
+
+
+def test_another_json_file_is_not_taken_for_a_manifest(tmp_path):
+    (tmp_path / "heads.json").write_text('{"format": 3}')
+    text = refusal(lambda: verify(tmp_path / "heads.json"))
+    assert "is not a manifest of packed tokens" in text and "snakemake" not in text

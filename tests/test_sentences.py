@@ -204,3 +204,6 @@ def test_plain_files_that_can_not_be_read(tmp_path, name, data, words):
     said = refusal(any_sentences, tmp_path / name)
     assert words in said and name in said and "\n" not in said
     assert "is missing" in refusal(any_sentences, tmp_path / "none.txt")
+    (tmp_path / "folder.txt").mkdir()
+    for folder in (tmp_path, tmp_path / "folder.txt"):
+        assert "is a folder" in refusal(any_sentences, folder)

@@ -105,8 +105,10 @@ def any_sentences(path: str | Path, style: str = STYLES[0]) -> dict[str, Categor
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PicollmError(f"{path} is missing: give a file of sentences") from None
+    except IsADirectoryError:
+        raise PicollmError(f"{path} is a folder: give a file of sentences") from None
     except UnicodeDecodeError as error:
-        raise PicollmError(f"{path} is not UTF-8, at byte {error.start}") from None
+        raise PicollmError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from None
     seen: dict[str, str] = {}
     try:
         lists = plain_lists(path.suffix.lower(), text)

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, reason_of
 from picollm.report.summary import five_lines
 from picollm.wording import count
 
@@ -40,9 +40,8 @@ def next_run() -> list[str]:
     """Asks Snakemake for the rules of the next run. Raises PicollmError with its message."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--cores", "1", "--", str(REPORT)]
     done = subprocess.run(command, capture_output=True, text=True)
-    output = done.stderr.splitlines()
     if done.returncode:
-        raise PicollmError(output[-1].removeprefix("picollm: ") if output else "snakemake --dry-run failed")
+        raise PicollmError(reason_of(done.stderr))
     return [name for name in dict.fromkeys(JOB.findall(done.stdout + done.stderr)) if name not in ("total", "all")]
 
 

@@ -31,6 +31,8 @@ def folder_of(name: str, revision: str | None = None) -> Path:
     """Returns a local folder, or fetches a name and revision from the hub. Raises PicollmError if it can't."""
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).exists():
+        raise PicollmError(f"{name} is a file: name the folder of a model")
     from huggingface_hub import constants, errors, snapshot_download
 
     wanted = {"repo_id": name, "revision": revision, "allow_patterns": WANTED}

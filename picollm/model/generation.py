@@ -22,8 +22,8 @@ def generate(
     A `top_k` of 0 samples from the whole vocabulary. Raises PicollmError if a number is out of range, or if prompt and
     continuation don't fit the positions that the model accepts.
     """
-    if tokens < 0 or top_k < 0 or seed < 0:
-        raise PicollmError(f"tokens = {tokens}, top-k = {top_k}, seed = {seed}: each must be 0 or more")
+    if not (0 <= tokens and 0 <= top_k and 0 <= seed < 1 << 63):
+        raise PicollmError(f"tokens = {tokens}, top-k = {top_k}, seed = {seed}: each must be 0 or more, and below 2^63")
     if not 0 <= temperature < math.inf:
         raise PicollmError(f"temperature = {temperature}: must be 0 or more, and finite")
     if len(ids) + tokens > model.config.rope_cache:

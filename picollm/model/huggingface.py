@@ -100,7 +100,12 @@ def export(model: Transformer, folder: Path) -> None:
 
 
 def load_folder(folder: Path) -> Transformer:
-    """Loads the model in a folder of either layout, of any shape, in evaluation mode."""
+    """Loads the model in a folder of either layout, of any shape, in evaluation mode.
+
+    Raises PicollmError if it is not a folder of such a model.
+    """
+    if not folder.is_dir():
+        raise PicollmError(f"{folder} is {'a file' if folder.exists() else 'missing'}: name the folder of a model")
     weights, config = folder / "model.safetensors", folder / "config.json"
     values = read_json(config)
     if not is_foreign(values):

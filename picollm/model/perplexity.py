@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from picollm.model.transformer import Transformer
 ROWS = 64  # read at once
 
 
-def perplexity(model: Transformer, articles: Iterable[Article], device: torch.device) -> dict[str, float | int]:
+def perplexity(model: Transformer, articles: Iterable[Article], device: torch.device) -> dict[str, Any]:
     """Evaluates every token of the articles and the <|endoftext|> after each, in rows of the context as in training.
 
     Keys: articles, tokens, words, bytes (UTF-8), loss (nats per token), perplexity, word_perplexity, bits_per_byte.
@@ -46,11 +48,19 @@ def perplexity(model: Transformer, articles: Iterable[Article], device: torch.de
     return counts | {"loss": loss, "perplexity": math.exp(loss), **per_word_and_byte(loss, counts)}
 
 
-def per_word_and_byte(loss: float, counts: Mapping[str, int]) -> dict[str, float]:
-    """Computes tokenizer-independent measures from nats per token and the text's counts of tokens, words and bytes."""
+class Normalised(TypedDict):
+    """Measures that do not depend on the tokenizer."""
+
+    word_perplexity: float | None  # None if it is too large for a number: text without spaces is one long word
+    bits_per_byte: float
+
+
+def per_word_and_byte(loss: float, counts: Mapping[str, int]) -> Normalised:
+    """Computes these from nats per token and the text's counts of tokens, words and bytes."""
     nats = loss * counts["tokens"]
+    per_word = nats / counts["words"]
     return {
-        "word_perplexity": math.exp(nats / counts["words"]),
+        "word_perplexity": math.exp(per_word) if per_word < math.log(sys.float_info.max) else None,
         "bits_per_byte": nats / counts["bytes"] / math.log(2),
     }
 

@@ -62,7 +62,7 @@ class TrainingReport(Measured):
     tokens: int
     validation_loss: float
     validation_perplexity: float
-    validation_word_perplexity: float
+    validation_word_perplexity: float | None  # None if it is too large for a number
     validation_bits_per_byte: float
     test_loss: float
     unigram_loss: float

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,22 @@ def check_writable(stages: list[Stage], root: Path) -> None:
             raise PicollmError(f"{folder} can't be written (read-only, or another user's): make it writable first")
 
 
+def refuse_cycle(stages: list[Stage]) -> None:
+    """Raises PicollmError if the configuration names a file that depends on the rule that reads it."""
+    maker = {path: stage.name for stage in stages for path in stage.outputs}
+    graph = {stage.name: {maker[path] for path in stage.inputs if path in maker} for stage in stages}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise PicollmError(
+            f"a rule would read what depends on it ({' -> '.join(error.args[1])}): the paths in config.yaml "
+            "(model.checkpoint, corpus.path, attention.sentences, report.seeds) must not name files that rules write"
+        ) from None
+
+
 def check_dvc_yaml(stages: list[Stage], path: Path, write: bool) -> None:
-    """Writes dvc.yaml, or raises PicollmError if the file differs from what the rules give."""
+    """Writes dvc.yaml, or raises PicollmError if the file differs from what the rules give, or has a cycle."""
+    refuse_cycle(stages)
     wanted = dvc_yaml(stages)
     present = path.read_text(encoding="utf-8") if path.exists() else ""
     if present == wanted:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import networkx as nx
 
-from picollm.errors import PicollmError
+from picollm.errors import PicollmError, reason_of
 from picollm.yaml12 import parse_yaml
 
 MEND_LOCK = (
@@ -142,7 +142,5 @@ def call(command: list[str], root: Path) -> str:
     environment = os.environ | {"PICOLLM_UNGUARDED": "1"}  # prevents the Snakefile from starting another sync
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        message = next((line for line in lines if line.startswith("picollm: ")), lines[-1]).removeprefix("picollm: ")
-        raise PicollmError(f"`{' '.join(command[2:4])} ...` failed: {message}")
+        raise PicollmError(f"`{' '.join(command[2:4])} ...` failed: {reason_of(done.stderr or done.stdout)}")
     return done.stdout

@@ -1,0 +1,59 @@
+"""Checks what a command is asked to write: before hours of work, and never over the pipeline's own files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from picollm.errors import PicollmError
+from picollm.pipeline.repository import git
+
+OWN = ("data", "reports", ".git", ".dvc", ".snakemake")
+
+
+def new_file(name: str) -> Path:
+    """Returns the path of a file to write, whose folder exists now. Raises PicollmError if it must not or can't be."""
+    path = Path(name)
+    if path.is_dir():
+        raise PicollmError(f"{path} is a folder: name a file")
+    refuse_own(path)
+    make_folder(path.parent)
+    return path
+
+
+def new_folder(name: str) -> Path:
+    """Returns the path of a folder to write into, which exists now. Raises PicollmError if it must not or can't be."""
+    path = Path(name)
+    refuse_own(path)
+    make_folder(path)
+    return path
+
+
+def refuse_own(path: Path) -> None:
+    """Raises PicollmError for what a rule or git accounts for: such a file would be lost, or be taken for a result."""
+    root, full = Path.cwd().resolve(), path.resolve()
+    if not full.is_relative_to(root):
+        return
+    inside = full.relative_to(root)
+    if inside.parts[:1] == () or inside.parts[0] in OWN or tracked(root, inside):
+        raise PicollmError(f"{path} belongs to the pipeline or to git: choose another name for the output")
+
+
+def tracked(root: Path, path: Path) -> bool:
+    """Returns True if git has the file, or a file in the folder."""
+    try:
+        return bool(git(root, "ls-files", "--", str(path)))
+    except PicollmError:  # no repository
+        return False
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError
+    except FileExistsError:
+        raise PicollmError(f"{folder} is a file, not a folder: choose another name") from None
+    except OSError as error:
+        reason = error.strerror or "no permission to write"
+        raise PicollmError(f"{folder} can't be written ({reason}): choose another folder") from None
