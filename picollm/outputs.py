@@ -9,6 +9,10 @@ from picollm.errors import PicollmError
 from picollm.pipeline.repository import git
 
 OWN = ("data", "reports", ".git", ".dvc", ".snakemake")
+# The commands' default outputs (picollm.cli): written again even if the user committed the previous one.
+DEFAULTS = (
+    "page.html", "comparison.html", "picollm.zip", "exported", "analysis", "seeds.json", "optimized", "profile"
+)  # fmt: skip
 
 
 def new_file(name: str) -> Path:
@@ -35,7 +39,9 @@ def refuse_own(path: Path) -> None:
     if not full.is_relative_to(root):
         return
     inside = full.relative_to(root)
-    if inside.parts[:1] == () or inside.parts[0] in OWN or tracked(root, inside):
+    if str(inside) in DEFAULTS:
+        return
+    if not inside.parts or inside.parts[0] in OWN or tracked(root, inside):
         raise PicollmError(f"{path} belongs to the pipeline or to git: choose another name for the output")
 
 

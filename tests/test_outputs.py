@@ -5,7 +5,8 @@ import subprocess
 import pytest
 from refusals import refusal
 
-from picollm.outputs import new_file, new_folder
+from picollm.cli import COMMANDS
+from picollm.outputs import DEFAULTS, new_file, new_folder
 
 OWN = ["config.yaml", "data/model", "reports/heads.json", ".git/config", "docs"]
 
@@ -30,6 +31,14 @@ def test_the_pipelines_files_and_gits_are_refused(root, name):
         assert "belongs to the pipeline or to git" in refusal(new_folder, name)
     assert "belongs to the pipeline or to git" in refusal(new_folder, ".")
     assert sorted(root.rglob("*")) == before and (root / "config.yaml").read_text() == "mine"
+
+
+def test_a_commands_default_output_is_written_again_even_if_it_was_committed(root):
+    (root / "seeds.json").write_text("{}")
+    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
+    assert new_file("seeds.json").exists()
+    defaults = {how["default"] for options in COMMANDS.values() for names, how in options if "--output" in names}
+    assert set(DEFAULTS) == defaults - {None}
 
 
 def test_a_folder_and_a_file_are_told_apart(root):
