@@ -174,7 +174,8 @@ def export(arguments: argparse.Namespace) -> None:
     """Write a trained model as a folder for Hugging Face's transformers (as StableLM, which has the same layers)."""
     from picollm.model.huggingface import export
 
-    export(trained(arguments.model), new_folder(arguments.output))
+    folder = new_folder(arguments.output)
+    export(trained(arguments.model), folder)
     print(f"AutoModelForCausalLM.from_pretrained({arguments.output!r})")
 
 

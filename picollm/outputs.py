@@ -16,20 +16,20 @@ DEFAULTS = (
 
 
 def new_file(name: str) -> Path:
-    """Returns the path of a file to write, whose folder exists now. Raises PicollmError if it must not or can't be."""
+    """Returns the path of a file to write. Raises PicollmError if it must not or can't be written."""
     path = Path(name)
     if path.is_dir():
         raise PicollmError(f"{path} is a folder: name a file")
     refuse_own(path)
-    make_folder(path.parent)
+    check_writable(path.parent)
     return path
 
 
 def new_folder(name: str) -> Path:
-    """Returns the path of a folder to write into, which exists now. Raises PicollmError if it must not or can't be."""
+    """Returns the path of a folder to write into. Raises PicollmError if it must not or can't be written."""
     path = Path(name)
     refuse_own(path)
-    make_folder(path)
+    check_writable(path)
     return path
 
 
@@ -53,13 +53,10 @@ def tracked(root: Path, path: Path) -> bool:
         return False
 
 
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError
-    except FileExistsError:
-        raise PicollmError(f"{folder} is a file, not a folder: choose another name") from None
-    except OSError as error:
-        reason = error.strerror or "no permission to write"
-        raise PicollmError(f"{folder} can't be written ({reason}): choose another folder") from None
+def check_writable(folder: Path) -> None:
+    """Raises PicollmError if files can't be written into the folder, or if it can't be created."""
+    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not present.is_dir():
+        raise PicollmError(f"{present} is a file, not a folder: choose another name")
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise PicollmError(f"{folder} can't be written (no permission to write): choose another folder")
