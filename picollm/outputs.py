@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from picollm.errors import PicollmError
-from picollm.pipeline.repository import git
 
 OWN = ("data", "reports", ".git", ".dvc", ".snakemake")
 # The commands' default outputs (picollm.cli): written again even if the user committed the previous one.
@@ -47,6 +46,8 @@ def refuse_own(path: Path) -> None:
 
 def tracked(root: Path, path: Path) -> bool:
     """Returns True if git has the file, or a file in the folder."""
+    from picollm.pipeline.repository import git  # imported here: not every command writes, and the import takes 0.1 s
+
     try:
         return bool(git(root, "ls-files", "--", str(path)))
     except PicollmError:  # no repository
