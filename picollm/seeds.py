@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from picollm.attention.controls import sharpened_models, shuffled_kappa, untrained_models, values_of
 from picollm.attention.extraction import attention_maps, tokenise
-from picollm.attention.labels import Thresholds, assign, effective_thresholds, percentiles_99
-from picollm.attention.measures import first_replicate, macro_mean, sentence_sums
-from picollm.attention.sample import sample_of
+from picollm.attention.heads import classify_heads
+from picollm.attention.labels import LABELS
+from picollm.attention.maps import from_arrays
 from picollm.attention.sentences import load_sentences
 from picollm.data.loading import open_split
 from picollm.data.tokenizers import gpt2
@@ -37,27 +36,16 @@ def trainer_of(config: Mapping[str, Any], rows: NDArray, shape: ModelConfig, dev
 
 
 def labels_of(model: Transformer, config: Mapping[str, Any], device: torch.device) -> NDArray[np.int64]:
-    """Labels the model's heads, as indices into LABELS, exactly as `classify_heads` does on the config's sentences."""
-    tokenizer = gpt2()
-    sentences = (
-        (c, tokenise(sentence, tokenizer))
-        for c, category in enumerate(
-            load_sentences(config["attention"]["sentences"], config["attention"]["style"]).values()
+    """Labels the model's heads, as indices into LABELS, by `classify_heads` on the config's sentences."""
+    categories, tokenizer = [], gpt2()
+    for name, category in load_sentences(config["attention"]["sentences"], config["attention"]["style"]).items():
+        tokens = [tokenise(sentence, tokenizer) for sentence in category.sentences]
+        ids, strings, gold = ([getattr(t, part) for t in tokens] for part in ("ids", "strings", "gold"))
+        categories.append(
+            from_arrays(list(attention_maps(model.eval(), ids, device)), ids, strings, gold, category=name)
         )
-        for sentence in category.sentences
-    )
-    sample = sample_of((c, tokens.ids, tokens.strings, tokens.gold) for c, tokens in sentences)
-    ids, number, section = sample.ids, sample.category, config["heads"]
-    shared = {"keys": sample.keys, "window": section["window"]}
-    maps = list(attention_maps(model.eval(), ids, device))
-    values = first_replicate(macro_mean(sentence_sums(maps, number, **shared)))
-    untrained = {"models": section["null_models"], "seed": section["seed"]}
-    null = values_of(untrained_models(model, **untrained), ids, number, device=device, **shared)
-    as_sharpened = sharpened_models(model, values["broad"], ids, device=device, **untrained)
-    sharpened = values_of(as_sharpened, ids, number, device=device, **shared)
-    permuted_kappa = shuffled_kappa(maps, number, window=section["window"], seed=section["seed"])
-    configured = Thresholds(*(section[name] for name in ("kappa", "content", "broad", "sink")))
-    return assign(values, effective_thresholds(configured, percentiles_99(null), sharpened, permuted_kappa))
+    report = classify_heads(categories, model, config["heads"], device)
+    return np.array([LABELS.index(head["label"]) for head in report["heads"]])
 
 
 def variant(config: Mapping[str, Any], manifest: str | Path, checkpoints: Checkpoints | None = None) -> dict:

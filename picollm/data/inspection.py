@@ -13,7 +13,7 @@ from picollm.data.loading import open_column, open_manifest
 from picollm.data.packing import Split, TokensManifest
 from picollm.data.tokenizer import FINGERPRINT, encoding
 from picollm.errors import PicollmError, one_line, rerun
-from picollm.files import read_json, sha256
+from picollm.files import sha256
 from picollm.manifest import entries, verified
 
 FORMS = "a manifest.json or its folder, a shard (.arrow), a file of document ends, or a corpus (.parquet)"
@@ -42,8 +42,6 @@ def manifest_of(path: Path) -> Path:
 
 def manifest_lines(path: Path) -> Iterator[str]:
     manifest = open_manifest(path)
-    if "splits" not in manifest:
-        raise PicollmError(f"{path} is not a manifest of tokens: give {FORMS}")
     yield f"{path}: {manifest['tokenizer']} tokens in rows of {manifest['context']} + 1"
     for split, entry in manifest["splits"].items():
         shards = entry["shards"]
@@ -93,8 +91,6 @@ def verify(path: Path) -> tuple[list[str], str]:
     manifest_path = manifest_of(path)
     if manifest_path.is_file() and manifest_path.suffix != ".json":
         raise PicollmError(f"{path} is not a manifest: give the folder of packed tokens, or its manifest.json")
-    if "splits" not in read_json(manifest_path):
-        raise PicollmError(f"{path} is not a manifest of packed tokens: give their folder, or its manifest.json")
     manifest = open_manifest(manifest_path)
     problems = unlisted_files(manifest, manifest_path)
     damaged = set()

@@ -16,8 +16,10 @@ from picollm.manifest import verified
 
 
 def open_manifest(path: str | Path) -> TokensManifest:
-    """Reads a manifest. Raises PicollmError if it is of another format or another GPT-2 tokenizer."""
+    """Reads a manifest. Raises PicollmError if it is of another kind, format or GPT-2 tokenizer."""
     manifest = read_json(path)
+    if "splits" not in manifest:
+        raise PicollmError(f"{path} is not a manifest of packed tokens: give their folder, or its manifest.json")
     other = manifest.get("tokenizer", "gpt2") == "gpt2" and manifest.get("tokenizer_sha256") != FINGERPRINT
     if manifest.get("format") != FORMAT or other:
         raise PicollmError(f"{path} is of another format or tokenizer: {rerun('tokenize_pack')}")
