@@ -47,6 +47,11 @@ def describe_cpu() -> dict:
     return {"model": model, "cores": usable_cores(), "isa": [name for name in ISA if name in flags]}
 
 
+def has_amx() -> bool:
+    """Whether the processor reports matrix instructions for bf16 and int8."""
+    return {"amx_bf16", "amx_int8"} <= set(describe_cpu()["isa"])
+
+
 def usable_cores() -> int:
     """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

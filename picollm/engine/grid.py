@@ -10,7 +10,7 @@ RUNTIMES = {
     "compile": ("fp32", "bf16", "fp16"),
     "cudagraph": ("fp32", "bf16", "fp16"),
     "compile-cudagraph": ("fp32", "bf16", "fp16"),
-    "aoti": ("fp32", "bf16", "fp16"),
+    "aoti": ("fp32", "bf16", "fp16", "int8"),
     "aoti-b1": ("fp32", "bf16", "fp16"),
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),

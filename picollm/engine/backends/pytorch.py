@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from picollm.engine.backends.backend import Backend, BuildContext, DeviceRun, LoadContext, no_gpu
+from picollm.engine.backends.int8_linear import with_int8_products
 from picollm.engine.export import GRAPHS, compilable, export_program, in_precision, quiet
 from picollm.errors import PicollmError, one_line, rerun
 from picollm.files import atomic_path
-from picollm.hardware import cxx_compiler, describe_cpu, describe_gpu, no_compiler
+from picollm.hardware import cxx_compiler, describe_cpu, describe_gpu, has_amx, no_compiler
+from picollm.precision import emulated_bf16
 
 RECOMPILE_LIMIT = 128
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -134,7 +136,13 @@ class AotInductor(Backend):
     suffix: ClassVar[str] = ""  # part of its file names, before the last suffix
 
     def cannot_run(self, device: torch.device) -> str | None:
+        if self.precision == "int8":
+            return None if device.type == "cpu" and has_amx() else "it needs a processor with AMX, for int8 products"
         return no_gpu(device) if self.precision == "fp16" else None
+
+    def emulated(self, device: torch.device) -> str | None:
+        # Around the int8 products everything is bf16.
+        return emulated_bf16(device.type) if self.precision == "int8" else super().emulated(device)
 
     def cannot_build(self, device: torch.device) -> str | None:
         if cxx_compiler() is None:
@@ -149,9 +157,11 @@ class AotInductor(Backend):
 
     def build(self, ctx: BuildContext, graph: str) -> tuple[Path, dict]:
         path = ctx.path(graph, self.precision, f"{self.suffix}.pt2")
-        model = in_precision(ctx.model, self.precision).to(ctx.device)
-        program = export_program(model, graph, max_batch=self.largest_batch(ctx))
-        with atomic_path(path) as temporary, quiet():
+        int8 = self.precision == "int8"
+        model = with_int8_products(in_precision(ctx.model, "bf16")) if int8 else in_precision(ctx.model, self.precision)
+        program = without_assertions(export_program(model.to(ctx.device), graph, max_batch=self.largest_batch(ctx)))
+        # With gradients enabled, Inductor ignores `freezing` without a word.
+        with atomic_path(path) as temporary, quiet(), torch.no_grad():
             package = temporary.with_suffix(".pt2")  # the suffix that Inductor requires
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=self.options(ctx.device)
@@ -164,7 +174,7 @@ class AotInductor(Backend):
 
     def options(self, device: torch.device) -> dict[str, object]:
         """Returns the Inductor options that differ from its defaults."""
-        return {}
+        return tuned(device, self.precision) if self.precision == "int8" else {}
 
     def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
         path = ctx.file(self.name, graph)
@@ -177,10 +187,33 @@ class AotInductor(Backend):
         return DeviceRun(package, ctx.device)
 
 
-class AotInductorRow(AotInductor):
-    """AOTInductor for one row: it times its own matrix products, with weights laid out for them, against the library's.
+def tuned(device: torch.device, precision: str) -> dict[str, object]:
+    """Returns Inductor's options for its own matrix products, with weights laid out for them.
 
-    It has them only for static shapes, so the batch is a constant; several rows run one by one.
+    Without AMX, and in float32, the library's products are candidates too: there they are often twice as fast. With
+    AMX they are not, because Inductor times each alone, where the library's look faster than in the model.
+    """
+    options: dict[str, object] = {"max_autotune": True}
+    if device.type == "cpu":
+        own = has_amx() and precision != "fp32"
+        options |= {"freezing": True, "max_autotune_gemm_backends": "CPP" if own else "CPP,ATEN"}
+    return options
+
+
+def without_assertions(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Removes checks of types, which count as further readers of a tensor and so prevent Inductor's fusions."""
+    nodes = program.graph_module.graph
+    for node in list(nodes.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            nodes.erase_node(node)
+    program.graph_module.recompile()
+    return program
+
+
+class AotInductorRow(AotInductor):
+    """AOTInductor for one row, with Inductor's own matrix products; several rows run one by one.
+
+    For more rows they are slower than the library's, which `AotInductor` calls.
     """
 
     runtime = "aoti-b1"
@@ -190,10 +223,7 @@ class AotInductorRow(AotInductor):
         return 1
 
     def options(self, device: torch.device) -> dict[str, object]:
-        tuned: dict[str, object] = {"max_autotune": True}
-        if device.type == "cpu":
-            tuned |= {"freezing": True, "max_autotune_gemm_backends": "CPP,ATEN"}
-        return tuned
+        return tuned(device, self.precision)
 
     def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
         return row_by_row(super().load(ctx, graph))
