@@ -43,7 +43,7 @@ class Int8Linear(nn.Module):
 
 
 def with_int8_products(model: Examined) -> Examined:
-    """Returns a copy with `Int8Linear` for each linear layer and the vocabulary head; a tied embedding stays as it is."""
+    """Returns a copy with `Int8Linear` for every linear layer and the head; a tied embedding stays as it is."""
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         weight = weight_of(module)
