@@ -31,6 +31,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def nearest_existing(path: Path) -> Path:
+    """Returns the absolute path if it exists, else the first folder above it that does."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename durable: until then a power cut could restore the old name."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from picollm.errors import PicollmError
+from picollm.files import nearest_existing
 
 OWN = ("data", "reports", ".git", ".dvc", ".snakemake")
 # The commands' default outputs (picollm.cli): written again even if the user committed the previous one.
@@ -56,7 +57,7 @@ def tracked(root: Path, path: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Raises PicollmError if files can't be written into the folder, or if it can't be created."""
-    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    present = nearest_existing(folder)
     if not present.is_dir():
         raise PicollmError(f"{present} is a file, not a folder: choose another name")
     if not os.access(present, os.W_OK | os.X_OK):

@@ -26,7 +26,7 @@ BASELINES = (REFERENCE, "eager-bf16")  # always measured: a speed-up over float3
 # Maps each output to the graph of picollm.engine.export that computes it. last: logits of the last position; full: of
 # all positions; loss: nats of each next token.
 OUTPUTS = {"last": "logits", "full": "logits", "loss": "nats"}
-# Not in the full grid: max-autotune takes minutes for one package and gains a tenth at most (docs/benchmarks.md).
+# Not in the full grid: they are for one row, and slower than `aoti` for several (docs/benchmarks.md).
 FULL_BACKENDS = tuple(name for name in BACKENDS if not name.startswith("aoti-b1-"))
 SWEEP = (1, 2, 4, 8, 16, 32)
 FULL_BATCHES = {"last": SWEEP, "full": (1, 8), "loss": (1, 8)}  # all logits of 32 rows: 2.5 GB at the original's size

@@ -18,6 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from picollm.errors import PicollmError
+from picollm.files import nearest_existing
 from picollm.inputs import corpus_dependencies, corpus_files
 from picollm.pipeline.fingerprint import rule_code
 from picollm.pipeline.receipts import artefact
@@ -117,9 +118,7 @@ def dvc_yaml(stages: list[Stage]) -> str:
 def check_writable(stages: list[Stage], root: Path) -> None:
     """Raises PicollmError if an output's folder can't be written; Snakemake would show a traceback, and only later."""
     outputs = {root / path for stage in stages for path in map(os.path.dirname, stage.outputs)}
-    for folder in sorted(outputs | {root / "logs/benchmarks", root / ".snakemake/picollm"}):
-        while not folder.exists():
-            folder = folder.parent
+    for folder in map(nearest_existing, sorted(outputs | {root / "logs/benchmarks", root / ".snakemake/picollm"})):
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PicollmError(f"{folder} can't be written (read-only, or another user's): make it writable first")
 

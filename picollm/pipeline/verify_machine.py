@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 import picollm
+from picollm.files import nearest_existing
 from picollm.hardware import cxx_compiler, installed, usable_cores
 
 LINKS = {"hardlink", "symlink"}
@@ -52,9 +53,7 @@ def warnings(root: Path, cache: Path, data_bytes: int) -> list[str]:
     for package in ("snakemake", "dvc"):
         if tested.get(package, installed(package)) != installed(package):
             lines.append(f"{package} is {installed(package)}; constraints.txt pins {tested[package]}, which was tested")
-    while not cache.exists():
-        cache = cache.parent
-    for name, folder in (("this repository", root), ("DVC's cache", cache)):
+    for name, folder in (("this repository", root), ("DVC's cache", nearest_existing(cache))):
         free = shutil.disk_usage(folder).free
         if free < data_bytes:
             lines.append(
