@@ -32,8 +32,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Returns the absolute path if it exists, else the first folder above it that does."""
-    path = path.absolute()
+    """Returns the path if it exists, else the first folder above it that does."""
     return next(place for place in (path, *path.parents) if place.exists())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from picollm.model.foreign import Examined
 
 LARGEST = 127  # of int8; -128 is not used, so that the range is symmetric
-SMALLEST_SCALE = 1e-12  # keeps rows of zeros finite
+SMALLEST = 1e-12  # of a scale or a magnitude; keeps rows of zeros finite
 
 
 class Int8Linear(nn.Module):
@@ -24,7 +24,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        scale_O = (weight.detach().float().abs().amax(1) / LARGEST).clamp(min=SMALLEST_SCALE)
+        scale_O = (weight.detach().float().abs().amax(1) / LARGEST).clamp(min=SMALLEST)
         quantized_OI = (weight.detach().float() / scale_O[:, None]).round().to(torch.int8)
         self.register_buffer("quantized_IO", quantized_OI.T.contiguous())
         self.register_buffer("scale_O", scale_O.to(weight.dtype))
@@ -32,7 +32,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows_NI = x.flatten(0, -2)
-        largest_N1 = rows_NI.abs().amax(-1, keepdim=True).float().clamp(min=SMALLEST_SCALE)
+        largest_N1 = rows_NI.abs().amax(-1, keepdim=True).float().clamp(min=SMALLEST)
         quantized_NI = (rows_NI.float() * (LARGEST / largest_N1)).round().to(torch.int8)
         product_NO = torch._int_mm(quantized_NI, cast(Tensor, self.quantized_IO))
         # Inductor's pattern needs this order: the product's type, the rows' scale, the columns' scale.

@@ -134,6 +134,7 @@ class AotInductor(Backend):
 
     runtime = "aoti"
     suffix: ClassVar[str] = ""  # part of its file names, before the last suffix
+    own_products: ClassVar[bool] = False  # Inductor's matrix products instead of the library's; in int8 always
 
     def cannot_run(self, device: torch.device) -> str | None:
         if self.precision == "int8":
@@ -173,8 +174,19 @@ class AotInductor(Backend):
         return ctx.max_batch
 
     def options(self, device: torch.device) -> dict[str, object]:
-        """Returns the Inductor options that differ from its defaults."""
-        return tuned(device, self.precision) if self.precision == "int8" else {}
+        """Returns the Inductor options that differ from its defaults.
+
+        Inductor's own matrix products, with weights laid out for them. Without AMX, and in float32, the library's
+        products are candidates too: there they are often twice as fast. With AMX they are not, because Inductor times
+        each alone, where the library's look faster than in the model.
+        """
+        if not (self.own_products or self.precision == "int8"):
+            return {}
+        options: dict[str, object] = {"max_autotune": True}
+        if device.type == "cpu":
+            alone = has_amx() and self.precision != "fp32"
+            options |= {"freezing": True, "max_autotune_gemm_backends": "CPP" if alone else "CPP,ATEN"}
+        return options
 
     def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
         path = ctx.file(self.name, graph)
@@ -185,19 +197,6 @@ class AotInductor(Backend):
                 f"AOTInductor can't load {path} ({one_line(error)[:300]}): {rerun('trt_compile')}"
             ) from None
         return DeviceRun(package, ctx.device)
-
-
-def tuned(device: torch.device, precision: str) -> dict[str, object]:
-    """Returns Inductor's options for its own matrix products, with weights laid out for them.
-
-    Without AMX, and in float32, the library's products are candidates too: there they are often twice as fast. With
-    AMX they are not, because Inductor times each alone, where the library's look faster than in the model.
-    """
-    options: dict[str, object] = {"max_autotune": True}
-    if device.type == "cpu":
-        own = has_amx() and precision != "fp32"
-        options |= {"freezing": True, "max_autotune_gemm_backends": "CPP" if own else "CPP,ATEN"}
-    return options
 
 
 def without_assertions(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -218,12 +217,10 @@ class AotInductorRow(AotInductor):
 
     runtime = "aoti-b1"
     suffix = ".b1"
+    own_products = True
 
     def largest_batch(self, ctx: BuildContext) -> int:
         return 1
-
-    def options(self, device: torch.device) -> dict[str, object]:
-        return tuned(device, self.precision)
 
     def load(self, ctx: LoadContext, graph: str) -> DeviceRun:
         return row_by_row(super().load(ctx, graph))
